@@ -1,0 +1,195 @@
+"""Small stories for single guards, which random histories reach too rarely. Each takes a
+folder and a seed, and ends with the verification of every scenario, `Cluster.verify`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.sim.cluster import CHUNK, Cluster, Outcome, SimNode
+from zchunk.errors import StaleIncarnation
+from zchunk.transport.memory import Faults
+
+
+def _put(cluster: Cluster, path: Path, **options: int) -> str:
+    """The file's id, once it is put; in that moment the tracker knows where all of it is."""
+    outcome = cluster.client().put(path, **options)
+    cluster.run(lambda: outcome.ended, f"the upload of {path.name}")
+    file_id: str = outcome.expect_done()["file_id"]
+    cluster.check_published(file_id)
+    return file_id
+
+
+def _finish(cluster: Cluster, outcome: Outcome, target: Path, path: Path) -> None:
+    cluster.run(lambda: outcome.ended, f"the download of {path.name}", limit_s=120)
+    outcome.expect_done()
+    assert target.read_bytes() == path.read_bytes(), f"seed {cluster.seed}: {path.name} differs"
+
+
+def _stop(cluster: Cluster, *nodes: SimNode) -> None:
+    for node in nodes:
+        node.crash()
+    cluster.run(lambda: not any(node.is_up() for node in nodes), "their leases to end", limit_s=30)
+
+
+def _start(cluster: Cluster, *nodes: SimNode) -> None:
+    for node in nodes:
+        node.start()
+    cluster.run(lambda: all(node.is_up() for node in nodes), "them to be up", limit_s=60)
+
+
+def noise(root: Path, seed: int) -> None:
+    """Lines and memory that flip bits, on the way in and on the way out. Of chunks alone:
+    the manifest of so few is too small to be hit, and an upload ends where one is."""
+    cluster = Cluster(root, seed, faults=Faults(corrupt=0.03))
+    path = cluster.make_file("noise.bin", 6 * CHUNK + 5)
+    _put(cluster, path, replicas=2)
+    reader = cluster.client()
+    for number in range(4):
+        target = root / f"got{number}"
+        _finish(cluster, reader.get(path.name, target), target, path)
+    cluster.verify({path.name: path})
+
+
+def lateness(root: Path, seed: int) -> None:
+    """Answers that come when their peer counts as down, and another was asked instead."""
+    cluster = Cluster(root, seed)
+    path = cluster.make_file("late.bin", 50 * CHUNK)
+    _put(cluster, path, replicas=2)
+    cluster.network.faults = Faults(delay_min=0.001, delay_max=0.8, double=0.02)
+    target = root / "got"
+    outcome = cluster.client().get(path.name, target)
+    while not outcome.ended and cluster.steps < 50_000:
+        cluster.network.cut("tracker", cluster.rng.choice(cluster.nodes).name)
+        cluster.run_for(cluster.rng.uniform(3.0, 4.5))
+        cluster.network.heal()
+        cluster.run_for(cluster.rng.uniform(0.5, 1.5))
+    _finish(cluster, outcome, target, path)
+    cluster.verify({path.name: path})
+
+
+def missed_events(root: Path, seed: int) -> None:
+    """Downloads wait for two peers; that the first one is back, the reader is not told."""
+    cluster = Cluster(root, seed)
+    path = cluster.make_file("events.bin", 9 * CHUNK)
+    _put(cluster, path)
+    reader = cluster.client()
+    for number in range(2):
+        first, second = cluster.rng.sample(cluster.nodes, 2)
+        _stop(cluster, first, second)
+        target = root / f"got{number}"
+        outcome = reader.get(path.name, target)
+        cluster.run_for(cluster.rng.uniform(0.5, 2.0))
+        cluster.network.cut(reader.host.name, "tracker")
+        _start(cluster, first)
+        cluster.run_for(cluster.rng.uniform(0.1, 0.5))
+        cluster.network.heal()
+        _start(cluster, second)
+        _finish(cluster, outcome, target, path)
+    cluster.verify({path.name: path})
+
+
+def death(root: Path, seed: int) -> None:
+    """A node dies for good while it is being sent to: the upload goes on without it (U6)."""
+    cluster = Cluster(root, seed, nodes=4)
+    path = cluster.make_file("death.bin", 24 * CHUNK)
+    outcome = cluster.client().put(path)
+    cluster.run_for(cluster.rng.uniform(0.0, 0.1))
+    victim = cluster.rng.choice(cluster.nodes)
+    victim.crash()
+    cluster.run(lambda: outcome.ended, "the upload without the dead node", limit_s=60)
+    outcome.expect_done()
+    cluster.verify({path.name: path})
+
+
+def copied_home(root: Path, seed: int) -> None:
+    """A node's home was copied to another PC, and an old state of it starts there too."""
+    cluster = Cluster(root, seed)
+    path = cluster.make_file("copied.bin", 9 * CHUNK)
+    _put(cluster, path)
+    original = cluster.nodes[0]
+    _stop(cluster, original)
+    copy = root / "copy"
+    shutil.copytree(original.folder, copy)
+    _start(cluster, original)
+    for _ in range(cluster.rng.randrange(1, 3)):
+        _stop(cluster, original)
+        _start(cluster, original)
+    twin = SimNode(cluster, "twin", membership=original.membership, folder=copy)
+    cluster.run(lambda: bool(twin.refusals), "the copy to be refused", limit_s=20)
+    assert isinstance(twin.refusals[0], StaleIncarnation)
+    twin.crash()
+    cluster.verify({path.name: path})
+
+
+def churn(root: Path, seed: int) -> None:
+    """The same content is removed under one name while it is put under another."""
+    cluster = Cluster(root, seed, faults=Faults(delay_min=0.001, delay_max=0.1))
+    writer = cluster.client()
+    path = cluster.make_file("churn0", 6 * CHUNK)
+    removable = _put(cluster, path)
+    for number in range(1, 6):
+        following = path.with_name(f"churn{number}")
+        following.write_bytes(path.read_bytes())
+        removed = writer.remove(removable)
+        cluster.run_for(cluster.rng.uniform(0.0, 0.4))
+        removable = _put(cluster, following)
+        cluster.run(lambda: removed.ended, "the removal")  # noqa: B023
+        removed.expect_done()
+        cluster.run_for(1.0)
+    cluster.verify({following.name: following})
+
+
+def shared_content(root: Path, seed: int) -> None:
+    """Two files of one content lie on different nodes. One is removed, then the nodes of
+    the other lose their disks: the first one's copies, which it names too, serve it."""
+    cluster = Cluster(root, seed, nodes=4)
+    cluster.rng.shuffle(cluster.nodes)
+    first, second = cluster.nodes[:2], cluster.nodes[2:]
+    kept = cluster.make_file("kept.bin", cluster.rng.randrange(3, 9) * CHUNK)
+    removed = kept.with_name("removed.bin")
+    removed.write_bytes(kept.read_bytes())
+    _stop(cluster, *second)
+    file_id = _put(cluster, removed)
+    _start(cluster, *second)
+    _stop(cluster, *first)
+    _put(cluster, kept)
+    _start(cluster, *first)
+    outcome = cluster.client().remove(file_id)
+    cluster.run(lambda: outcome.ended, "the removal")
+    cluster.run_for(5.0)
+    _stop(cluster, *second)
+    for node in second:
+        for chunk in (node.folder / "store" / "chunks").glob("*/*"):
+            chunk.unlink()
+    cluster.verify({kept.name: kept})
+
+
+def slow_reports(root: Path, seed: int) -> None:
+    """What nodes stored reaches the tracker late: a file is visible no sooner (U5)."""
+    cluster = Cluster(root, seed, faults=Faults(delay_min=0.001, delay_max=0.3, loss=0.05))
+    files = {}
+    for number in range(3):
+        path = cluster.make_file(f"slow{number}", cluster.rng.randrange(2, 6) * CHUNK)
+        _put(cluster, path)
+        files[path.name] = path
+    cluster.verify(files)
+
+
+def restarts(root: Path, seed: int) -> None:
+    """The tracker starts anew while nodes free chunks: what they tell it of crosses what
+    it lets go."""
+    cluster = Cluster(root, seed, faults=Faults(delay_min=0.001, delay_max=0.05))
+    writer = cluster.client()
+    for number in range(4):
+        path = cluster.make_file(f"gone{number}", 4 * CHUNK)
+        removed = writer.remove(_put(cluster, path))
+        cluster.run(lambda: removed.ended, "the removal")  # noqa: B023
+        cluster.run_for(cluster.rng.uniform(0.0, 0.2))
+        cluster.crash_tracker()
+        cluster.run_for(cluster.rng.uniform(0.0, 2.0))
+        cluster.start_tracker(port=7700)
+        cluster.run(lambda: all(node.is_up() for node in cluster.nodes), "every node up")
+    cluster.run_for(5.0)
+    cluster.verify({})

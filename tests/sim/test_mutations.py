@@ -1,0 +1,221 @@
+"""Each guard is needed: without it some seed fails (PROOF "Simulation").
+
+A mutation takes one guard out of the product. It runs with a story that reaches the
+guard, seed by seed, until one fails; one that survives them all fails here: then the
+story or the verification is too weak. The same stories pass with the guard in place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sim import scenarios
+from tests.sim.test_scenarios import History
+from zchunk.errors import IllegalEvent, ZchunkError
+from zchunk.node import get, upload
+from zchunk.node.download import ChunkState, DownloadJob
+from zchunk.node.garbage import GarbageCollector
+from zchunk.node.server import NodeServer
+from zchunk.node.session import Session
+from zchunk.node.store import chunkstore
+from zchunk.node.upload import UploadJob
+from zchunk.protocol.messages import Event, Release
+from zchunk.tracker.holders import Holders
+from zchunk.tracker.listing import Listing
+from zchunk.tracker.liveness import Change, Liveness
+
+Patch = pytest.MonkeyPatch
+Story = Callable[[Path, int], None]
+
+MUTANT_SEEDS = 20
+STORY_SEEDS = int(os.environ.get("ZCHUNK_SEEDS", "3"))
+#: What a broken invariant shows as: an assertion of the story or the product, an error
+#: that a user would see, or a bug that ended a process.
+FAILURES = (AssertionError, ZchunkError, IllegalEvent, LookupError, ValueError)
+
+
+def history(root: Path, seed: int) -> None:
+    History(root, seed).run()
+
+
+# -- guards, taken out ----------------------------------------------------------------
+
+
+def any_block_counts(patch: Patch) -> None:
+    """A block of an older attempt, asked of another peer, is taken for an answer to the newest."""
+
+    def expects(self: DownloadJob, chunk: int, attempt: int, offset: int, length: int) -> bool:
+        return self.chunk_state(chunk) is ChunkState.IN_FLIGHT
+
+    patch.setattr(DownloadJob, "expects", expects)
+
+
+def downloads_unverified(patch: Patch) -> None:
+    """What arrived is written whatever its SHA-256."""
+
+    def verify(self: get.Download, index: int) -> None:
+        assert self._job is not None
+        self.perform(self._job.verified(index, True, self.now()))
+
+    patch.setattr(get.Download, "_verify", verify)
+
+
+def puts_unverified(patch: Patch) -> None:
+    """A node stores what it was sent under the name that was promised."""
+    patch.setattr(chunkstore, "check_bytes", lambda sha256, blake3, view: None)
+
+
+def gaps_ignored(patch: Patch) -> None:
+    """An event after a hole is applied as if it were the next one."""
+
+    def in_order(self: Session, event: Event, now: float) -> list[Any]:
+        assert self._position is not None
+        if event.topic == "tick" or event.seq <= self._position[1]:
+            return []
+        self._position = (event.epoch, event.seq)
+        return self._apply(event)
+
+    patch.setattr(Session, "_in_order", in_order)
+
+
+def leases_endless(patch: Patch) -> None:
+    """Who was up once stays up, silent or not."""
+
+    def advance(self: Liveness, now: float) -> list[Change]:
+        return []
+
+    patch.setattr(Liveness, "advance", advance)
+
+
+def old_starts_welcome(patch: Patch) -> None:
+    """A hello of an older start takes the newer one's place."""
+    hello = Liveness.hello
+
+    def welcome(self: Liveness, peer_id: str, incarnation: int, connection: bytes, now: float) -> bool:
+        if peer_id in self._peers:
+            self._peers[peer_id].incarnation = min(incarnation, self._peers[peer_id].incarnation)
+        return hello(self, peer_id, incarnation, connection, now)
+
+    patch.setattr(Liveness, "hello", welcome)
+
+
+def leased_chunks_trashed(patch: Patch) -> None:
+    """What the tracker let go is deleted although an upload has leased it meanwhile."""
+
+    def is_removable(self: chunkstore.ChunkStore, sha256: bytes, now_wall: float) -> bool:
+        return self.has(sha256)
+
+    patch.setattr(chunkstore.ChunkStore, "_is_removable", is_removable)
+
+
+def kept_chunks_untold(patch: Patch) -> None:
+    """A chunk that the tracker let go but a lease kept is not reported again."""
+    patch.setattr(NodeServer, "_kept", lambda self, hashes: None)
+
+
+def crossed_releases_obeyed(patch: Patch) -> None:
+    """A node deletes what the tracker let go, although it was told of it again since."""
+
+    def release(self: GarbageCollector, garbage: list[bytes]) -> None:
+        self._control.request(Release(hashes=b"".join(garbage)), 30.0, self._loop, self._on_released)
+
+    patch.setattr(GarbageCollector, "_release", release)
+
+
+def named_chunks_released(patch: Patch) -> None:
+    """The tracker lets a node delete copies that a file names."""
+    patch.setattr(Listing, "named", lambda self, hashes: set())
+
+
+def offers_count_as_stored(patch: Patch) -> None:
+    """An upload takes a node's answer to an offer for a stored copy."""
+    offered = UploadJob.offered
+
+    def optimistic(
+        self: UploadJob, peer_id: str, index: int, attempt: int, have: bool, now: float
+    ) -> list[upload.Action]:
+        return offered(self, peer_id, index, attempt, True, now)
+
+    patch.setattr(UploadJob, "offered", optimistic)
+
+
+def commits_unchecked(patch: Patch) -> None:
+    """A file becomes visible when its uploader says so, wherever its chunks are."""
+    patch.setattr(Holders, "check", lambda self, demand: None)
+
+
+def returns_unnoticed(patch: Patch) -> None:
+    """A download does not go on when a peer that it waits for is back."""
+
+    def peer_up(self: DownloadJob, peer_id: str, incarnation: int, now: float) -> list[Any]:
+        return []
+
+    patch.setattr(DownloadJob, "peer_up", peer_up)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    apply: Callable[[Patch], None]
+    story: Story
+
+
+MUTATIONS = {
+    mutation.apply.__name__: mutation
+    for mutation in (
+        Mutation(any_block_counts, scenarios.lateness),
+        Mutation(downloads_unverified, scenarios.noise),
+        Mutation(puts_unverified, history),
+        Mutation(gaps_ignored, scenarios.missed_events),
+        Mutation(leases_endless, scenarios.death),
+        Mutation(old_starts_welcome, scenarios.copied_home),
+        Mutation(leased_chunks_trashed, scenarios.churn),
+        Mutation(kept_chunks_untold, scenarios.churn),
+        Mutation(crossed_releases_obeyed, scenarios.restarts),
+        Mutation(named_chunks_released, scenarios.shared_content),
+        Mutation(offers_count_as_stored, history),
+        Mutation(commits_unchecked, scenarios.slow_reports),
+        Mutation(returns_unnoticed, scenarios.missed_events),
+    )
+}
+STORIES = sorted({m.story for m in MUTATIONS.values()} - {history}, key=lambda story: story.__name__)
+
+
+def _run(root: Path, story: Story, seed: int) -> None:
+    folder = root / f"{story.__name__}{seed}"
+    folder.mkdir()
+    try:
+        story(folder, seed)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _failing_seed(root: Path, story: Story) -> tuple[int, BaseException]:
+    for seed in range(MUTANT_SEEDS):
+        try:
+            _run(root, story, seed)
+        except FAILURES as failure:
+            return seed, failure
+    pytest.fail(f"survives {MUTANT_SEEDS} seeds of {story.__name__}: what would notice it?")
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_without_the_guard_some_seed_fails_and_with_it_passes(root: Path, name: str) -> None:
+    mutation = MUTATIONS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        mutation.apply(patch)
+        seed, failure = _failing_seed(root, mutation.story)
+    print(f"{name}: seed {seed} of {mutation.story.__name__} fails: {failure!r}")
+    _run(root, mutation.story, seed)
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
+def test_the_stories_pass(root: Path, story: Story) -> None:
+    for seed in range(STORY_SEEDS):
+        _run(root, story, seed)

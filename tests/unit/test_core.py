@@ -1,0 +1,1014 @@
+"""tracker/core.py and planning.py (SPEC U2, U5, D8, S2, R7; DESIGN "Liveness", "Membership")."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from zchunk.clock import ManualClock, read
+from zchunk.errors import StorageFailure, ZchunkError
+from zchunk.hashing import inventory_digest
+from zchunk.manifest import MAX_CHUNKS, ChunkRow, Manifest
+from zchunk.node.located import location
+from zchunk.protocol import columns
+from zchunk.protocol.messages import (
+    BY_TYPE,
+    Abandon,
+    Beat,
+    Commit,
+    Committed,
+    ErrorReply,
+    Event,
+    Files,
+    GetRemovals,
+    GetSnapshot,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Inventory,
+    Join,
+    Joined,
+    ListFiles,
+    Locate,
+    Located,
+    Lost,
+    Message,
+    Ok,
+    PeerRecord,
+    Plan,
+    Planned,
+    Release,
+    Released,
+    Removals,
+    Remove,
+    Removed,
+    ReportCorrupt,
+    Request,
+    Snapshot,
+    Stored,
+    Welcome,
+)
+from zchunk.tracker.actions import Action, Publish, Reply, Sender, Work
+from zchunk.tracker.core import Timing, TrackerCore
+from zchunk.tracker.membership import Membership
+from zchunk.tracker.planning import Reservations
+from zchunk.tracker.store import TrackerStore
+from zchunk.transport.auth import peer_id_of
+
+CHUNK = 64 * 1024
+BEAT, LEASE = 1.0, 3.0
+EVENTS = ("tcp://10.0.0.9:7701",)
+UPLOAD, OTHER_UPLOAD = "1" * 32, "2" * 32
+
+
+def key(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def peer_id(name: str) -> str:
+    return peer_id_of(key(name))
+
+
+NODES = ("A", "B", "C")
+ROLES = {**dict.fromkeys(NODES, "node"), "client": "client", "observer": "observer"}
+
+
+class Cluster:
+    """A tracker's core with a real store and allow list. `Work` runs when told, in order."""
+
+    def __init__(self, folder: Path, store: str = ":memory:", epoch: str = "e1") -> None:
+        self.clock = ManualClock()
+        self.membership = Membership(folder / "members.json", self.clock)
+        for name, role in ROLES.items():
+            self.membership.add_member(key(name), name, role)
+        self.store = TrackerStore.open(store, self.clock)
+        self.core = TrackerCore(
+            membership=self.membership,
+            peers=self.store.peers(),
+            timing=Timing(BEAT, LEASE),
+            epoch=epoch,
+            store_id=self.store.store_id,
+            commit_number=self.store.commit_number,
+            events_at=EVENTS,
+            now=read(self.clock),
+        )
+        self.works: deque[Work] = deque()
+        self.replies: dict[tuple[bytes, int], list[Message]] = {}
+        self.events: list[Event] = []
+        #: what happened, in order: "work", "reply", or an event's topic
+        self.log: list[str] = []
+        #: when set, the store fails with it
+        self.failure: ZchunkError | None = None
+        self._next_id = 0
+
+    def perform(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Work):
+                self.works.append(action)
+            elif isinstance(action, Reply):
+                self.replies.setdefault((action.connection, action.request_id), []).append(action.message)
+                self.log.append("reply")
+            else:
+                self._published(action)
+
+    def _published(self, action: Publish) -> None:
+        event = action.event
+        last = self.events[-1].seq if self.events else 0
+        assert event.seq == last + (event.topic != "tick"), "a number left out, or given twice"
+        assert event.epoch == self.core.epoch
+        self.events.append(event)
+        if event.topic != "tick":
+            self.log.append(event.topic)
+
+    def work(self, count: int = 1000) -> None:
+        """The store's thread runs up to `count` Works; each one's actions are carried out."""
+        while self.works and count:
+            count -= 1
+            self.log.append("work")
+            work = self.works.popleft()
+            value, error = None, self.failure
+            if error is None:
+                try:
+                    value = work.run(self.store)
+                except ZchunkError as problem:
+                    error = problem
+            self.perform(work.then(value, error, read(self.clock)))
+
+    def send(self, name: str | None, message: Message, connection: bytes = b"") -> int:
+        """`name` asks; returns the request id. Works are left to `work`."""
+        self._next_id += 1
+        self.perform(self._handle(name, message, self._next_id, connection))
+        return self._next_id
+
+    def _handle(self, name: str | None, message: Message, request_id: int, connection: bytes) -> list[Action]:
+        sender = Sender(
+            connection or (name or "").encode(), None if name is None else peer_id(name), "10.0.0.7"
+        )
+        return self.core.handle(sender, request_id, message, read(self.clock))
+
+    def direct(self, name: str, message: Message) -> list[Action]:
+        """What the core answers before any Work is done; carried out as well."""
+        self._next_id += 1
+        actions = self._handle(name, message, self._next_id, b"")
+        self.perform(actions)
+        return actions
+
+    def answer(self, name: str, request_id: int, connection: bytes = b"") -> Message | None:
+        replies = self.replies.get((connection or name.encode(), request_id), [])
+        assert len(replies) <= 1, "a request with two answers"
+        return replies[0] if replies else None
+
+    def ask(self, name: str, message: Message, connection: bytes = b"") -> Any:
+        """Ask, let the store work, and return the answer."""
+        request_id = self.send(name, message, connection)
+        self.work()
+        reply = self.answer(name, request_id, connection)
+        assert reply is not None, "no answer"
+        return reply
+
+    def refused(self, name: str, message: Message) -> str:
+        reply = self.ask(name, message)
+        assert isinstance(reply, ErrorReply), reply
+        return reply.code
+
+    def advance(self, seconds: float) -> None:
+        """Time passes in a loop that is never late."""
+        end = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < end - 1e-9:
+            self.clock.advance(min(0.25, end - self.clock.monotonic()))
+            self.perform(self.core.advance(read(self.clock)))
+            self.work()
+
+    def up(self, *names: str) -> None:
+        for name in names:
+            assert isinstance(self.ask(name, hello()), Welcome)
+
+    def topics(self) -> list[str]:
+        return [event.topic for event in self.events if event.topic != "tick"]
+
+    def statuses(self) -> dict[str, str]:
+        snapshot = self.ask("observer", GetSnapshot())
+        return {record.name: record.status for record in snapshot.peers}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    made.store.close()
+
+
+def hello(incarnation: int = 1, held: Sequence[bytes] = (), **other: Any) -> Hello:
+    values: dict[str, Any] = {
+        "incarnation": incarnation,
+        "bound": "*",
+        "port": 7700,
+        "advertise": (),
+        "interfaces": (),
+        "capacity": 10**9,
+        "free": 10**9,
+        "chunks": len(held),
+        "inventory_digest": inventory_digest(list(held)),
+    }
+    return Hello(**{**values, **other})
+
+
+def beat(incarnation: int = 1, **other: Any) -> Heartbeat:
+    return Heartbeat(**{"incarnation": incarnation, "free": 5, "chunks": 0, "load": 0.0, **other})
+
+
+def digest(number: int) -> bytes:
+    return hashlib.sha256(b"%d" % number).digest()
+
+
+def joined(numbers: Sequence[int]) -> bytes:
+    return b"".join(digest(number) for number in numbers)
+
+
+def make_file(name: str = "film", chunks: Sequence[int] = (1, 2)) -> Manifest:
+    rows = tuple(ChunkRow(CHUNK, "identity", digest(n), digest(n), None) for n in chunks)
+    return Manifest(name, len(chunks) * CHUNK, digest(99), CHUNK, rows)
+
+
+def commit(manifest: Manifest | None = None, **other: Any) -> Commit:
+    values: dict[str, Any] = {"upload_id": UPLOAD, "replicas": 1, "min_peers": 2, "distribute": True}
+    file = manifest or make_file()
+    return Commit(**{**values, "file_id": file.file_id, "manifest": file.canonical, **other})
+
+
+def plan(**other: Any) -> Plan:
+    values: dict[str, Any] = {
+        "upload_id": UPLOAD,
+        "size": 4 * CHUNK,
+        "chunk_size": CHUNK,
+        "distribute": True,
+        "replicas": 1,
+        "min_peers": 2,
+        "strategy": "round_robin",
+        "own_peer": None,
+        "avoid": (),
+        "held_peers": (),
+        "only": b"",
+        "held": b"",
+    }
+    return Plan(**{**values, **other})
+
+
+def stored(cluster: Cluster, name: str, numbers: Sequence[int], upload_id: str = UPLOAD) -> None:
+    assert cluster.ask(name, Stored(upload_id=upload_id, hashes=joined(numbers))) == Ok()
+
+
+def distributed(cluster: Cluster, manifest: Manifest | None = None) -> str:
+    """A committed file with chunk 1 on A and chunk 2 on B."""
+    cluster.up("A", "B")
+    stored(cluster, "A", [1])
+    stored(cluster, "B", [2])
+    reply = cluster.ask("client", commit(manifest))
+    assert isinstance(reply, Committed)
+    return reply.file.file_id
+
+
+# -- who may ask what ------------------------------------------------------------------------
+
+READERS = {"node", "client", "observer"}
+WRITERS = {"node", "client"}
+
+#: request -> (an example, the roles that may); nobody else's roles may
+ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
+    Hello: (hello(), {"node"}),
+    Inventory: (Inventory(page=0, last=True, hashes=b""), {"node"}),
+    Heartbeat: (beat(0), READERS),
+    Goodbye: (Goodbye(incarnation=1), {"node"}),
+    GetSnapshot: (GetSnapshot(), READERS),
+    Plan: (plan(), WRITERS),
+    Stored: (Stored(upload_id=UPLOAD, hashes=b""), {"node"}),
+    Commit: (commit(), WRITERS),
+    Abandon: (Abandon(upload_id=UPLOAD), WRITERS),
+    Locate: (Locate(name_or_id="film", unique=False), READERS),
+    ListFiles: (ListFiles(page=""), READERS),
+    Remove: (Remove(file_id="0" * 64), WRITERS),
+    Release: (Release(hashes=b""), {"node"}),
+    GetRemovals: (GetRemovals(since=0), {"node"}),
+    Lost: (Lost(hashes=b""), {"node"}),
+    ReportCorrupt: (ReportCorrupt(peer_id="a" * 32, sha256=bytes(32)), WRITERS),
+}
+#: between nodes and clients; the tracker does not answer them
+NOT_THE_TRACKERS = {"get_block", "acknowledge", "offer", "put_block", "put_manifest", "conclude"}
+
+
+def test_the_table_names_every_request() -> None:
+    requests = {cls for cls in BY_TYPE.values() if issubclass(cls, Request)}
+    assert {cls.TYPE for cls in requests} - NOT_THE_TRACKERS == {cls.TYPE for cls in ALLOWED} | {"join"}
+
+
+@pytest.mark.parametrize("name", ["A", "client", "observer"])
+@pytest.mark.parametrize("kind", ALLOWED, ids=lambda kind: kind.TYPE)
+def test_each_role_may_ask_what_the_table_says(cluster: Cluster, kind: type[Request], name: str) -> None:
+    message, roles = ALLOWED[kind]
+    request_id = cluster.send(name, message)
+    cluster.advance(6.0)  # a commit of chunks that nobody has waits for them
+    reply = cluster.answer(name, request_id)
+    if ROLES[name] not in roles:
+        assert isinstance(reply, ErrorReply)
+        assert reply.code == "not_allowed"
+        assert kind.TYPE in reply.message
+        assert cluster.topics() == []
+    else:
+        assert isinstance(reply, (kind.REPLY, ErrorReply))
+        assert getattr(reply, "code", "") != "not_allowed"
+
+
+@pytest.mark.parametrize("kind", ALLOWED, ids=lambda kind: kind.TYPE)
+@pytest.mark.parametrize("who", ["stranger", "nobody", "revoked"])
+def test_who_is_no_member_is_refused_and_leaves_no_trace(
+    cluster: Cluster, kind: type[Request], who: str
+) -> None:
+    if who == "revoked":
+        cluster.membership.set_revoked(peer_id("A"), True)
+    name = {"stranger": "stranger", "nobody": None, "revoked": "A"}[who]
+    request_id = cluster.send(name, ALLOWED[kind][0])
+    assert not cluster.works
+    [reply] = cluster.replies[((name or "").encode(), request_id)]
+    assert isinstance(reply, ErrorReply)
+    assert reply.code == "not_allowed"
+    assert cluster.topics() == []
+
+
+@pytest.mark.parametrize(
+    "cls", [cls for cls in BY_TYPE.values() if not issubclass(cls, Request)], ids=lambda cls: cls.TYPE
+)
+def test_an_answer_is_no_request(cluster: Cluster, cls: type[Message]) -> None:
+    message = cls.__new__(cls)  # its content does not matter
+    assert cluster.refused("A", message) == "unknown_message"
+
+
+@pytest.mark.parametrize("kind", sorted(NOT_THE_TRACKERS))
+def test_the_tracker_serves_no_chunks(cluster: Cluster, kind: str) -> None:
+    message = BY_TYPE[kind].__new__(BY_TYPE[kind])
+    assert cluster.refused("client", message) == "unknown_message"
+
+
+# -- join --------------------------------------------------------------------------------------------
+
+
+def with_token(cluster: Cluster, role: str = "node", expires_s: float = 60.0) -> None:
+    expires_ms = int((cluster.clock.wall() + expires_s) * 1000)
+    cluster.membership.add_token(key("token"), role, expires_ms, once=False)
+
+
+def test_a_token_makes_a_member_which_may_then_ask(cluster: Cluster) -> None:
+    with_token(cluster)
+    reply = cluster.ask("token", Join(public_key=key("D"), name="LAB-PC4"))
+    assert reply == Joined(
+        peer_id=peer_id("D"), name="LAB-PC4", role="node", store_id=cluster.store.store_id, events=EVENTS
+    )
+    assert isinstance(cluster.ask("D", hello()), Welcome)
+    assert cluster.statuses()["LAB-PC4"] == "up"
+
+
+def test_a_token_may_join_and_nothing_else(cluster: Cluster) -> None:
+    with_token(cluster)
+    for message, _ in ALLOWED.values():
+        assert cluster.refused("token", message) == "not_allowed"
+
+
+def test_join_is_answered_the_same_again(cluster: Cluster) -> None:
+    with_token(cluster)
+    message = Join(public_key=key("D"), name="D")
+    assert cluster.ask("token", message) == cluster.ask("token", message)
+
+
+@pytest.mark.parametrize(
+    ("who", "name", "code"),
+    [("token", "A", "name_taken"), ("late", "D", "token_refused"), ("A", "D", "token_refused")],
+)
+def test_a_join_that_cannot_be(cluster: Cluster, who: str, name: str, code: str) -> None:
+    with_token(cluster)
+    cluster.membership.add_token(key("late"), "node", int(cluster.clock.wall() * 1000), once=False)
+    assert cluster.refused(who, Join(public_key=key("D"), name=name)) == code
+    assert cluster.membership.member(peer_id("D")) is None
+
+
+# -- commit, then reply, then publish --------------------------------------------------------------------
+
+
+def test_hello_is_answered_and_told_only_after_the_store_has_it(cluster: Cluster) -> None:
+    actions = cluster.direct("A", hello())
+    assert [type(action) for action in actions] == [Work]
+    assert cluster.log == []
+    cluster.work()
+    assert cluster.log == ["work", "reply", "work", "peer.up"]
+    [known] = cluster.store.peers()
+    assert (known.peer_id, known.incarnation, known.left) == (peer_id("A"), 1, False)
+
+
+DURABLE: list[tuple[str, Request, list[str]]] = [
+    ("A", Stored(upload_id=UPLOAD, hashes=joined([1])), ["work", "reply"]),
+    ("A", Lost(hashes=joined([1])), ["work", "reply"]),
+    ("A", Release(hashes=joined([5])), ["work", "reply"]),
+    ("A", Goodbye(incarnation=1), ["work", "reply", "peer.down"]),
+    ("client", commit(), ["work", "reply", "file.distributed"]),
+    ("client", Remove(file_id=make_file("other").file_id), ["work", "reply", "file.removed"]),
+]
+
+
+def ready(cluster: Cluster) -> None:
+    """A and B hold chunks 1 and 2; "other" is a file of them, "film" is not yet."""
+    distributed(cluster, make_file("other"))
+    cluster.log.clear()
+
+
+@pytest.mark.parametrize(("name", "message", "course"), DURABLE)
+def test_what_changes_the_store_is_answered_after_its_commit(
+    cluster: Cluster, name: str, message: Request, course: list[str]
+) -> None:
+    ready(cluster)
+    actions = cluster.direct(name, message)
+    assert {type(action) for action in actions} == {Work}
+    assert cluster.log == []
+    cluster.work()
+    assert cluster.log == course
+
+
+@pytest.mark.parametrize(("name", "message", "course"), [row for row in DURABLE if row[1].TYPE != "goodbye"])
+def test_what_the_store_could_not_keep_is_refused_and_not_published(
+    cluster: Cluster, name: str, message: Request, course: list[str]
+) -> None:
+    ready(cluster)
+    cluster.failure = StorageFailure("EIO")
+    assert cluster.refused(name, message) == "storage_failure"
+    assert cluster.log == ["work", "reply"]
+
+
+def test_a_failing_store_hides_from_nobody_that_a_peer_went(cluster: Cluster) -> None:
+    ready(cluster)
+    cluster.failure = StorageFailure("EIO")
+    cluster.send("A", Goodbye(incarnation=1))
+    cluster.work()
+    assert cluster.topics()[-1] == "peer.down"
+
+
+def test_numbers_rise_by_one_and_ticks_repeat_the_last(cluster: Cluster) -> None:
+    cluster.up("A", "B", "C")
+    cluster.advance(LEASE + 1)
+    assert len(cluster.topics()) == 6
+    numbers = [event.seq for event in cluster.events if event.topic != "tick"]
+    assert numbers == list(range(1, 7))
+    assert cluster.events[-1].topic == "tick"
+    assert cluster.core.seq == 6
+    assert [event.seq for event in cluster.core.history] == numbers
+
+
+def test_it_ticks_once_a_second(cluster: Cluster) -> None:
+    cluster.advance(10.0)
+    assert 10 <= sum(event.topic == "tick" for event in cluster.events) <= 11
+
+
+# -- presence ---------------------------------------------------------------------------------------------
+
+
+def test_a_node_is_announced_by_the_address_it_is_seen_at(cluster: Cluster) -> None:
+    reply = cluster.ask("A", hello())
+    assert reply.endpoints == ("tcp://10.0.0.7:7700",)
+    assert (reply.epoch, reply.store_id) == ("e1", cluster.store.store_id)
+    assert (reply.heartbeat_interval_s, reply.lease_s) == (BEAT, LEASE)
+    [record] = cluster.ask("client", GetSnapshot()).peers
+    assert (record.name, record.status, record.endpoints) == ("A", "up", reply.endpoints)
+
+
+def test_a_node_is_up_only_when_its_inventory_is_known(cluster: Cluster) -> None:
+    held = [digest(1), digest(2)]
+    assert cluster.ask("A", hello(held=held)).inventory_wanted
+    assert cluster.topics() == []
+    assert cluster.statuses() == {"A": "down"}
+    assert cluster.ask("A", Inventory(page=0, last=False, hashes=held[0])) == Ok()
+    assert cluster.topics() == []
+    cluster.log.clear()
+    assert cluster.ask("A", Inventory(page=1, last=True, hashes=held[1])) == Ok()
+    assert cluster.log == ["work", "reply", "work", "peer.up"]
+    assert cluster.store.inventory_summary(peer_id("A")) == (2, inventory_digest(held))
+    assert not cluster.ask("A", hello(held=held)).inventory_wanted
+
+
+def test_an_inventory_begins_anew_with_page_0_and_a_doubled_page_counts_once(cluster: Cluster) -> None:
+    held = [digest(1), digest(2)]
+    cluster.ask("A", hello(held=held))
+    cluster.ask("A", Inventory(page=0, last=False, hashes=digest(9)))
+    for _ in range(2):
+        cluster.ask("A", Inventory(page=0, last=False, hashes=held[0]))
+    for _ in range(2):
+        cluster.send("A", Inventory(page=1, last=True, hashes=held[1]))
+    cluster.work()
+    assert cluster.store.inventory_summary(peer_id("A")) == (2, inventory_digest(held))
+    assert cluster.topics() == ["peer.up"]
+
+
+def test_a_page_that_was_left_out_is_told(cluster: Cluster) -> None:
+    """Else the node would believe itself registered, and nobody else would, for ever."""
+    held = [digest(1), digest(2)]
+    cluster.ask("A", hello(held=held))
+    cluster.ask("A", Inventory(page=0, last=False, hashes=held[0]))
+    cluster.ask("A", hello(held=held))  # sent twice: it begins anew
+    assert cluster.refused("A", Inventory(page=1, last=True, hashes=held[1])) == "hello_first"
+    assert cluster.topics() == []
+
+
+@pytest.mark.parametrize("connection", [b"", b"another"])
+def test_an_inventory_that_nobody_asked_for_is_refused(cluster: Cluster, connection: bytes) -> None:
+    if connection:
+        cluster.ask("A", hello(held=[digest(1)]))
+    reply = cluster.ask("A", Inventory(page=0, last=True, hashes=b""), connection)
+    assert isinstance(reply, ErrorReply)
+    assert reply.code == "hello_first"
+
+
+@pytest.mark.parametrize("hashes", [b"x", bytes(33), bytes(31)])
+def test_digests_of_a_wrong_length_are_refused(cluster: Cluster, hashes: bytes) -> None:
+    cluster.up("A")
+    cluster.ask("A", hello(2, held=[digest(1)]))
+    for message in (
+        Inventory(page=0, last=True, hashes=hashes),
+        Stored(upload_id=UPLOAD, hashes=hashes),
+        Release(hashes=hashes),
+        Lost(hashes=hashes),
+    ):
+        assert cluster.refused("A", message) == "malformed"
+
+
+def test_heartbeats_keep_a_node_up_and_silence_ends_it(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    for _ in range(6):
+        cluster.advance(1.0)
+        assert cluster.ask("A", beat()) == Beat(epoch="e1", seq=cluster.core.seq)
+    assert cluster.topics() == ["peer.up", "peer.up", "peer.down"]
+    gone = cluster.events[-1 - [e.topic for e in cluster.events][::-1].index("peer.down")]
+    assert gone.fields["name"] == "B"
+    assert gone.fields["reason"] == "lease"
+    assert gone.fields["peer"]["status"] == "down"
+    assert cluster.statuses() == {"A": "up", "B": "down"}
+
+
+def test_a_heartbeat_updates_what_is_known_without_an_event(cluster: Cluster) -> None:
+    cluster.up("A")
+    before = len(cluster.events)
+    cluster.ask("A", beat(free=123, chunks=7))
+    [record] = cluster.ask("A", GetSnapshot()).peers
+    assert (record.free, record.chunks) == (123, 7)
+    assert len(cluster.events) == before
+
+
+@pytest.mark.parametrize("case", ["never", "other connection", "older start", "after goodbye"])
+def test_who_is_not_there_must_say_hello_first(cluster: Cluster, case: str) -> None:
+    connection = b""
+    if case == "other connection":
+        cluster.up("A")
+        connection = b"another"
+    elif case == "older start":
+        cluster.ask("A", hello(2))
+    elif case == "after goodbye":
+        cluster.up("A")
+        cluster.ask("A", Goodbye(incarnation=1))
+    reply = cluster.ask("A", beat(), connection)
+    assert isinstance(reply, ErrorReply)
+    assert reply.code == "hello_first"
+
+
+def test_a_clients_heartbeat_is_answered_and_makes_no_peer(cluster: Cluster) -> None:
+    assert cluster.ask("client", beat(0)) == Beat(epoch="e1", seq=0)
+    assert cluster.statuses() == {}
+
+
+def test_a_goodbye_is_left_and_stays_left_over_a_restart(cluster: Cluster) -> None:
+    cluster.up("A")
+    assert cluster.ask("A", Goodbye(incarnation=1)) == Ok()
+    assert cluster.events[-1].fields["reason"] == "goodbye"
+    assert cluster.statuses() == {"A": "left"}
+    [known] = cluster.store.peers()
+    assert known.left
+
+
+@pytest.mark.parametrize("incarnation", [0, 2])
+def test_a_goodbye_of_another_start_changes_nothing(cluster: Cluster, incarnation: int) -> None:
+    cluster.up("A")
+    assert cluster.ask("A", Goodbye(incarnation=incarnation)) == Ok()
+    assert cluster.statuses() == {"A": "up"}
+
+
+def test_an_older_start_is_told_why_it_must_stop(cluster: Cluster) -> None:
+    cluster.ask("A", hello(5))
+    before = cluster.ask("client", GetSnapshot())
+    assert cluster.refused("A", hello(4)) == "stale_incarnation"
+    assert cluster.ask("client", GetSnapshot()) == before
+
+
+def test_a_connection_that_is_gone_takes_its_peer_down(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    cluster.perform(cluster.core.connection_gone(b"A", read(cluster.clock)))
+    cluster.work()
+    assert cluster.events[-1].fields["reason"] == "connection"
+    assert cluster.statuses() == {"A": "down", "B": "up"}
+
+
+def test_a_new_address_is_told_once(cluster: Cluster) -> None:
+    cluster.up("A")
+    for _ in range(2):
+        cluster.ask("A", hello(advertise=("10.9.9.9",)))
+    assert cluster.topics() == ["peer.up", "peer.updated"]
+    assert cluster.events[-1].fields["peer"]["endpoints"] == ("tcp://10.9.9.9:7700",)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"advertise": ("*",)},
+        {"advertise": ("no host:x",)},
+        {"bound": "not an address"},
+        {"bound": "x" * 300},
+        {"interfaces": ("x" * 300, "::zz")},
+        {"interfaces": tuple(f"10.0.0.{i}" for i in range(16))},
+        {"port": 2**40},
+        {"capacity": 2**63 - 1, "free": 2**63 - 1},
+        {"capacity": 2**64 - 1},
+        {"incarnation": 2**64 - 1},
+        {"chunks": 2**64 - 1},
+    ],
+)
+def test_a_strange_hello_is_answered_and_breaks_nothing(cluster: Cluster, strange: dict[str, Any]) -> None:
+    cluster.up("B")
+    reply = cluster.ask("A", hello(**strange))
+    assert isinstance(reply, (Welcome, ErrorReply))
+    cluster.advance(2 * LEASE)
+    assert isinstance(cluster.ask("client", GetSnapshot()), Snapshot)
+
+
+def test_after_a_restart_known_peers_get_a_lease_to_come_back(tmp_path: Path) -> None:
+    path = str(tmp_path / "tracker.sqlite")
+    first = Cluster(tmp_path, path)
+    first.up("A", "B")
+    first.store.close()
+    second = Cluster(tmp_path, path, epoch="e2")
+    second.advance(LEASE - 0.5)
+    assert second.topics() == []
+    assert isinstance(second.ask("A", hello()), Welcome)
+    second.advance(1.0)
+    assert [(e.topic, e.fields["name"]) for e in second.events if e.topic != "tick"] == [
+        ("peer.up", "A"),
+        ("peer.down", "B"),
+    ]
+    assert second.refused("B", hello(0)) == "stale_incarnation"
+    second.store.close()
+
+
+# -- plans -------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_names_peers_that_are_up(cluster: Cluster) -> None:
+    cluster.up("A", "B", "C")
+    cluster.ask("C", Goodbye(incarnation=1))
+    reply = cluster.ask("client", plan())
+    assert isinstance(reply, Planned)
+    assert {peer.name for peer in reply.peers} == {"A", "B"}
+    assert sorted(columns.unpack(2, reply.assignment)) == [0, 0, 1, 1]
+
+
+def test_too_few_peers_are_said(cluster: Cluster) -> None:
+    cluster.up("A")
+    reply = cluster.ask("client", plan())
+    assert isinstance(reply, ErrorReply)
+    assert reply.code == "too_few_peers"
+    assert "1 peer online (A)" in reply.message
+
+
+def test_two_uploads_do_not_count_on_the_same_free_space(cluster: Cluster) -> None:
+    for name in NODES[:2]:
+        cluster.ask(name, hello(free=3 * CHUNK))
+    assert isinstance(cluster.ask("client", plan()), Planned)
+    assert cluster.refused("client", plan(upload_id=OTHER_UPLOAD)) == "no_space"
+    assert cluster.ask("client", Abandon(upload_id=UPLOAD)) == Ok()
+    assert isinstance(cluster.ask("client", plan(upload_id=OTHER_UPLOAD)), Planned)
+
+
+def test_an_uploads_own_promise_does_not_stand_in_its_way(cluster: Cluster) -> None:
+    for name in NODES[:2]:
+        cluster.ask(name, hello(free=3 * CHUNK))
+    for _ in range(3):
+        assert isinstance(cluster.ask("client", plan()), Planned)
+
+
+def test_a_plan_for_single_chunks_adds_to_the_copies_that_stay(cluster: Cluster) -> None:
+    cluster.up("A", "B", "C")
+    reply = cluster.ask(
+        "client",
+        plan(
+            replicas=2,
+            only=columns.pack(4, [1, 3]),
+            held_peers=(peer_id("A"),),
+            held=columns.pack(2, [0, columns.NOBODY, 0, columns.NOBODY]),
+        ),
+    )
+    assert isinstance(reply, Planned)
+    rows = columns.rows(columns.unpack(2, reply.assignment), 2)
+    names = [[reply.peers[at].name for at in row if at != columns.NOBODY] for row in rows]
+    assert [len(row) for row in names] == [1, 1]
+    assert {name for row in names for name in row} <= {"B", "C"}
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"only": columns.pack(4, [4])},
+        {"only": b"xyz"},
+        {"only": columns.pack(4, [0]), "held": b""},
+        {"only": columns.pack(4, [0]), "held": columns.pack(2, [0])},
+        {"only": columns.pack(4, [0]), "held": columns.pack(2, [columns.NOBODY] * 2)},
+        {"only": columns.pack(4, [0]), "held": b"x"},
+        {"size": 2**63, "chunk_size": CHUNK},
+        {"size": 2**63, "chunk_size": 1},
+        {"size": (MAX_CHUNKS + 1) * CHUNK},
+        {"replicas": 2**40},
+        {"min_peers": 2**40},
+        {"avoid": tuple(peer_id(name) for name in NODES)},
+    ],
+)
+def test_a_strange_plan_is_refused(cluster: Cluster, strange: dict[str, Any]) -> None:
+    cluster.up("A", "B")
+    assert cluster.refused("client", plan(**strange)) in {"malformed", "too_few_peers", "no_space", "usage"}
+
+
+def test_promises_end_by_themselves() -> None:
+    promises = Reservations()
+    promises.add(UPLOAD, {"a": 100, "b": 50}, 10, 0.0)
+    promises.stored(UPLOAD, "a", 3, 10.0)
+    assert promises.taken("") == {"a": 70, "b": 50}
+    promises.stored(UPLOAD, "a", 1000, 10.0)
+    promises.stored(OTHER_UPLOAD, "a", 1, 10.0)
+    assert promises.taken("") == {"a": 0, "b": 50}
+    promises.expire(3000.0)
+    assert promises.taken("") == {"a": 0, "b": 50}
+    promises.expire(3610.0)
+    assert promises.taken("") == {}
+
+
+# -- commit ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_visible_when_every_chunk_is_confirmed(cluster: Cluster) -> None:
+    file_id = distributed(cluster)
+    event = cluster.events[-1]
+    assert (event.topic, event.fields["file_id"], event.fields["is_distributed"]) == (
+        "file.distributed",
+        file_id,
+        True,
+    )
+    assert [file.file_id for file in cluster.ask("observer", ListFiles(page="")).files] == [file_id]
+
+
+def test_a_commit_waits_for_a_report_that_is_on_its_way(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    stored(cluster, "A", [1])
+    request_id = cluster.send("client", commit())
+    cluster.work()
+    assert cluster.answer("client", request_id) is None
+    assert isinstance(cluster.ask("client", Locate(name_or_id="film", unique=False)), ErrorReply)
+    cluster.log.clear()
+    stored(cluster, "B", [2])
+    assert cluster.log == ["work", "reply", "work", "reply", "file.distributed"]
+    assert isinstance(cluster.answer("client", request_id), Committed)
+
+
+def test_a_report_that_overtakes_the_commits_refusal_is_not_missed(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    stored(cluster, "A", [1])
+    request_id = cluster.send("client", commit())
+    cluster.send("B", Stored(upload_id=UPLOAD, hashes=joined([2])))
+    cluster.work()
+    assert isinstance(cluster.answer("client", request_id), Committed)
+
+
+def test_a_commit_waits_for_a_peer_that_comes_back(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    stored(cluster, "A", [1])
+    stored(cluster, "B", [2])
+    cluster.perform(cluster.core.connection_gone(b"B", read(cluster.clock)))
+    cluster.work()
+    request_id = cluster.send("client", commit())
+    cluster.work()
+    assert cluster.answer("client", request_id) is None
+    cluster.ask("B", hello(2, held=[digest(2)]))
+    assert isinstance(cluster.answer("client", request_id), Committed)
+
+
+def test_patience_ends(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    request_id = cluster.send("client", commit())
+    cluster.work()
+    for _ in range(4):
+        cluster.advance(1.0)
+        cluster.ask("A", beat())
+        cluster.ask("B", beat())
+    stored(cluster, "A", [1])
+    assert cluster.answer("client", request_id) is None
+    cluster.advance(1.1)
+    reply = cluster.answer("client", request_id)
+    assert isinstance(reply, ErrorReply)
+    assert reply.code == "not_yet_stored"
+    assert reply.details["first_missing"] == (1,) or reply.details["first_missing"] == [1]
+    assert not cluster.core._parked
+
+
+def test_asking_again_does_not_lengthen_the_patience(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    request_id = cluster.send("client", commit())
+    cluster.work()
+    for _ in range(12):
+        cluster.advance(0.5)
+        cluster.perform(cluster._handle("client", commit(), request_id, b""))
+        cluster.work()
+        if cluster.answer("client", request_id) is not None:
+            break
+    assert isinstance(cluster.answer("client", request_id), ErrorReply)
+
+
+def test_a_commit_is_answered_the_same_again_and_told_once(cluster: Cluster) -> None:
+    file_id = distributed(cluster)
+    reply = cluster.ask("client", commit())
+    assert isinstance(reply, Committed)
+    assert (reply.already, reply.file.file_id) == (True, file_id)
+    assert cluster.topics().count("file.distributed") == 1
+
+
+def test_a_commit_with_chunks_on_too_few_peers_is_refused_at_once(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    stored(cluster, "A", [1, 2])
+    assert cluster.refused("client", commit()) == "too_few_peers"
+
+
+def test_copies_on_peers_that_are_down_do_not_count(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    stored(cluster, "A", [1])
+    stored(cluster, "B", [2])
+    cluster.ask("B", Goodbye(incarnation=1))
+    request_id = cluster.send("client", commit())
+    cluster.work()
+    assert cluster.answer("client", request_id) is None
+    assert "file.distributed" not in cluster.topics()
+
+
+@pytest.mark.parametrize("manifest", [b"", b"nonsense", make_file().canonical + b"\0"])
+def test_what_is_no_manifest_is_refused(cluster: Cluster, manifest: bytes) -> None:
+    cluster.up("A", "B")
+    assert cluster.refused("client", replace(commit(), manifest=manifest)) == "manifest_invalid"
+
+
+# -- files, garbage ----------------------------------------------------------------------------------------
+
+
+def test_locate_tells_who_holds_what(cluster: Cluster) -> None:
+    file_id = distributed(cluster)
+    for asked in ("film", file_id, file_id[:8]):
+        reply = cluster.ask("observer", Locate(name_or_id=asked, unique=True))
+        assert isinstance(reply, Located)
+        where = location(reply)
+        assert where.manifest == make_file()
+        assert where.holder_ids() == [[peer_id("A")], [peer_id("B")]]
+        assert {record.name for record in where.peers.values()} == {"A", "B"}
+
+
+def test_what_is_not_there_is_not_found(cluster: Cluster) -> None:
+    assert cluster.refused("client", Locate(name_or_id="film", unique=False)) == "not_found"
+    assert cluster.refused("client", Remove(file_id="0" * 64)) == "not_found"
+    assert cluster.ask("client", ListFiles(page="")) == Files(files=(), next_page="")
+    assert cluster.refused("client", ListFiles(page="nonsense")) == "malformed"
+
+
+def test_a_removal_is_told_once_and_answered_the_same_again(cluster: Cluster) -> None:
+    file_id = distributed(cluster)
+    first = cluster.ask("client", Remove(file_id=file_id))
+    assert isinstance(first, Removed)
+    assert cluster.ask("client", Remove(file_id=file_id)) == first
+    assert cluster.topics().count("file.removed") == 1
+    removals = cluster.ask("A", GetRemovals(since=0))
+    assert isinstance(removals, Removals)
+    assert (removals.file_ids, removals.commit_number) == ((file_id,), first.commit_number)
+
+
+def test_a_node_may_delete_only_what_no_file_names(cluster: Cluster) -> None:
+    distributed(cluster)
+    stored(cluster, "A", [5])
+    reply = cluster.ask("A", Release(hashes=joined([1, 5])))
+    assert isinstance(reply, Released)
+    assert bytes(reply.hashes) == joined([5])
+    assert reply.store_id == cluster.store.store_id
+    assert cluster.store.inventory_summary(peer_id("A"))[0] == 1
+
+
+def test_the_welcome_names_the_newest_commit(cluster: Cluster) -> None:
+    file_id = distributed(cluster)
+    assert cluster.ask("C", hello()).commit_number == 1
+    cluster.ask("client", Remove(file_id=file_id))
+    assert cluster.ask("C", hello()).commit_number == 2
+
+
+def test_what_a_node_lost_is_located_there_no_more(cluster: Cluster) -> None:
+    distributed(cluster)
+    cluster.ask("A", Lost(hashes=joined([1])))
+    where = location(cluster.ask("client", Locate(name_or_id="film", unique=False)))
+    assert where.holder_ids() == [[], [peer_id("B")]]
+
+
+def test_a_report_of_corruption_is_told_and_changes_no_location(cluster: Cluster) -> None:
+    """SPEC D8: only the named node's own answer does."""
+    distributed(cluster)
+    assert cluster.ask("client", ReportCorrupt(peer_id=peer_id("A"), sha256=digest(1))) == Ok()
+    event = cluster.events[-1]
+    assert (event.topic, event.fields["peer_id"], event.fields["reported_by"]) == (
+        "chunk.corrupt",
+        peer_id("A"),
+        peer_id("client"),
+    )
+    where = location(cluster.ask("client", Locate(name_or_id="film", unique=False)))
+    assert where.holder_ids()[0] == [peer_id("A")]
+
+
+def test_a_revoked_member_is_refused_within_a_tick_though_it_was_up(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    Membership(cluster.membership._path, cluster.clock).set_revoked(peer_id("A"), True)
+    cluster.advance(1.1)
+    assert cluster.refused("A", beat()) == "not_allowed"
+
+
+# -- any order ---------------------------------------------------------------------------------------
+
+names = st.sampled_from(NODES)
+incarnations = st.integers(1, 3)
+chunk_numbers = st.lists(st.integers(1, 4), max_size=4)
+STEPS = st.one_of(
+    st.builds(
+        lambda name, n, held: (name, hello(n, [digest(i) for i in held])),
+        names,
+        incarnations,
+        chunk_numbers,
+    ),
+    st.builds(lambda name, n: (name, beat(n)), names, incarnations),
+    st.builds(lambda name, n: (name, Goodbye(incarnation=n)), names, incarnations),
+    st.builds(
+        lambda name, page, last, held: (name, Inventory(page=page, last=last, hashes=joined(sorted(held)))),
+        names,
+        st.integers(0, 1),
+        st.booleans(),
+        chunk_numbers,
+    ),
+    st.builds(lambda name, held: (name, Stored(upload_id=UPLOAD, hashes=joined(held))), names, chunk_numbers),
+    st.builds(lambda name, held: (name, Lost(hashes=joined(held))), names, chunk_numbers),
+    st.builds(lambda name, held: (name, Release(hashes=joined(held))), names, chunk_numbers),
+    st.just(("client", commit())),
+    st.just(("client", plan())),
+    st.just(("client", Remove(file_id=make_file().file_id))),
+    st.just(("client", Locate(name_or_id="film", unique=False))),
+    st.just(("observer", GetSnapshot())),
+    st.builds(lambda seconds: ("time", seconds), st.sampled_from([0.5, 2.0, 6.0])),
+    st.builds(lambda count: ("work", count), st.integers(1, 3)),
+    st.builds(lambda name: ("gone", name.encode()), names),
+)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=40))
+def test_whatever_comes_in_whatever_order_each_request_has_one_answer(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]]
+) -> None:
+    cluster = Cluster(tmp_path_factory.mktemp("tracker"))
+    asked: list[tuple[str, int]] = []
+    for what, value in steps:
+        if what == "time":
+            cluster.clock.advance(value)
+            cluster.perform(cluster.core.advance(read(cluster.clock)))
+        elif what == "work":
+            cluster.work(value)
+        elif what == "gone":
+            cluster.perform(cluster.core.connection_gone(value, read(cluster.clock)))
+        else:
+            asked.append((what, cluster.send(what, value)))
+    cluster.work()
+    cluster.advance(6.0)
+    for name, request_id in asked:
+        # A commit that was asked again while it waited is answered to the last asker.
+        answer = cluster.answer(name, request_id)
+        assert answer is not None or any(n == name for n, later in asked if later > request_id)
+    told: dict[str, str] = {}
+    for event in cluster.events:
+        if event.topic in ("peer.up", "peer.down"):
+            told[event.fields["peer_id"]] = event.fields["peer"]["status"]
+    records: tuple[PeerRecord, ...] = cluster.ask("observer", GetSnapshot()).peers
+    for record in records:
+        assert told.get(record.peer_id, "down") == record.status
+        assert (record.status == "up") == cluster.core._liveness.is_up(record.peer_id)
+    cluster.store.close()

@@ -1,0 +1,600 @@
+"""zchunk/disk.py: what is durable when, what each refusal of the system becomes."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from zchunk import buffers, disk
+from zchunk.errors import InvalidUsage, NoSpace, NotAllowed, NotFound, StorageFailure
+
+PAGE = disk.ALIGNMENT
+
+
+def oserror(number: int):
+    def fail(*_args, **_kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.fixture
+def trace(monkeypatch):
+    """The order of the calls that decide about durability."""
+    calls: list[str] = []
+
+    def spy(module, name):
+        real = getattr(module, name)
+
+        def call(*args, **kwargs):
+            calls.append(name)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in ("pwrite", "replace", "unlink"):
+        spy(os, name)
+    for name in ("sync_file", "sync_folder"):
+        spy(disk, name)
+    return calls
+
+
+# -- errors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, NoSpace),
+        (errno.EDQUOT, NoSpace),
+        (errno.EIO, StorageFailure),
+        (errno.ESTALE, StorageFailure),
+        (errno.EACCES, NotAllowed),
+        (errno.EROFS, NotAllowed),
+        (errno.ENOENT, NotFound),
+        (errno.ENAMETOOLONG, InvalidUsage),
+    ],
+)
+def test_each_refusal_names_the_path_in_one_line(number, kind):
+    with pytest.raises(kind) as caught, disk.storage_errors(Path("/data/x"), "writing"):
+        oserror(number)()
+    assert type(caught.value) is kind
+    assert "/data/x" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_no_space_says_what_to_do_and_may_be_retried():
+    with (
+        pytest.raises(NoSpace, match="free some space") as caught,
+        disk.storage_errors(Path("/d"), "writing"),
+    ):
+        oserror(errno.ENOSPC)()
+    assert caught.value.retryable
+    assert caught.value.details == {"path": "/d"}
+
+
+def test_our_own_errors_pass_unchanged():
+    with pytest.raises(NotFound, match="mine"), disk.storage_errors(Path("/d"), "writing"):
+        raise NotFound("mine")
+
+
+# -- write_durable --------------------------------------------------------------------
+
+
+def test_write_durable_syncs_the_file_renames_and_syncs_the_folder(tmp_path, trace):
+    disk.write_durable(tmp_path / "a", b"one")
+    assert trace == ["unlink", "pwrite", "sync_file", "replace", "sync_folder"]
+    disk.write_durable(tmp_path / "a", memoryview(b"two"))
+    assert (tmp_path / "a").read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_write_durable_writes_nothing_at_all_too(tmp_path):
+    disk.write_durable(tmp_path / "a", b"")
+    assert (tmp_path / "a").read_bytes() == b""
+
+
+def test_write_durable_gives_the_mode_from_the_first_moment(tmp_path):
+    disk.write_durable(tmp_path / "key", b"secret", mode=0o600)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("step", ["pwrite", "replace"])
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, StorageFailure)])
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch, step, number, kind):
+    disk.write_durable(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, step, oserror(number))
+    with pytest.raises(kind):
+        disk.write_durable(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_failed_sync_is_not_tried_again(tmp_path, monkeypatch):
+    disk.write_durable(tmp_path / "a", b"old")
+    calls = []
+    monkeypatch.setattr(disk, "sync_file", lambda fd: (calls.append(fd), oserror(errno.EIO)()))
+    with pytest.raises(StorageFailure):
+        disk.write_durable(tmp_path / "a", b"new")
+    assert len(calls) == 1
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_failed_folder_sync_is_a_storage_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "sync_folder", oserror(errno.EIO))
+    with pytest.raises(StorageFailure):
+        disk.write_durable(tmp_path / "a", b"new")
+
+
+def test_a_named_temporary_of_a_killed_write_is_replaced(tmp_path):
+    temp = tmp_path / "a.tmp"
+    temp.write_bytes(b"half of something longer")
+    disk.write_durable(tmp_path / "a", b"new", temp=temp)
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_remove_temporaries_takes_what_a_killed_write_left_and_nothing_else(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(_fd):
+        raise Killed
+
+    (tmp_path / "mine.tmp").write_bytes(b"x")
+    (tmp_path / ".zchunk-config").write_bytes(b"x")
+    monkeypatch.setattr(disk, "sync_file", kill)
+    with pytest.raises(Killed):
+        disk.write_durable(tmp_path / "a", b"new")
+    assert len(os.listdir(tmp_path)) == 3
+    disk.remove_temporaries(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".zchunk-config", "mine.tmp"]
+
+
+def test_a_missing_folder_is_not_found(tmp_path):
+    with pytest.raises(NotFound):
+        disk.write_durable(tmp_path / "gone" / "a", b"x")
+
+
+def test_without_fdatasync_a_file_is_synced_by_fsync(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.delattr(os, "fdatasync", raising=False)
+    monkeypatch.setattr(os, "fsync", calls.append)
+    disk.sync_file(7)
+    assert calls == [7]
+
+
+# -- space ----------------------------------------------------------------------------
+
+
+def test_free_bytes_are_what_the_disk_has(tmp_path):
+    stats = os.statvfs(tmp_path)
+    assert abs(disk.free_bytes(tmp_path) - stats.f_bavail * stats.f_frsize) < 1 << 30
+    with pytest.raises(NotFound):
+        disk.free_bytes(tmp_path / "gone")
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    yield fd, path
+    os.close(fd)
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE, 3 * PAGE + 5])
+def test_preallocate_sets_the_length_and_takes_the_space(file, size):
+    fd, path = file
+    disk.preallocate(fd, size, path)
+    stats = os.fstat(fd)
+    assert stats.st_size == size
+    assert stats.st_blocks * 512 >= size
+
+
+def test_preallocate_keeps_what_is_there_and_never_shortens(file):
+    fd, path = file
+    os.pwrite(fd, b"x" * 100, 0)
+    disk.preallocate(fd, 50, path)
+    disk.preallocate(fd, 200, path)
+    assert path.read_bytes() == b"x" * 100 + bytes(100)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_preallocate_without_support_sets_the_length(file, monkeypatch, number):
+    fd, path = file
+    monkeypatch.setattr(os, "posix_fallocate", oserror(number))
+    disk.preallocate(fd, 12345, path)
+    assert os.fstat(fd).st_size == 12345
+
+
+def test_preallocate_on_another_system_sets_the_length(file, monkeypatch):
+    fd, path = file
+    monkeypatch.delattr(os, "posix_fallocate")
+    disk.preallocate(fd, 12345, path)
+    assert os.fstat(fd).st_size == 12345
+
+
+def test_preallocate_on_a_full_disk_gives_back_what_it_took(file, monkeypatch):
+    fd, path = file
+    os.pwrite(fd, b"kept", 0)
+
+    def half(fd, _offset, size):
+        os.ftruncate(fd, size // 2)
+        oserror(errno.ENOSPC)()
+
+    monkeypatch.setattr(os, "posix_fallocate", half)
+    with pytest.raises(NoSpace, match="1000000 bytes"):
+        disk.preallocate(fd, 1_000_000, path)
+    assert path.read_bytes() == b"kept"
+
+
+def test_has_data_is_false_only_for_what_was_never_written(file):
+    fd, _ = file
+    os.ftruncate(fd, 64 * PAGE)
+    os.pwrite(fd, b"x" * PAGE, 16 * PAGE)
+    assert disk.has_data(fd, 16 * PAGE, PAGE)
+    assert disk.has_data(fd, 0, 64 * PAGE)
+    assert not disk.has_data(fd, 32 * PAGE, 32 * PAGE)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_has_data_is_true_where_nobody_knows(file, monkeypatch, number):
+    fd, _ = file
+    monkeypatch.setattr(os, "lseek", oserror(number))
+    assert disk.has_data(fd, 0, 1)
+    monkeypatch.delattr(os, "SEEK_DATA")
+    assert disk.has_data(fd, 0, 1)
+
+
+def test_drop_cache_is_only_advice(file, monkeypatch):
+    fd, _ = file
+    disk.drop_cache(fd)
+    monkeypatch.setattr(os, "posix_fadvise", oserror(errno.EINVAL))
+    disk.drop_cache(fd)
+    monkeypatch.delattr(os, "posix_fadvise")
+    disk.drop_cache(fd)
+
+
+# -- write_at -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_fds(tmp_path):
+    """Two descriptors of one file, to see which one takes what."""
+    path = tmp_path / "file"
+    direct = os.open(path, os.O_RDWR | os.O_CREAT)
+    cached = os.open(path, os.O_RDWR)
+    yield direct, cached, path
+    os.close(direct)
+    os.close(cached)
+
+
+@pytest.fixture
+def pwrites(monkeypatch):
+    calls: list[tuple[int, int, int]] = []
+    real = os.pwrite
+
+    def spy(fd, data, offset):
+        calls.append((fd, len(data), offset))
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", spy)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("length", "offset", "direct"),
+    [
+        (0, 0, 0),
+        (1, 0, 0),
+        (PAGE - 1, 0, 0),
+        (PAGE, 0, PAGE),
+        (PAGE + 1, PAGE, PAGE),
+        (5 * PAGE + 77, 2 * PAGE, 5 * PAGE),
+        (5 * PAGE, 512, 0),
+        (5 * PAGE, 1, 0),
+    ],
+)
+def test_the_aligned_part_goes_direct_and_the_tail_through_the_cache(
+    two_fds, pwrites, length, offset, direct
+):
+    fd_direct, fd_cached, path = two_fds
+    data = random.Random(length).randbytes(length)
+    assert disk.write_at(fd_direct, fd_cached, data, offset) == direct
+    assert path.read_bytes()[offset:] == data
+    for fd, size, at in pwrites:
+        if fd == fd_direct:
+            assert size % PAGE == at % PAGE == 0
+    assert sum(size for fd, size, _ in pwrites if fd == fd_direct) == direct
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("refused_after", [0, PAGE, 2 * PAGE])
+def test_a_refused_direct_write_goes_on_through_the_cache(two_fds, monkeypatch, number, refused_after):
+    fd_direct, fd_cached, path = two_fds
+    real = os.pwrite
+
+    def pwrite(fd, data, offset):
+        if fd == fd_direct and offset >= refused_after:
+            oserror(number)()
+        return real(fd, data[:PAGE] if fd == fd_direct else data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    data = random.Random(1).randbytes(5 * PAGE + 9)
+    assert disk.write_at(fd_direct, fd_cached, data, 0) == refused_after
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("short", [0, 100, PAGE, PAGE + 1, 2 * PAGE - 1])
+def test_a_short_direct_write_is_completed(two_fds, monkeypatch, short):
+    fd_direct, fd_cached, path = two_fds
+    real, cut = os.pwrite, iter([short])
+
+    def pwrite(fd, data, offset):
+        if fd != fd_direct:
+            return real(fd, data, offset)
+        assert offset % PAGE == len(data) % PAGE == 0
+        return real(fd, data[: next(cut, len(data))], offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    data = random.Random(2).randbytes(4 * PAGE + 9)
+    disk.write_at(fd_direct, fd_cached, data, 0)
+    assert path.read_bytes() == data
+
+
+def test_short_cached_writes_are_completed_and_none_at_all_is_an_error(two_fds, monkeypatch):
+    _, fd_cached, path = two_fds
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:7], offset))
+    disk.write_at(None, fd_cached, b"a long enough text", 0)
+    assert path.read_bytes() == b"a long enough text"
+    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+    with pytest.raises(OSError, match="no more bytes"):
+        disk.write_at(None, fd_cached, b"x", 0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_full_or_failing_disk_is_not_taken_for_a_missing_o_direct(two_fds, monkeypatch, number):
+    fd_direct, fd_cached, _ = two_fds
+    monkeypatch.setattr(os, "pwrite", oserror(number))
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        disk.write_at(fd_direct, fd_cached, bytes(PAGE), 0)
+    assert caught.value.errno == number
+
+
+def test_the_kernel_takes_any_memory_any_offset_any_length(tmp_path):
+    """On whatever file system the tests run, with its real O_DIRECT if it has one."""
+    rng = random.Random(3)
+    memory = buffers.BufferPool(1 << 20).try_reserve(1 << 20)
+    model = bytearray()
+    writer = disk.DirectWriter(tmp_path / "file")
+    for _ in range(60):
+        offset = rng.choice([rng.randrange(0, 40) * PAGE, rng.randrange(0, 40 * PAGE)])
+        data = rng.randbytes(rng.choice([rng.randrange(0, 9) * PAGE, rng.randrange(0, 9 * PAGE)]))
+        view = memory.view(1 << 20)[(start := rng.choice([0, 1, 512])) : start + len(data)]
+        view[:] = data
+        writer.write_at(view if rng.random() < 0.7 else data, offset)
+        if data:
+            model.extend(bytes(max(0, offset + len(data) - len(model))))
+            model[offset : offset + len(data)] = data
+    writer.sync()
+    back = bytearray(len(model))
+    assert disk.read_into(writer.fd, memoryview(back), 0) == len(model)
+    writer.close()
+    assert back == model == (tmp_path / "file").read_bytes()
+
+
+def test_read_into_stops_at_the_end_and_joins_short_reads(file, monkeypatch):
+    fd, _ = file
+    os.pwrite(fd, b"0123456789", 0)
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: real(fd, [v[:3] for v in views], at))
+    into = bytearray(20)
+    assert disk.read_into(fd, memoryview(into), 2) == 8
+    assert into[:8] == b"23456789"
+
+
+# -- DirectWriter ---------------------------------------------------------------------
+
+
+def test_direct_writer_has_one_descriptor_per_mode(tmp_path, monkeypatch):
+    flags = []
+    real = os.open
+
+    def spy(path, flag, *args):
+        flags.append(flag)
+        return real(path, flag, *args)
+
+    monkeypatch.setattr(os, "open", spy)
+    writer = disk.DirectWriter(tmp_path / "file")
+    writer.close()
+    writer.close()
+    assert [bool(flag & os.O_DIRECT) for flag in flags] == [False, True]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EMFILE])
+def test_direct_writer_without_o_direct_uses_the_cache(tmp_path, monkeypatch, number):
+    real = os.open
+
+    def no_direct(path, flags, *args):
+        return oserror(number)() if flags & os.O_DIRECT else real(path, flags, *args)
+
+    monkeypatch.setattr(os, "open", no_direct)
+    assert _written(tmp_path / "file") == 0
+
+
+def test_direct_writer_on_a_system_without_the_flag(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_DIRECT")
+    assert _written(tmp_path / "file") == 0
+
+
+def _written(path: Path) -> int:
+    data = random.Random(4).randbytes(3 * PAGE + 1)
+    writer = disk.DirectWriter(path)
+    direct = writer.write_at(data, 0)
+    writer.sync()
+    writer.close()
+    assert path.read_bytes() == data
+    return direct
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, StorageFailure)])
+def test_direct_writer_names_the_file_it_could_not_write(tmp_path, monkeypatch, number, kind):
+    writer = disk.DirectWriter(tmp_path / "file")
+    monkeypatch.setattr(os, "pwrite", oserror(number))
+    with pytest.raises(kind, match="file"):
+        writer.write_at(b"x", 0)
+    monkeypatch.setattr(disk, "sync_file", oserror(number))
+    with pytest.raises(kind, match="file"):
+        writer.sync()
+    writer.close()
+
+
+def test_direct_writer_never_opens_an_existing_file_by_default(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(StorageFailure):
+        disk.DirectWriter(tmp_path / "file")
+
+
+# -- buffers --------------------------------------------------------------------------
+
+
+def address(buffer: buffers.Buffer) -> int:
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer.view(1)))
+
+
+def test_buffers_are_page_aligned_and_hold_what_was_asked():
+    pool = buffers.BufferPool(1 << 20)
+    for size in (0, 1, PAGE, PAGE + 1, 100_000):
+        buffer = pool.try_reserve(size)
+        assert buffer.capacity >= max(size, 1)
+        assert buffer.capacity % PAGE == address(buffer) % PAGE == 0
+        assert len(buffer.view(size)) == size
+        buffer.release()
+
+
+def test_never_more_than_the_budget_is_reserved():
+    pool = buffers.BufferPool(4 * PAGE)
+    first, second = pool.try_reserve(3 * PAGE), pool.try_reserve(PAGE)
+    assert pool.reserved == 4 * PAGE
+    assert pool.try_reserve(1) is None
+    second.release()
+    assert pool.try_reserve(2 * PAGE) is None
+    first.release()
+    assert pool.try_reserve(4 * PAGE) is not None
+
+
+def test_one_buffer_larger_than_the_budget_may_stand_alone():
+    pool = buffers.BufferPool(2 * PAGE)
+    small = pool.try_reserve(PAGE)
+    assert pool.try_reserve(9 * PAGE) is None
+    small.release()
+    big = pool.try_reserve(9 * PAGE)
+    assert big.capacity == 9 * PAGE
+    assert pool.kept == 0
+    assert pool.try_reserve(1) is None
+    big.release()
+    assert (pool.reserved, pool.kept) == (0, 0)
+
+
+def test_memory_is_used_again_for_the_same_capacity():
+    pool = buffers.BufferPool(8 * PAGE)
+    first = pool.try_reserve(2 * PAGE)
+    first.view(5)[:] = b"hello"
+    where = address(first)
+    first.release()
+    assert pool.kept == 2 * PAGE
+    other = pool.try_reserve(3 * PAGE)
+    again = pool.try_reserve(2 * PAGE - 1)
+    assert address(again) == where
+    assert again.view(5) == b"hello"
+    assert address(other) != where
+
+
+def test_kept_and_reserved_memory_stay_within_the_budget():
+    rng = random.Random(5)
+    pool = buffers.BufferPool(16 * PAGE)
+    out: list[buffers.Buffer] = []
+    for _ in range(2000):
+        if out and rng.random() < 0.5:
+            buffer = out.pop(rng.randrange(len(out)))
+            rng.choice([buffer.release, buffer.release, buffer.discard])()
+        elif (buffer := pool.try_reserve(rng.choice([1, 2, 2, 2, 3, 16, 20]) * PAGE)) is not None:
+            out.append(buffer)
+        assert pool.reserved == sum(b.capacity for b in out)
+        assert pool.reserved + pool.kept <= pool.budget or len(out) == 1
+        assert pool.kept <= pool.budget
+
+
+def test_discarded_memory_is_never_lent_again_while_it_is_read():
+    pool = buffers.BufferPool(2 * PAGE)
+    sending = pool.try_reserve(2 * PAGE)
+    view = sending.view(4)
+    view[:] = b"data"
+    sending.discard()
+    assert (pool.reserved, pool.kept) == (0, 0)
+    for _ in range(3):
+        other = pool.try_reserve(2 * PAGE)
+        other.view(4)[:] = b"####"
+        other.release()
+    gc.collect()
+    assert view == b"data"
+
+
+def test_memory_dropped_for_room_stays_readable_for_who_still_has_a_view():
+    pool = buffers.BufferPool(2 * PAGE)
+    buffer = pool.try_reserve(2 * PAGE)
+    view = buffer.view(4)
+    view[:] = b"data"
+    buffer.release()
+    assert pool.try_reserve(PAGE) is not None
+    assert pool.kept == 0
+    assert view == b"data"
+
+
+def test_a_buffer_is_given_back_once_and_not_used_after():
+    pool = buffers.BufferPool(2 * PAGE)
+    buffer = pool.try_reserve(PAGE)
+    with pytest.raises(ValueError, match="do not fit"):
+        buffer.view(PAGE + 1)
+    buffer.release()
+    buffer.release()
+    buffer.discard()
+    assert (pool.reserved, pool.kept) == (0, PAGE)
+    with pytest.raises(RuntimeError):
+        buffer.view(1)
+
+
+def test_threads_never_share_a_buffer_nor_exceed_the_budget():
+    pool = buffers.BufferPool(4 * PAGE)
+    problems: list[str] = []
+
+    def work(mark: int) -> None:
+        rng = random.Random(mark)
+        for _ in range(500):
+            if (buffer := pool.try_reserve(rng.choice([1, 2]) * PAGE)) is None:
+                continue
+            view = buffer.view(PAGE)
+            view[:] = bytes([mark]) * PAGE
+            if pool.reserved > pool.budget:
+                problems.append("over budget")
+            if bytes(view) != bytes([mark]) * PAGE:
+                problems.append("shared")
+            buffer.release()
+
+    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert pool.reserved == 0

@@ -1,0 +1,285 @@
+"""docs/ says what the code does: messages, error codes, settings, the manifest, examples.
+
+What is compared is named in docs/protocol.md and docs/events.md by fixed forms: a heading
+with a type or topic in backticks, tables whose first cell is a name in backticks, fenced
+blocks with a word behind the fence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from blake3 import blake3
+
+from zchunk import config
+from zchunk.clock import SystemClock
+from zchunk.errors import BY_CODE
+from zchunk.loop import LoopThread
+from zchunk.manifest import IDENTITY, ChunkRow, Manifest, parse
+from zchunk.node.joining import join
+from zchunk.node.membership import Membership
+from zchunk.node.process import NodeProcess
+from zchunk.protocol.messages import BY_TYPE, HEADER_FIELDS, PAYLOAD_FIELDS, FileRecord, PeerRecord, Request
+from zchunk.tracker import core
+from zchunk.tracker.server import Tracker, make_token
+from zchunk.transport.zeromq import ZmqTransport
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PROTOCOL = (DOCS / "protocol.md").read_text()
+EVENTS = (DOCS / "events.md").read_text()
+SPEC_ROWS = [
+    *(f"U{n}" for n in range(1, 10)),
+    *(f"D{n}" for n in range(1, 12)),
+    *(f"I{n}" for n in range(1, 6)),
+    *(f"S{n}" for n in range(1, 5)),
+    *(f"R{n}" for n in range(1, 10)),
+    *(f"T{n}" for n in range(1, 8)),
+]
+
+# -- reading the documents --------------------------------------------------------------
+
+
+def sections(text: str) -> dict[str, str]:
+    """Heading with a name in backticks -> what stands under it, up to the next heading."""
+    parts = re.split(r"^#{2,3} (.*)$", text, flags=re.MULTILINE)
+    found = zip(parts[1::2], parts[2::2], strict=True)
+    return {title.strip("`"): body for title, body in found if re.fullmatch(r"`[a-z_.]+`", title)}
+
+
+def table(text: str) -> list[list[str]]:
+    """Rows whose first cell is in backticks, that cell without them."""
+    rows = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("| `")]
+    return [[row[0].strip().strip("`"), *(cell.strip() for cell in row[1:])] for row in rows]
+
+
+def names(text: str) -> list[str]:
+    return [row[0] for row in table(text)]
+
+
+def chapter(text: str, title: str) -> str:
+    return re.split(r"^## ", text.split(f"\n## {title}\n")[1], flags=re.MULTILINE)[0]
+
+
+def fenced(text: str, word: str) -> str:
+    match = re.search(rf"^```{word}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert match is not None, word
+    return match[1]
+
+
+MESSAGES = sections(PROTOCOL)
+TOPICS = sections(EVENTS)
+
+# -- messages -----------------------------------------------------------------------------
+
+
+def test_every_message_has_a_section_and_every_section_a_message() -> None:
+    assert sorted(MESSAGES) == sorted(BY_TYPE)
+
+
+@pytest.mark.parametrize("kind", sorted(BY_TYPE))
+def test_a_message_has_exactly_its_fields_payload_last_in_frame_order(kind: str) -> None:
+    cls = BY_TYPE[kind]
+    listed = names(MESSAGES[kind])
+    assert sorted(listed) == sorted((*HEADER_FIELDS[cls], *PAYLOAD_FIELDS[cls]))
+    payload = [row[0] for row in table(MESSAGES[kind]) if row[1] == "payload"]
+    assert tuple(payload) == PAYLOAD_FIELDS[cls]
+    assert listed[len(listed) - len(payload) :] == payload
+
+
+@pytest.mark.parametrize("kind", sorted(k for k, cls in BY_TYPE.items() if issubclass(cls, Request)))
+def test_a_request_names_its_answer(kind: str) -> None:
+    assert f"Answer: `{BY_TYPE[kind].REPLY.TYPE}`." in MESSAGES[kind]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("record", [PeerRecord, FileRecord])
+def test_records_have_exactly_their_fields(record: type) -> None:
+    text = chapter(PROTOCOL, "Records").split(f"{record.__name__}, ")[1].split("\n\n")[1]
+    assert names(text) == [field.name for field in fields(record)]
+
+
+def test_roles_are_those_of_the_tracker() -> None:
+    rows = dict(table(chapter(PROTOCOL, "Identity")))
+    handlers = _handlers()
+    only_nodes = {kind for kind, roles in handlers.items() if roles == {"node"}}
+    everyone = {kind for kind, roles in handlers.items() if "observer" in roles}
+    assert set(re.findall(r"`(\w+)`", rows["client"])) == only_nodes
+    assert set(re.findall(r"`(\w+)`", rows["observer"])) == everyone
+
+
+def _handlers() -> dict[str, frozenset[str]]:
+    """What the tracker answers -> who may ask."""
+    source = Path(core.__file__).read_text()
+    found = re.findall(r"^ {12}(\w+): \((_\w+), self\._\w+\),$", source, flags=re.MULTILINE)
+    assert len(found) > 10
+    return {getattr(core, name).TYPE: getattr(core, roles) for name, roles in found}
+
+
+# -- names in backticks --------------------------------------------------------------------
+
+#: Words of the documents that are no names of the code's tables.
+_WORDS = {
+    *("v", "t", "id", "f", "from", "a", "k", "r", "p", "s", "e", "have", "zchunk1-"),
+    *("node", "client", "observer", "plain", "curve", "up", "down", "left", "draining", "offline-store"),
+    *("revoked", "round_robin", "contiguous", "balanced", "host", "encoding", "rows", "sealed", "version"),
+    *("stored_size", "plain_blake3", "hello", "lease", "goodbye"),
+    *("details.suggestion", "details.online", "details.needed", "details.free"),
+    *("details.chunks_missing", "details.first_missing", "details.candidates"),
+    *("file.degraded", "file.unavailable", "file.available", "tracker.send", "tracker.recv"),
+    *("config.yaml", "hello.bin"),
+}
+
+
+def _known() -> set[str]:
+    every = {name: {*HEADER_FIELDS[cls], *PAYLOAD_FIELDS[cls]} for name, cls in BY_TYPE.items()}
+    found = {*_WORDS, *BY_TYPE, *BY_CODE, *TOPICS}
+    for kind, of_type in every.items():
+        found |= of_type | {f"{kind}.{field}" for field in of_type}
+    found |= {field.name for record in (PeerRecord, FileRecord) for field in fields(record)}
+    found |= {"file.file_id"}
+    for section, model in config.SECTIONS.items():
+        found |= {*model.model_fields, *(f"{section}.{key}" for key in model.model_fields)}
+    for topic in TOPICS.values():
+        found |= set(names(topic))
+    return found
+
+
+@pytest.mark.parametrize("text", [PROTOCOL, EVENTS], ids=["protocol", "events"])
+def test_names_in_backticks_exist(text: str) -> None:
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    used = set(re.findall(r"`([a-z][a-z0-9_.-]*)`", prose))
+    assert not used - _known()
+
+
+# -- tables ----------------------------------------------------------------------------------
+
+
+def test_error_codes_are_those_of_the_code_with_exit_code_and_retryable() -> None:
+    rows = {row[0]: (int(row[1]), row[2] == "yes") for row in table(chapter(PROTOCOL, "Error codes"))}
+    assert rows == {code: (cls.exit_code, cls.retryable) for code, cls in BY_CODE.items()}
+
+
+def test_configuration_keys_are_those_of_the_shipped_file_with_their_defaults() -> None:
+    shipped = yaml.load((ROOT / "config.yaml").read_text(), yaml.BaseLoader)
+    defaults = {f"{section}.{key}": value for section, keys in shipped.items() for key, value in keys.items()}
+    rows = {row[0]: row[1] for row in table(chapter(PROTOCOL, "Configuration keys and the protocol"))}
+    assert rows == {key: "[]" if value == [] else value for key, value in defaults.items()}
+
+
+# -- the manifest --------------------------------------------------------------------------------
+
+
+def test_the_manifest_example_is_what_the_code_computes() -> None:
+    contents = (b"a" * 65536, b"bcd")
+    rows = tuple(
+        ChunkRow(len(data), IDENTITY, hashlib.sha256(data).digest(), blake3(data).digest(), None)
+        for data in contents
+    )
+    whole = hashlib.sha256(b"".join(contents)).digest()
+    manifest = Manifest("hello.bin", 65539, whole, 65536, rows)
+    shown = "".join(line.split()[0] for line in fenced(PROTOCOL, "manifest").splitlines())
+    assert shown == manifest.canonical.hex()
+    assert f"has {len(manifest.canonical)} bytes" in PROTOCOL
+    assert fenced(PROTOCOL, "file-id").strip() == manifest.file_id
+    assert parse(bytes.fromhex(shown)) == manifest
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+def test_the_published_topics_are_documented_and_no_other() -> None:
+    source = Path(core.__file__).read_text()
+    published = set(re.findall(r'self\._(?:publish|event)\("([a-z.]+)"', source))
+    published |= set(re.findall(r'topic = "([a-z.]+)" if .* else "([a-z.]+)"', source)[0])
+    assert published == set(TOPICS)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A tracker, and a home that has joined it as an observer."""
+    settings = config.load(
+        None, {"tracker": {"bind": "127.0.0.1:0"}, "node": {"bind": "127.0.0.1:0"}}, environ={}
+    )
+    transport, clock = ZmqTransport(), SystemClock()
+    tracker = Tracker(tmp_path / "tracker", settings, clock, transport)
+    thread = LoopThread(tracker.loop, lambda error: None)
+    thread.start()
+
+    def enrol(folder: Path, role: str) -> Membership:
+        token = make_token(tracker.files, clock, role=role, expires_s=60, once=True, transport="plain")
+        joining = ZmqTransport()
+        try:
+            return join(folder, token, folder.parent.name, joining, clock, 10)
+        finally:
+            joining.close()
+
+    home = tmp_path / "watcher"
+    enrol(home / "client", "observer")
+    yield SimpleNamespace(settings=settings, enrol=enrol, home=home)
+    thread.stop()
+    tracker.close()
+    transport.close()
+
+
+def test_the_subscriber_example_follows_a_real_tracker(cluster: SimpleNamespace, tmp_path: Path) -> None:
+    code = fenced(EVENTS, "python subscriber")
+    command = [sys.executable, "-c", code, str(cluster.home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        guard = threading.Timer(30, watcher.kill)
+        guard.start()
+        try:
+            assert watcher.stdout.readline() == "snapshot {}\n"
+            membership = cluster.enrol(tmp_path / "A" / "node", "node")
+            node = NodeProcess(tmp_path / "A" / "node", membership, cluster.settings)
+            node.start()
+            came = watcher.stdout.readline()
+            node.stop()
+            left = watcher.stdout.readline()
+        finally:
+            guard.cancel()
+            watcher.kill()
+    assert came.startswith("peer.up {")
+    assert "'name': 'A', 'reason': 'hello'" in came
+    assert left.startswith("peer.down {")
+    assert "'reason': 'goodbye'" in left
+    assert set(names(TOPICS["peer.up"])) == set(yaml.safe_load(came.partition(" ")[2]))
+
+
+# -- rows ---------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_specification_is_in_rows() -> None:
+    text = (DOCS / "rows.md").read_text()
+    assert re.findall(r"^\| ([UDISRT]\d+) ", text, flags=re.MULTILINE) == SPEC_ROWS
+
+
+def test_every_test_that_rows_names_exists() -> None:
+    text = (DOCS / "rows.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert named
+    missing = [f"{file}::{test}" for file, test in named if not _has(ROOT / file, test)]
+    assert not missing
+
+
+def _has(file: Path, test: str) -> bool:
+    return file.exists() and re.search(rf"def {test}\(", file.read_text()) is not None
+
+
+# -- what documents may not say -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]*)[^)]*\)", path.read_text()):
+        assert not target or (DOCS / target).exists(), target

@@ -1,0 +1,984 @@
+"""zchunk/node/partfile.py: every verified chunk survives, nothing false is vouched for."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from zchunk import disk, hashing
+from zchunk.clock import ManualClock
+from zchunk.errors import (
+    AlreadyRunning,
+    ChunkCorrupt,
+    InvalidUsage,
+    NoSpace,
+    NotAllowed,
+    NotFound,
+    StorageFailure,
+    TargetExists,
+)
+from zchunk.manifest import ChunkRow, Manifest
+from zchunk.node import partfile
+from zchunk.node.partfile import (
+    PartFile,
+    load_job,
+    open_part,
+    remove_leftovers,
+    safe_target_name,
+    target_has_content,
+)
+
+SIZE = 65536
+JOB_ID, OTHER_JOB = "1" * 32, "2" * 32
+
+
+class File:
+    """A file's bytes and its manifest."""
+
+    def __init__(self, size: int, seed: int = 1, name: str = "film.mkv") -> None:
+        self.data = random.Random(seed).randbytes(size)
+        parts = [self.data[at : at + SIZE] for at in range(0, size, SIZE)]
+        rows = tuple(
+            ChunkRow(len(p), "identity", hashlib.sha256(p).digest(), blake3(p).digest(), None) for p in parts
+        )
+        self.manifest = Manifest(name, size, hashlib.sha256(self.data).digest(), SIZE, rows)
+        self.count = len(rows)
+
+    def chunk(self, index: int) -> memoryview:
+        return memoryview(self.data)[index * SIZE : (index + 1) * SIZE]
+
+
+def write(part: PartFile, file: File, *indexes: int) -> None:
+    for index in indexes:
+        part.write_chunk(index, file.chunk(index))
+        part.mark(index)
+
+
+def oserror(number: int) -> Callable[..., None]:
+    def fail(*_args, **_kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@contextlib.contextmanager
+def replaced(module: object, name: str, new: object):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, new)
+        yield
+
+
+def crash(part: PartFile) -> None:
+    """What a kill does: descriptors and lock are gone, every file stays."""
+    part._close_writer()
+    part._lock.release()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "film.mkv"
+
+
+@pytest.fixture
+def part_path(target):
+    return target.with_name("film.mkv.zpart")
+
+
+@pytest.fixture
+def job_path(target):
+    return target.with_name("film.mkv.zjob")
+
+
+@pytest.fixture
+def file():
+    return File(5 * SIZE + 1234)
+
+
+@pytest.fixture
+def part(target, file):
+    with open_part(target, file.manifest, JOB_ID, clock=ManualClock()) as opened:
+        yield opened
+
+
+# -- from beginning to end -------------------------------------------------------------
+
+
+def test_a_new_download_has_its_space_and_its_journal(file, part, target, part_path, job_path):
+    stats = part_path.stat()
+    assert stats.st_size == len(file.data)
+    assert stats.st_blocks * 512 >= len(file.data)
+    assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zlock", "film.mkv.zpart"]
+    assert json.loads(job_path.read_text()) == {
+        "version": 1,
+        "job_id": JOB_ID,
+        "file_id": file.manifest.file_id,
+        "name": "film.mkv",
+        "size": len(file.data),
+        "chunk_size": SIZE,
+        "target": str(target),
+        "state": "running",
+        "created_at": "2023-11-14T22:13:20.000Z",
+        "completed": [],
+        "manifest": base64.b64encode(file.manifest.canonical).decode(),
+    }
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, 3 * SIZE + 4097])
+def test_a_file_of_any_size_is_finished(target, size):
+    file = File(size)
+    part = open_part(target, file.manifest, JOB_ID)
+    order = list(range(file.count))
+    random.Random(size).shuffle(order)
+    write(part, file, *order)
+    part.save()
+    into = memoryview(bytearray(SIZE))
+    assert all(part.read_chunk(index, into) == file.chunk(index) for index in order)
+    part.finish()
+    assert target.read_bytes() == file.data
+    assert names(target.parent) == ["film.mkv"]
+
+
+def test_the_target_is_replaced_at_once(target, file):
+    target.write_bytes(b"an older and much longer file" * 99999)
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, *range(file.count))
+    assert target.read_bytes().startswith(b"an older")
+    part.finish()
+    assert target.read_bytes() == file.data
+
+
+def test_finish_is_durable_step_by_step(part, file, monkeypatch, part_path):
+    """SPEC D5: length, file synced, descriptors closed, one rename, folder synced, then the journal."""
+    write(part, file, *range(file.count))
+    calls = []
+
+    def spy(module, name, what=lambda *_: None):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a: (calls.append(name), what(*a), real(*a))[2])
+
+    def nothing_open(*_args):
+        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)]
+        assert str(part_path) not in links
+
+    def journal_stands(*_args):
+        assert part_path.with_name("film.mkv.zjob").exists()
+
+    spy(os, "ftruncate")
+    spy(disk, "sync_file")
+    spy(os, "replace", nothing_open)
+    spy(disk, "sync_folder", journal_stands)
+    part.finish()
+    assert calls == ["ftruncate", "sync_file", "replace", "sync_folder"]
+
+
+def _is_open(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+def test_a_part_longer_than_the_file_is_cut(part, file, target, part_path):
+    os.truncate(part_path, len(file.data) + 100_000)
+    write(part, file, *range(file.count))
+    part.finish()
+    assert target.read_bytes() == file.data
+
+
+def test_abandon_leaves_nothing(part, file, target):
+    write(part, file, 1)
+    part.save()
+    part.abandon()
+    part.keep()
+    assert names(target.parent) == []
+
+
+def test_keep_leaves_part_and_journal_for_the_next_run(part, file, target):
+    write(part, file, 1)
+    part.keep()
+    assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
+    with pytest.raises(RuntimeError):
+        part.write_chunk(0, file.chunk(0))
+
+
+def test_leaving_the_block_keeps(target, file):
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, 2)
+    with open_part(target, file.manifest, OTHER_JOB) as part:
+        assert part.scan() == {2}
+
+
+@pytest.mark.parametrize("index", [-1, 6, 100])
+def test_a_chunk_that_does_not_exist_is_a_bug(part, index):
+    for call in (lambda: part.mark(index), lambda: part.write_chunk(index, b"")):
+        with pytest.raises(IndexError):
+            call()
+
+
+@pytest.mark.parametrize("length", [0, SIZE - 1, SIZE + 1])
+def test_a_chunk_of_the_wrong_length_is_a_bug(part, length):
+    with pytest.raises(ValueError, match="65536"):
+        part.write_chunk(0, bytes(length))
+
+
+def test_chunks_go_past_the_page_cache_at_their_offset(part, file, monkeypatch):
+    calls = []
+    monkeypatch.setattr(disk, "write_at", lambda d, c, data, at: calls.append((d, c, len(data), at)))
+    write(part, file, 3, 5)
+    assert [(length, at) for _, _, length, at in calls] == [(SIZE, 3 * SIZE), (1234, 5 * SIZE)]
+    assert all(direct != cached for direct, cached, _, _ in calls)
+
+
+def test_without_o_direct_the_cache_does_it(target, file, monkeypatch):
+    monkeypatch.delattr(os, "O_DIRECT")
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, *range(file.count))
+    part.finish()
+    assert target.read_bytes() == file.data
+
+
+# -- going on ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [PartFile.keep, crash])
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_next_run_goes_on_under_the_same_job(target, file, end, saved):
+    first = open_part(target, file.manifest, JOB_ID, clock=ManualClock())
+    write(first, file, 0, 3, 5)
+    if saved:
+        first.save()
+    end(first)
+    with open_part(target, file.manifest, OTHER_JOB) as again:
+        assert again.job_id == JOB_ID
+        assert again.created_at == first.created_at
+        assert again.completed == ({0, 3, 5} if saved else set())  # the journal: a hint
+        assert again.scan() == {0, 3, 5}  # the bytes: the truth
+        assert again.completed == {0, 3, 5}
+    assert not [name for name in names(target.parent) if "aside" in name]
+
+
+def test_the_journal_is_not_believed(target, file, job_path):
+    with open_part(target, file.manifest, JOB_ID) as part:
+        part.mark(1)
+        part.mark(2)
+        part.save()
+    assert load_job(job_path).completed == {1, 2}
+    with open_part(target, file.manifest, JOB_ID) as again:
+        assert again.scan() == set()
+        again.save()
+    assert load_job(job_path).completed == frozenset()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scan_finds_the_chunk_with_a_flipped_bit(target, file, part_path, seed):
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, *range(file.count))
+        part.save()
+    rng = random.Random(seed)
+    position = rng.randrange(len(file.data))
+    data = bytearray(file.data)
+    data[position] ^= 1 << rng.randrange(8)
+    part_path.write_bytes(data)
+    with open_part(target, file.manifest, JOB_ID) as again:
+        assert again.scan() == set(range(file.count)) - {position // SIZE}
+
+
+def test_scan_costs_one_blake3_of_what_was_written_and_no_sha256(target, file, monkeypatch):
+    # Holes that every file system knows of; of allocated space some say it is data.
+    monkeypatch.setattr(os, "posix_fallocate", oserror(errno.EOPNOTSUPP))
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, 1, 5)
+    with open_part(target, file.manifest, JOB_ID) as again:
+        before = hashing.counts.copy()
+        again.scan()
+        assert hashing.counts["sha256"] == before["sha256"]
+        assert hashing.counts["blake3"] - before["blake3"] == SIZE + 1234
+
+
+def test_scan_reads_everything_where_holes_are_not_told(target, file, monkeypatch):
+    monkeypatch.delattr(os, "SEEK_DATA")
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, 1)
+        assert part.scan() == {1}
+
+
+def test_scan_tells_its_progress(part, file):
+    seen = []
+    part.scan(lambda done, count: seen.append((done, count)))
+    assert seen == [(n, 6) for n in range(1, 7)]
+
+
+def test_a_scan_that_is_broken_off_leaves_the_part_usable(part, file):
+    def stop(done, _count):
+        raise KeyboardInterrupt
+
+    write(part, file, 0)
+    with pytest.raises(KeyboardInterrupt):
+        part.scan(stop)
+    assert part.scan() == {0}
+
+
+def test_scan_reads_the_disk_not_the_memory(part, monkeypatch):
+    calls = []
+    real = disk.sync_file
+    monkeypatch.setattr(disk, "sync_file", lambda fd: (calls.append("sync"), real(fd)))
+    monkeypatch.setattr(disk, "drop_cache", lambda fd: calls.append("drop"))
+    part.scan()
+    assert calls == ["sync", "drop"]
+
+
+def test_an_unreadable_chunk_is_fetched_again(part, file, monkeypatch):
+    write(part, file, 0, 1, 2)
+    real = os.preadv
+
+    def bad_sector(fd, views, offset):
+        return oserror(errno.EIO)() if offset == SIZE else real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", bad_sector)
+    assert part.scan() == {0, 2}
+    with pytest.raises(StorageFailure):
+        part.read_chunk(1, memoryview(bytearray(SIZE)))
+
+
+@pytest.mark.parametrize("length", [0, 100, SIZE, 2 * SIZE + 5])
+def test_a_cut_part_is_filled_up_and_keeps_what_it_has(target, file, part_path, length):
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, *range(file.count))
+    os.truncate(part_path, length)
+    with open_part(target, file.manifest, JOB_ID) as again:
+        assert part_path.stat().st_size == len(file.data)
+        assert again.scan() == set(range(length // SIZE))
+
+
+def test_a_part_cut_under_us_is_corrupt(part, file, part_path):
+    write(part, file, *range(file.count))
+    os.truncate(part_path, SIZE + 1)
+    with pytest.raises(ChunkCorrupt, match="chunk 1"):
+        part.read_chunk(1, memoryview(bytearray(SIZE)))
+
+
+def test_plain_digests_that_are_sealed_cannot_be_compared(target, file):
+    rows = tuple(ChunkRow(r.stored_size, "sealed", r.sha256, r.blake3, None) for r in file.manifest.chunks)
+    sealed = Manifest("x", len(file.data), None, SIZE, rows, b"secret")
+    with open_part(target, sealed, JOB_ID) as part:
+        write(part, file, 0)
+        assert part.scan() == set()
+
+
+def test_a_journal_without_its_part_goes_on_from_nothing(target, file, part_path, job_path):
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, 0)
+        part.save()
+    part_path.unlink()
+    with open_part(target, file.manifest, OTHER_JOB) as again:
+        assert again.job_id == JOB_ID
+        assert again.completed == set()
+        assert load_job(job_path).completed == frozenset()
+        assert again.scan() == set()
+
+
+def test_marks_can_be_taken_back(part, file, job_path):
+    write(part, file, 0, 1)
+    part.unmark(1)
+    part.unmark(4)
+    part.save()
+    assert load_job(job_path).completed == {0}
+
+
+# -- what counts as ours ----------------------------------------------------------------
+
+
+def test_another_files_download_is_kept_aside(target, file):
+    other = File(3 * SIZE, seed=2)
+    with open_part(target, other.manifest, OTHER_JOB) as part:
+        write(part, other, 1)
+    with open_part(target, file.manifest, JOB_ID) as part:
+        assert part.job_id == JOB_ID
+        assert part.scan() == set()
+    aside = target.with_name("film.mkv.zpart.aside-1")
+    assert aside.read_bytes()[SIZE : 2 * SIZE] == other.chunk(1)
+    assert load_job(target.with_name("film.mkv.zjob.aside-1")).job_id == OTHER_JOB
+
+
+def test_each_pair_aside_has_its_own_number(target):
+    for seed in range(1, 4):
+        open_part(target, File(SIZE, seed).manifest, JOB_ID).keep()
+    assert [n for n in names(target.parent) if "zpart.aside" in n] == [
+        "film.mkv.zpart.aside-1",
+        "film.mkv.zpart.aside-2",
+    ]
+    for number in (1, 2):
+        job = load_job(target.with_name(f"film.mkv.zjob.aside-{number}"))
+        assert job.file_id == File(SIZE, number).manifest.file_id
+
+
+@pytest.mark.parametrize("journal", [None, b"", b"{", b"garbage", b"[]", b"{}"])
+def test_a_part_without_a_readable_journal_is_kept_aside(target, file, part_path, job_path, journal):
+    part_path.write_bytes(b"mine")
+    if journal is not None:
+        job_path.write_bytes(journal)
+    with open_part(target, file.manifest, JOB_ID) as part:
+        assert part.completed == set()
+    assert target.with_name("film.mkv.zpart.aside-1").read_bytes() == b"mine"
+    if journal is not None:
+        assert target.with_name("film.mkv.zjob.aside-1").read_bytes() == journal
+
+
+def test_a_part_that_is_a_link_is_not_written_through(target, file, part_path, tmp_path):
+    with open_part(target, file.manifest, JOB_ID):
+        pass
+    part_path.unlink()
+    (tmp_path / "precious").write_bytes(b"precious")
+    part_path.symlink_to(tmp_path / "precious")
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, *range(file.count))
+    part.finish()
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert target.read_bytes() == file.data
+
+
+def test_a_name_that_aside_files_have_is_not_overwritten(target, file, part_path):
+    part_path.write_bytes(b"mine")
+    target.with_name("film.mkv.zjob.aside-1").write_bytes(b"other")
+    open_part(target, file.manifest, JOB_ID).keep()
+    assert target.with_name("film.mkv.zjob.aside-1").read_bytes() == b"other"
+    assert target.with_name("film.mkv.zpart.aside-2").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"job_id": 5},
+        {"job_id": ""},
+        {"state": None},
+        {"file_id": "0" * 64},
+        {"size": 1},
+        {"chunk_size": 131072},
+        {"name": "other"},
+        {"manifest": "!!!"},
+        {"manifest": None},
+        {"manifest": ""},
+        {"completed": [[0, 6]]},
+        {"completed": [[-1, 0]]},
+        {"completed": [[2, 1]]},
+        {"completed": [[0, 1], [1, 2]]},
+        {"completed": [[0]]},
+        {"completed": [["a", "b"]]},
+        {"completed": 5},
+    ],
+)
+def test_a_journal_that_cannot_be_is_none(part, job_path, change):
+    job = json.loads(job_path.read_text())
+    assert load_job(job_path) is not None
+    job_path.write_text(json.dumps(job | change))
+    assert load_job(job_path) is None
+    for key in change:
+        del job[key]
+    job_path.write_text(json.dumps(job))
+    assert load_job(job_path) is None
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_journal_with_a_flipped_bit_never_raises_and_never_lies_about_the_file(part, file, job_path, seed):
+    rng = random.Random(seed)
+    data = bytearray(job_path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    job_path.write_bytes(data)
+    job = load_job(job_path)
+    assert job is None or job.manifest == file.manifest
+
+
+def test_a_journal_is_none_where_there_is_no_file(tmp_path):
+    assert load_job(tmp_path / "nothing") is None
+    assert load_job(tmp_path) is None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_completed_chunks_are_written_as_ranges_and_read_back(tmp_path, seed):
+    rng = random.Random(seed)
+    file = File(40 * SIZE)
+    chosen = {index for index in range(40) if rng.random() < rng.random()}
+    with open_part(tmp_path / "f", file.manifest, JOB_ID) as part:
+        for index in chosen:
+            part.mark(index)
+        part.state = "paused"
+        part.save()
+    job = load_job(tmp_path / "f.zjob")
+    assert job.completed == chosen
+    assert (job.state, job.job_id, job.manifest) == ("paused", JOB_ID, file.manifest)
+    raw = json.loads((tmp_path / "f.zjob").read_text())["completed"]
+    assert all(a[1] + 1 < b[0] for a, b in itertools.pairwise(raw))  # as few as possible
+
+
+# -- one writer ---------------------------------------------------------------------------
+
+
+def test_a_second_download_to_a_target_is_told_the_first_ones_job(part, target, file):
+    before = names(target.parent)
+    for manifest in (file.manifest, File(SIZE, 9).manifest):
+        with pytest.raises(AlreadyRunning, match=JOB_ID) as caught:
+            open_part(target, manifest, OTHER_JOB)
+        assert caught.value.details["job_id"] == JOB_ID
+    assert names(target.parent) == before
+
+
+def test_other_targets_are_free(part, target, file):
+    open_part(target.with_name("b"), file.manifest, OTHER_JOB).keep()
+
+
+@pytest.mark.parametrize("end", [PartFile.keep, PartFile.abandon, PartFile.finish])
+def test_the_lock_ends_with_the_download_and_leaves_no_file(target, file, end):
+    part = open_part(target, file.manifest, JOB_ID)
+    end(part)
+    assert "film.mkv.zlock" not in names(target.parent)
+    open_part(target, file.manifest, JOB_ID).abandon()
+    assert "film.mkv.zlock" not in names(target.parent)
+
+
+def test_the_lock_goes_with_a_killed_process(target, file):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            part = open_part(target, file.manifest, JOB_ID)
+            write(part, file, 4)
+            os.write(writing, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    assert os.read(reading, 1) == b"x"
+    with pytest.raises(AlreadyRunning, match=JOB_ID):
+        open_part(target, file.manifest, OTHER_JOB)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reading)
+    os.close(writing)
+    assert "film.mkv.zlock" in names(target.parent)
+    part = open_part(target, file.manifest, OTHER_JOB)
+    assert part.scan() == {4}
+    write(part, file, *range(file.count))
+    part.finish()
+    assert names(target.parent) == ["film.mkv"]
+
+
+def test_a_failed_opening_leaves_no_lock(target, file):
+    with replaced(disk, "preallocate", oserror(errno.EIO)), pytest.raises(OSError, match="error"):
+        open_part(target, file.manifest, JOB_ID)
+    assert "film.mkv.zlock" not in names(target.parent)
+    open_part(target, file.manifest, JOB_ID).keep()
+
+
+# -- refusals ------------------------------------------------------------------------------
+
+
+def test_a_folder_is_no_target(tmp_path, file):
+    with pytest.raises(TargetExists, match="folder"):
+        open_part(tmp_path, file.manifest, JOB_ID)
+    with pytest.raises(NotFound, match="make it first"):
+        open_part(tmp_path / "no" / "x", file.manifest, JOB_ID)
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path, file):
+    with pytest.raises(InvalidUsage, match="too long"):
+        open_part(tmp_path / ("x" * 254), file.manifest, JOB_ID)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EACCES, NotAllowed), (errno.EROFS, NotAllowed)])
+def test_no_permission_is_said(target, file, number, kind):
+    with replaced(os, "open", oserror(number)), pytest.raises(kind, match="permitted"):
+        open_part(target, file.manifest, JOB_ID)
+
+
+def test_a_disk_too_small_is_said_at_the_start_and_the_job_kept(target, file, part_path, job_path):
+    def full(fd, _offset, size):
+        os.ftruncate(fd, size // 2)
+        oserror(errno.ENOSPC)()
+
+    with replaced(os, "posix_fallocate", full), pytest.raises(NoSpace, match="free some space"):
+        open_part(target, file.manifest, JOB_ID)
+    assert part_path.stat().st_size == 0
+    assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
+    with open_part(target, file.manifest, OTHER_JOB) as again:
+        assert again.job_id == JOB_ID
+
+
+def test_a_disk_that_fills_up_in_between_keeps_the_job(target, file, job_path):
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, 0)
+    part.save()
+    for step, call in [("pwrite", lambda: write(part, file, 1)), ("pwrite", part.save)]:
+        with replaced(os, step, oserror(errno.ENOSPC)), pytest.raises(NoSpace):
+            call()
+    assert load_job(job_path).completed == {0}
+    assert "film.mkv.zjob.tmp" not in names(target.parent)
+    write(part, file, 1)  # space again: it goes on
+    part.save()
+    assert load_job(job_path).completed == {0, 1}
+    with replaced(os, "replace", oserror(errno.ENOSPC)), pytest.raises(NoSpace):
+        part.finish()
+    with open_part(target, file.manifest, OTHER_JOB) as again:
+        assert (again.job_id, again.scan()) == (JOB_ID, {0, 1})
+
+
+def test_the_journal_is_written_after_the_data_it_vouches_for(part, file, monkeypatch, part_path):
+    write(part, file, 0)
+    calls = []
+    real = disk.sync_file
+
+    def spy(fd):
+        calls.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        if len(calls) == 1:
+            part.mark(3)  # marked while the data is being synced: not covered by this sync
+        real(fd)
+
+    monkeypatch.setattr(disk, "sync_file", spy)
+    part.save()
+    assert calls == ["film.mkv.zpart", "film.mkv.zjob.tmp"]
+    assert load_job(part_path.with_name("film.mkv.zjob")).completed == {0}
+    part.save()
+    assert load_job(part_path.with_name("film.mkv.zjob")).completed == {0, 3}
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, StorageFailure), (errno.ENOSPC, NoSpace)])
+@pytest.mark.parametrize("call", [PartFile.save, PartFile.scan, PartFile.finish])
+def test_a_failed_sync_is_not_retried_and_nothing_is_vouched_for(target, file, job_path, number, kind, call):
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, 0)
+    part.save()
+    write(part, file, 1)
+    with replaced(disk, "sync_file", oserror(number)), pytest.raises(kind):
+        call(part)
+    assert part.flag
+    refused = [part.save, lambda: write(part, file, 2), part.scan, part.finish]
+    if call is PartFile.finish:
+        refused = []  # it has ended
+    for again in refused:
+        with pytest.raises(StorageFailure, match="nothing more"):
+            again()
+    part.keep()
+    assert not target.exists()
+    assert load_job(job_path).completed == {0}
+    with open_part(target, file.manifest, OTHER_JOB) as fresh:
+        assert fresh.scan() == {0, 1}
+
+
+@pytest.mark.parametrize("how", ["gone", "replaced"])
+def test_a_part_removed_meanwhile_is_said(target, file, part_path, how):
+    part = open_part(target, file.manifest, JOB_ID)
+    part_path.unlink()
+    if how == "replaced":
+        part_path.write_bytes(b"mine")
+    with pytest.raises(NotFound):
+        part.finish()
+    assert not target.exists()
+    assert how == "gone" or part_path.read_bytes() == b"mine"
+
+
+def test_a_target_that_became_a_folder_keeps_the_job(target, file, part_path):
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, *range(file.count))
+    target.mkdir()
+    with pytest.raises(StorageFailure):
+        part.finish()
+    target.rmdir()
+    with open_part(target, file.manifest, JOB_ID) as again:
+        assert again.scan() == set(range(file.count))
+
+
+def test_what_cannot_be_deleted_stays_a_job(target, file, job_path):
+    part = open_part(target, file.manifest, JOB_ID)
+    with replaced(os, "unlink", oserror(errno.EROFS)), pytest.raises(NotAllowed):
+        part.abandon()
+    assert load_job(job_path).job_id == JOB_ID
+    open_part(target, file.manifest, OTHER_JOB).abandon()
+    assert names(target.parent) == []
+
+
+# -- kills ------------------------------------------------------------------------------------
+
+PATCHED = (
+    "open",
+    "pwrite",
+    "fdatasync",
+    "fsync",
+    "replace",
+    "unlink",
+    "ftruncate",
+    "posix_fallocate",
+    "close",
+)
+
+
+def run_killed(step: int, action: Callable[[], None]) -> bool:
+    """Runs `action` in a process that dies before its `step`-th disk call; whether it got through."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            die_at(step)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 137)
+    return code == 0
+
+
+def die_at(step: int) -> None:
+    left = [step]
+
+    def dying(real):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                os._exit(137)
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in PATCHED:
+        setattr(os, name, dying(getattr(os, name)))
+
+
+def test_killed_at_any_disk_call_the_next_run_keeps_what_was_verified(tmp_path, file):
+    """SPEC D7, PITFALLS T1: and at the end there is the file, and nothing else."""
+    steps = 0
+    for step in range(1, 1000):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        target = folder / "film.mkv"
+
+        def action(target=target):
+            part = open_part(target, file.manifest, JOB_ID)
+            write(part, file, 0, 1)
+            part.save()
+            write(part, file, *range(2, file.count))
+            part.save()
+            part.finish()
+
+        done = run_killed(step, action)
+        promised = load_job(folder / "film.mkv.zjob")
+        if not target_has_content(target, file.manifest):
+            assert not target.exists()
+            part = open_part(target, file.manifest, OTHER_JOB)
+            found = part.scan()
+            assert promised is None or promised.completed <= found
+            assert promised is None or part.job_id == JOB_ID
+            write(part, file, *set(range(file.count)) - found)
+            part.finish()
+        remove_leftovers(target)
+        assert target.read_bytes() == file.data
+        assert names(folder) == ["film.mkv"]
+        steps = step
+        if done:
+            break
+    assert steps > 30
+
+
+def test_killed_at_any_disk_call_of_abandon(tmp_path, file):
+    for step in range(1, 1000):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        target = folder / "film.mkv"
+
+        def action(target=target):
+            part = open_part(target, file.manifest, JOB_ID)
+            write(part, file, 0)
+            part.abandon()
+
+        done = run_killed(step, action)
+        open_part(target, file.manifest, OTHER_JOB).abandon()
+        assert names(folder) == []
+        if done:
+            break
+    assert step > 10
+
+
+def test_killed_while_moving_aside_nothing_is_lost(tmp_path, file):
+    other = File(2 * SIZE, seed=3)
+    for step in range(1, 1000):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        target = folder / "film.mkv"
+        with open_part(target, other.manifest, OTHER_JOB) as part:
+            write(part, other, 0, 1)
+        done = run_killed(step, lambda target=target: open_part(target, file.manifest, JOB_ID).keep())
+        part = open_part(target, file.manifest, JOB_ID)
+        write(part, file, *range(file.count))
+        part.finish()
+        kept = [p for p in folder.iterdir() if ".zpart.aside-" in p.name]
+        assert [p.read_bytes() for p in kept] == [other.data]
+        if done:
+            break
+    assert step > 10
+
+
+def test_remove_leftovers_touches_no_download(target, file, part_path, job_path):
+    remove_leftovers(target)
+    assert names(target.parent) == []
+    part = open_part(target, file.manifest, JOB_ID)
+    before = names(target.parent)
+    remove_leftovers(target)
+    assert names(target.parent) == before
+    part.keep()
+    remove_leftovers(target)
+    assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
+    os.replace(part_path, target)
+    remove_leftovers(target)
+    assert names(target.parent) == ["film.mkv"]
+
+
+def test_remove_leftovers_respects_a_running_process(target, file, part_path):
+    part = open_part(target, file.manifest, JOB_ID)
+    part_path.unlink()  # as between the final rename and the journal's removal
+    remove_leftovers(target)
+    assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zlock"]
+    part.keep()
+
+
+def test_remove_leftovers_sees_a_download_that_began_meanwhile(target, file, part_path, job_path):
+    open_part(target, file.manifest, JOB_ID).keep()
+    part_path.unlink()
+    real = partfile._lock
+
+    def begun(path):
+        part_path.touch()
+        return real(path)
+
+    with replaced(partfile, "_lock", begun):
+        remove_leftovers(target)
+    assert job_path.exists()
+
+
+# -- the target ---------------------------------------------------------------------------------
+
+
+def test_target_has_content_compares_size_then_hash(target, file):
+    assert not target_has_content(target, file.manifest)
+    target.write_bytes(file.data)
+    assert target_has_content(target, file.manifest)
+    before = hashing.counts["sha256"]
+    target.write_bytes(file.data + b"x")
+    assert not target_has_content(target, file.manifest)
+    assert hashing.counts["sha256"] == before
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_target_has_content_finds_a_flipped_bit(target, file, seed):
+    rng = random.Random(seed)
+    data = bytearray(file.data)
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    target.write_bytes(data)
+    assert not target_has_content(target, file.manifest)
+
+
+def test_target_has_content_of_an_empty_file(target):
+    empty = File(0).manifest
+    assert not target_has_content(target, empty)
+    target.touch()
+    assert target_has_content(target, empty)
+
+
+def test_what_is_no_file_has_no_content(tmp_path, target, file):
+    assert not target_has_content(tmp_path, file.manifest)
+    os.mkfifo(target)
+    assert not target_has_content(target, file.manifest)
+    assert not target_has_content(target / "below", file.manifest)
+
+
+def test_a_sealed_file_cannot_be_recognised(target, file):
+    target.write_bytes(file.data)
+    sealed = Manifest("x", len(file.data), None, SIZE, file.manifest.chunks, b"secret")
+    assert not target_has_content(target, sealed)
+
+
+def test_a_target_that_may_not_be_read_is_said(target, file):
+    target.write_bytes(file.data)
+    with replaced(os, "open", oserror(errno.EACCES)), pytest.raises(NotAllowed):
+        target_has_content(target, file.manifest)
+
+
+# -- names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("film.mkv", "film.mkv"),
+        ("a/b/film.mkv", "film.mkv"),
+        ("a\\b\\film.mkv", "film.mkv"),
+        ("C:\\x\\..\\film.mkv", "film.mkv"),
+        ("../../etc/passwd", "passwd"),
+        ("/etc/passwd", "passwd"),
+        ("folder/", "folder"),
+        ("..", "download"),
+        (".", "download"),
+        ("...", "download"),
+        ("/", "download"),
+        ("a/..", "download"),
+        ("a/.. ", "download"),
+        ("", "download"),
+        ("  ", "download"),
+        ("\0\n\r\t\x1b\x7f\x85", "download"),
+        ("a\0b\nc\x1b[31m", "abc[31m"),
+        ("invoice\u202efdp.exe", "invoicefdp.exe"),
+        ("bad\ud800name", "badname"),
+        ("x.", "x"),
+        ("x. . ", "x"),
+        (" x", "x"),
+        (".bashrc", ".bashrc"),
+        ("CON", "_CON"),
+        ("con.txt", "_con.txt"),
+        ("nul.tar.gz", "_nul.tar.gz"),
+        ("Com1 .x", "_Com1 .x"),
+        ("LPT³", "_LPT³"),
+        ("aux.", "_aux"),
+        ("console", "console"),
+        ("com10", "com10"),
+        ("film.mkv.zjob", "film.mkv.zjob_"),
+        ("film.mkv.ZPART", "film.mkv.ZPART_"),
+        (".zlock", ".zlock_"),
+        ("naïve – 日本語 🎬.mkv", "naïve – 日本語 🎬.mkv"),
+    ],
+)
+def test_names_are_made_safe(name, safe):
+    assert safe_target_name(name) == safe
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_any_name_becomes_one_that_can_be_a_file(tmp_path, seed):
+    rng = random.Random(seed)
+    alphabet = "ab./\\ \0\n:äß日🎬\u202e\ud800CON1" + "".join(chr(rng.randrange(0x11000)) for _ in range(9))
+    name = "".join(rng.choice(alphabet) for _ in range(rng.choice([0, 1, 3, 20, 300, 5000])))
+    safe = safe_target_name(name)
+    assert safe
+    assert len(safe.encode()) <= 200
+    assert not set(safe) & set("/\\\0\n\u202e\ud800")
+    assert safe.strip(".") != ""
+    assert safe_target_name(safe) == safe
+    (tmp_path / safe).write_bytes(b"x")
+    assert names(tmp_path) == [safe]
+
+
+def test_a_long_name_keeps_its_suffix():
+    safe = safe_target_name("ä" * 300 + ".tar.gz")
+    assert safe.endswith("ä.gz") or safe.endswith("ä.tar.gz")
+    assert len(safe.encode()) <= 200
+    assert len(safe_target_name("x" * 150 + "." + "y" * 150).encode()) <= 200
+    assert len(safe_target_name("x" * 300 + ".zjob").encode()) <= 200

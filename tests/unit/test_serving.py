@@ -1,0 +1,551 @@
+"""node/serving.py (DESIGN "Wire"): fairness and budgets of what a node sends and takes in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from zchunk.disk import ALIGNMENT
+from zchunk.errors import Busy
+from zchunk.node.serving import MAX_WAITING, SILENCE_S, Admission, BlockWanted, Incoming, Outgoing
+
+ONE, TWO, THREE = b"one", b"two", b"three"
+BLOCK = 100
+
+
+def wanted(connection: bytes, request_id: int = 1, length: int = BLOCK) -> BlockWanted:
+    return BlockWanted(connection, request_id, bytes(32), 0, length)
+
+
+def ask(outgoing: Outgoing, connection: bytes, count: int, received: int = 0, now: float = 0.0) -> None:
+    for request_id in range(count):
+        outgoing.request(wanted(connection, request_id), received, now)
+
+
+def order(blocks: list[BlockWanted]) -> list[bytes]:
+    return [block.connection for block in blocks]
+
+
+# -- sending: fairness ----------------------------------------------------------------------
+
+
+def test_connections_take_turns() -> None:
+    outgoing = Outgoing(10_000)
+    ask(outgoing, ONE, 5)
+    ask(outgoing, TWO, 2)
+    ask(outgoing, THREE, 1)
+    assert order(outgoing.next()) == [ONE, TWO, THREE, ONE, TWO, ONE, ONE, ONE]
+
+
+def test_who_asks_for_much_does_not_starve_who_comes_later() -> None:
+    outgoing = Outgoing(BLOCK)
+    ask(outgoing, ONE, 1000)
+    assert order(outgoing.next()) == [ONE]
+    ask(outgoing, TWO, 1)
+    outgoing.acknowledge(ONE, BLOCK, 1.0)
+    served = order(outgoing.next())
+    outgoing.acknowledge(ONE, 2 * BLOCK, 1.0)
+    served += order(outgoing.next())
+    assert TWO in served
+
+
+def test_a_connections_own_requests_stay_in_order() -> None:
+    outgoing = Outgoing(10_000)
+    ask(outgoing, ONE, 5)
+    assert [block.request_id for block in outgoing.next()] == [0, 1, 2, 3, 4]
+
+
+def test_shares_are_even_while_all_ask() -> None:
+    outgoing, served = Outgoing(3 * BLOCK), Counter[bytes]()
+    for connection in (ONE, TWO, THREE):
+        ask(outgoing, connection, 500)
+    for _ in range(100):
+        for block in outgoing.next():
+            served[block.connection] += block.length
+            outgoing.acknowledge(block.connection, served[block.connection], 0.0)
+    assert max(served.values()) - min(served.values()) <= BLOCK
+    assert sum(served.values()) >= 200 * BLOCK
+
+
+def test_a_peer_may_not_pile_up_requests_without_end() -> None:
+    outgoing = Outgoing(BLOCK)
+    ask(outgoing, ONE, MAX_WAITING)
+    with pytest.raises(Busy):
+        outgoing.request(wanted(ONE), 0, 0.0)
+    outgoing.request(wanted(TWO), 0, 0.0)
+    assert order(outgoing.next()) == [ONE]
+
+
+# -- sending: the budget ------------------------------------------------------------------------
+
+
+def test_no_more_is_on_its_way_than_the_budget() -> None:
+    outgoing = Outgoing(3 * BLOCK + 50)
+    ask(outgoing, ONE, 3)
+    ask(outgoing, TWO, 3)
+    assert len(outgoing.next()) == 3
+    assert outgoing.on_the_way == 3 * BLOCK
+    assert outgoing.next() == []
+
+
+def test_a_block_larger_than_the_budget_goes_alone() -> None:
+    outgoing = Outgoing(10)
+    ask(outgoing, ONE, 2)
+    assert len(outgoing.next()) == 1
+    assert outgoing.next() == []
+    outgoing.acknowledge(ONE, BLOCK, 0.0)
+    assert len(outgoing.next()) == 1
+
+
+def test_further_requests_free_the_budget_of_what_has_arrived() -> None:
+    outgoing = Outgoing(2 * BLOCK)
+    ask(outgoing, ONE, 3)
+    assert len(outgoing.next()) == 2
+    outgoing.request(wanted(ONE, 9), BLOCK, 1.0)
+    assert [block.request_id for block in outgoing.next()] == [2]
+    assert outgoing.on_the_way == 2 * BLOCK
+
+
+def test_what_a_connection_settled_before_we_counted_frees_nothing() -> None:
+    outgoing = Outgoing(2 * BLOCK)
+    ask(outgoing, ONE, 3, received=1_000_000)
+    assert len(outgoing.next()) == 2
+    outgoing.acknowledge(ONE, 1_000_000, 1.0)
+    assert outgoing.on_the_way == 2 * BLOCK
+    outgoing.acknowledge(ONE, 1_000_000 + BLOCK, 1.0)
+    assert outgoing.on_the_way == BLOCK
+
+
+@pytest.mark.parametrize("claim", [10**9, 2**63, -5])
+def test_a_receiver_that_lies_frees_no_more_than_its_own(claim: int) -> None:
+    outgoing = Outgoing(4 * BLOCK)
+    ask(outgoing, ONE, 2)
+    ask(outgoing, TWO, 2)
+    outgoing.next()
+    outgoing.acknowledge(ONE, claim, 1.0)
+    assert outgoing.on_the_way >= 2 * BLOCK
+    outgoing.acknowledge(ONE, 0, 1.0)
+    assert outgoing.on_the_way >= 2 * BLOCK
+
+
+def test_what_could_not_be_read_is_not_on_its_way() -> None:
+    outgoing = Outgoing(2 * BLOCK)
+    ask(outgoing, ONE, 3)
+    first, _ = outgoing.next()
+    outgoing.not_sent(first)
+    assert outgoing.on_the_way == BLOCK
+    assert len(outgoing.next()) == 1
+
+
+def test_a_full_connection_waits_for_its_next_request_and_holds_up_nobody() -> None:
+    outgoing = Outgoing(2 * BLOCK)
+    ask(outgoing, ONE, 3)
+    for block in outgoing.next():
+        outgoing.park(block)
+    assert outgoing.on_the_way == 0
+    ask(outgoing, TWO, 1)
+    assert order(outgoing.next()) == [TWO]
+    outgoing.request(wanted(ONE, 9), 0, 1.0)
+    assert order(outgoing.next()) == [ONE]
+
+
+# -- sending: who goes -----------------------------------------------------------------------------
+
+
+def test_a_connection_that_ends_frees_its_budget_and_its_requests() -> None:
+    outgoing = Outgoing(2 * BLOCK)
+    ask(outgoing, ONE, 5)
+    block, _ = outgoing.next()
+    ask(outgoing, TWO, 1)
+    outgoing.gone(ONE)
+    assert order(outgoing.next()) == [TWO]
+    for late in (outgoing.not_sent, outgoing.park, lambda b: outgoing.gone(b.connection)):
+        late(block)
+    outgoing.acknowledge(ONE, 100, 0.0)
+    assert outgoing.on_the_way == BLOCK
+
+
+def test_a_silent_receiver_is_treated_as_gone() -> None:
+    outgoing = Outgoing(BLOCK)
+    ask(outgoing, ONE, 2, now=5.0)
+    outgoing.next()
+    ask(outgoing, TWO, 1, now=10.0)
+    assert outgoing.deadline() == 5.0 + SILENCE_S
+    assert outgoing.on_time(5.0 + SILENCE_S - 0.1) == []
+    assert outgoing.on_time(5.0 + SILENCE_S) == [ONE]
+    assert order(outgoing.next()) == [TWO]
+
+
+def test_a_sign_of_life_puts_the_end_off() -> None:
+    outgoing = Outgoing(BLOCK)
+    ask(outgoing, ONE, 2)
+    outgoing.next()
+    outgoing.acknowledge(ONE, 0, 20.0)
+    assert outgoing.on_time(SILENCE_S) == []
+    assert outgoing.deadline() == 20.0 + SILENCE_S
+
+
+def test_who_has_all_it_asked_for_is_forgotten() -> None:
+    outgoing = Outgoing(10 * BLOCK)
+    for turn in range(100):
+        connection = b"%d" % turn
+        ask(outgoing, connection, 1)
+        outgoing.next()
+        outgoing.acknowledge(connection, BLOCK, 0.0)
+    assert outgoing.deadline() is None
+    assert not outgoing._receivers
+    assert not outgoing._turns
+
+
+class Sending(RuleBasedStateMachine):
+    """Any order of requests, acknowledgements, refusals, full and ended connections."""
+
+    BUDGET = 350
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.outgoing = Outgoing(self.BUDGET)
+        self.sent: list[BlockWanted] = []
+        self.received: Counter[bytes] = Counter()
+        self.waiting: Counter[bytes] = Counter()
+
+    @rule(connection=st.sampled_from([ONE, TWO, THREE]), length=st.integers(1, 400))
+    def request(self, connection: bytes, length: int) -> None:
+        self.outgoing.request(wanted(connection, length=length), self.received[connection], self.now)
+        self.waiting[connection] += 1
+
+    @rule()
+    def pump(self) -> None:
+        for block in self.outgoing.next():
+            self.sent.append(block)
+            self.waiting[block.connection] -= 1
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), fate=st.sampled_from(["arrives", "arrives", "unread", "full"]))
+    def settle(self, data: st.DataObject, fate: str) -> None:
+        block = data.draw(st.sampled_from(self.sent))
+        self.sent.remove(block)
+        if fate == "arrives":
+            self.received[block.connection] += block.length
+            self.outgoing.acknowledge(block.connection, self.received[block.connection], self.now)
+        elif fate == "unread":
+            self.outgoing.not_sent(block)
+        else:
+            self.outgoing.park(block)
+            self.waiting[block.connection] += 1
+
+    @rule(connection=st.sampled_from([ONE, TWO, THREE]))
+    def gone(self, connection: bytes) -> None:
+        self.outgoing.gone(connection)
+        self._forget(connection)
+
+    @rule(seconds=st.sampled_from([1.0, 29.0, 31.0]))
+    def time(self, seconds: float) -> None:
+        self.now += seconds
+        for connection in self.outgoing.on_time(self.now):
+            self._forget(connection)
+
+    def _forget(self, connection: bytes) -> None:
+        self.sent = [block for block in self.sent if block.connection != connection]
+        self.received[connection] = self.waiting[connection] = 0
+
+    @invariant()
+    def within_the_budget(self) -> None:
+        on_the_way = sum(block.length for block in self.sent)
+        assert self.outgoing.on_the_way == on_the_way
+        assert on_the_way <= self.BUDGET or len(self.sent) == 1
+        held = {c: len(r.waiting) for c, r in self.outgoing._receivers.items() if r.waiting}
+        assert held == {c: n for c, n in self.waiting.items() if n}
+        turns = list(self.outgoing._turns)
+        assert len(set(turns)) == len(turns)
+        assert all(self.outgoing._receivers[connection].waiting for connection in turns)
+
+    def teardown(self) -> None:
+        for connection in (ONE, TWO, THREE):
+            self.request(connection, 10)  # who was full takes its turn again
+        for _ in range(500):
+            self.pump()
+            if not self.sent:
+                break
+            block = self.sent.pop(0)
+            self.received[block.connection] += block.length
+            self.outgoing.acknowledge(block.connection, self.received[block.connection], self.now)
+            self.within_the_budget()
+        assert not +self.waiting
+        assert self.outgoing.on_the_way == 0
+
+
+TestSending = Sending.TestCase
+TestSending.settings = settings(max_examples=100, stateful_step_count=40)
+
+
+# -- taking in ---------------------------------------------------------------------------------------
+
+SIZE = 10
+UPLOAD = "f" * 32
+
+
+def key(number: int) -> tuple[str, bytes]:
+    return UPLOAD, bytes([number]) * 32
+
+
+def offer(
+    incoming: Incoming,
+    number: int,
+    *,
+    size: int = SIZE,
+    connection: bytes = ONE,
+    request_id: int = 1,
+    now: float = 0.0,
+) -> Admission | None:
+    return incoming.offer(key(number), size, bytes(32), connection, request_id, now)
+
+
+def admitted(incoming: Incoming) -> list[int]:
+    return [chunk.key[1][0] for chunk in incoming.admit_more()]
+
+
+def begun(size: int = SIZE) -> Incoming:
+    """Chunk 1 is offered by ONE and admitted, and its offer was answered."""
+    incoming = Incoming(10 * ALIGNMENT)
+    assert offer(incoming, 1, size=size) is None
+    [chunk] = incoming.admit_more()
+    chunk.asks.clear()
+    return incoming
+
+
+def test_an_offer_that_waits_for_memory_waits_for_us() -> None:
+    incoming = Incoming(ALIGNMENT)
+    for number in (1, 2):
+        offer(incoming, number)
+    assert incoming.deadline() is None
+    assert incoming.on_time(1e6) == []
+
+
+def test_a_number_of_an_earlier_connection_does_not_hold_the_budget() -> None:
+    outgoing = Outgoing(100)
+    first = BlockWanted(ONE, 1, key(1)[1], 0, 100)
+    outgoing.request(first, 10**9, 0.0)
+    assert outgoing.next() == [first]
+    outgoing.acknowledge(ONE, 100, 0.0)
+    assert outgoing.on_the_way == 100  # it counts from 0 now, and the block is not settled yet
+    outgoing.request(BlockWanted(ONE, 2, key(1)[1], 0, 100), 200, 0.0)
+    assert [wanted.request_id for wanted in outgoing.next()] == [2]
+
+
+def test_chunks_are_admitted_first_come_first_served_within_the_budget() -> None:
+    incoming = Incoming(2 * ALIGNMENT)
+    for number in (3, 1, 2):
+        offer(incoming, number)
+    assert admitted(incoming) == [3, 1]
+    assert incoming.reserved == 2 * ALIGNMENT
+    assert admitted(incoming) == []
+    incoming.done(key(3))
+    assert admitted(incoming) == [2]
+
+
+def test_a_chunk_larger_than_the_budget_is_admitted_alone() -> None:
+    incoming = Incoming(ALIGNMENT)
+    offer(incoming, 1, size=5 * ALIGNMENT)
+    offer(incoming, 2)
+    assert admitted(incoming) == [1]
+    incoming.done(key(1))
+    assert admitted(incoming) == [2]
+
+
+def test_memory_is_counted_in_whole_pages() -> None:
+    incoming = Incoming(3 * ALIGNMENT)
+    offer(incoming, 1, size=ALIGNMENT + 1)
+    offer(incoming, 2, size=ALIGNMENT + 1)
+    assert admitted(incoming) == [1]
+    assert incoming.reserved == 2 * ALIGNMENT
+
+
+def test_every_offer_of_a_waiting_chunk_is_answered() -> None:
+    incoming = Incoming(ALIGNMENT)
+    offer(incoming, 1, request_id=11)
+    offer(incoming, 1, request_id=12, connection=TWO)
+    [chunk] = incoming.admit_more()
+    assert (chunk.asks, chunk.connection) == ([11, 12], TWO)
+
+
+def test_a_repeated_offer_starts_the_chunk_over_on_its_connection() -> None:
+    incoming = begun()
+    assert incoming.block(key(1), 0, 4, ONE, 1.0)
+    again = offer(incoming, 1, connection=TWO, request_id=2, now=2.0)
+    assert again is incoming.get(key(1))
+    assert again is not None
+    assert (again.received, again.connection, again.last_sign) == (0, TWO, 2.0)
+    assert not incoming.block(key(1), 4, 6, ONE, 3.0)
+    assert incoming.block(key(1), 0, 10, TWO, 3.0)
+    assert again.complete
+
+
+def test_a_doubled_offer_does_not_undo_the_blocks_behind_it() -> None:
+    incoming = Incoming(10 * ALIGNMENT)
+    offer(incoming, 1, request_id=7)
+    incoming.admit_more()
+    incoming.block(key(1), 0, 4, ONE, 1.0)
+    offer(incoming, 1, request_id=7, now=1.0)
+    chunk = incoming.get(key(1))
+    assert chunk is not None
+    assert chunk.received == 4
+
+
+def test_blocks_in_any_order_complete_the_chunk() -> None:
+    incoming = begun()
+    chunk = incoming.get(key(1))
+    assert chunk is not None
+    for offset, length in ((6, 4), (0, 3), (3, 3)):
+        assert not chunk.complete
+        assert incoming.block(key(1), offset, length, ONE, 1.0)
+    assert chunk.complete
+
+
+def test_a_doubled_block_does_no_harm() -> None:
+    incoming = begun()
+    for _ in range(3):
+        assert incoming.block(key(1), 0, 5, ONE, 1.0)
+    chunk = incoming.get(key(1))
+    assert chunk is not None
+    assert (chunk.received, chunk.complete) == (5, False)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"offset": 10, "length": 1},
+        {"offset": 0, "length": 11},
+        {"offset": 6, "length": 5},
+        {"offset": 0, "length": 0},
+        {"offset": 2**62, "length": 1},
+        {"offset": 3, "length": 4},  # overlaps the end of the first
+        {"offset": 0, "length": 4},  # the same place, another length
+        {"offset": 1, "length": 1},
+        {"connection": TWO},
+        {"number": 2},
+    ],
+)
+def test_a_block_that_is_no_part_of_the_chunk_is_refused(strange: dict[str, Any]) -> None:
+    incoming = begun()
+    incoming.block(key(1), 0, 5, ONE, 1.0)
+    values: dict[str, Any] = {"number": 1, "offset": 5, "length": 5, "connection": ONE, **strange}
+    taken = incoming.block(key(values["number"]), values["offset"], values["length"], values["connection"], 2)
+    assert not taken
+    chunk = incoming.get(key(1))
+    assert chunk is not None
+    assert chunk.blocks == {0: 5}
+
+
+def test_a_block_before_admission_and_one_after_the_end_are_refused() -> None:
+    incoming = Incoming(ALIGNMENT)
+    offer(incoming, 1)
+    assert not incoming.block(key(1), 0, SIZE, ONE, 0.0)
+    incoming.admit_more()
+    assert incoming.block(key(1), 0, SIZE, ONE, 0.0)
+    assert not incoming.block(key(1), 0, SIZE, ONE, 0.0)
+
+
+def test_a_reservation_ends_when_its_sender_is_silent() -> None:
+    incoming = begun()
+    incoming.block(key(1), 0, 4, ONE, 5.0)
+    assert incoming.deadline() == 5.0 + SILENCE_S
+    assert incoming.on_time(5.0 + SILENCE_S - 0.1) == []
+    [silent] = incoming.on_time(5.0 + SILENCE_S)
+    assert silent.key == key(1)
+    incoming.done(key(1))
+    assert (incoming.reserved, incoming.deadline(), incoming.get(key(1))) == (0, None, None)
+
+
+def test_a_complete_chunk_waits_for_the_disk_and_not_for_its_sender() -> None:
+    incoming = begun()
+    incoming.block(key(1), 0, SIZE, ONE, 0.0)
+    assert incoming.on_time(1e6) == []
+    assert incoming.deadline() is None
+    assert incoming.reserved == ALIGNMENT
+
+
+def test_a_waiting_offer_that_is_given_up_leaves_the_queue() -> None:
+    incoming = Incoming(ALIGNMENT)
+    for number in (1, 2, 3):
+        offer(incoming, number)
+    incoming.done(key(2))
+    assert admitted(incoming) == [1]
+    incoming.done(key(1))
+    incoming.done(key(1))
+    assert admitted(incoming) == [3]
+
+
+class TakingIn(RuleBasedStateMachine):
+    """Any order of offers, blocks, ends and silences: memory stays within its bound."""
+
+    BUDGET = 3 * ALIGNMENT
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.incoming = Incoming(self.BUDGET)
+        self.requests = 0
+
+    @rule(number=st.integers(1, 6), connection=st.sampled_from([ONE, TWO]), pages=st.integers(1, 4))
+    def offer(self, number: int, connection: bytes, pages: int) -> None:
+        self.requests += 1
+        offer(
+            self.incoming,
+            number,
+            size=pages * ALIGNMENT,
+            connection=connection,
+            request_id=self.requests,
+            now=self.now,
+        )
+
+    @rule()
+    def admit(self) -> None:
+        for chunk in self.incoming.admit_more():
+            assert chunk.admitted
+            assert chunk.asks
+
+    @rule(
+        number=st.integers(1, 6),
+        connection=st.sampled_from([ONE, TWO]),
+        offset=st.integers(0, 4),
+        length=st.integers(0, 5),
+    )
+    def block(self, number: int, connection: bytes, offset: int, length: int) -> None:
+        page = ALIGNMENT
+        self.incoming.block(key(number), offset * page, length * page, connection, self.now)
+
+    @rule(number=st.integers(1, 6))
+    def done(self, number: int) -> None:
+        self.incoming.done(key(number))
+
+    @rule(seconds=st.sampled_from([1.0, 31.0]))
+    def time(self, seconds: float) -> None:
+        self.now += seconds
+        for chunk in self.incoming.on_time(self.now):
+            self.incoming.done(chunk.key)
+        deadline = self.incoming.deadline()
+        assert deadline is None or deadline > self.now
+
+    @invariant()
+    def within_the_budget(self) -> None:
+        chunks = list(self.incoming._admissions.values())
+        in_memory = [chunk for chunk in chunks if chunk.admitted]
+        assert self.incoming.reserved == sum(chunk.cost for chunk in in_memory)
+        assert self.incoming.reserved <= self.BUDGET or len(in_memory) == 1
+        assert sorted(self.incoming._queue) == sorted(c.key for c in chunks if not c.admitted)
+        for chunk in chunks:
+            ends = sorted((at, at + length) for at, length in chunk.blocks.items())
+            assert all(first[1] <= second[0] for first, second in pairwise(ends))
+            assert chunk.complete == (chunk.received == chunk.size)
+
+
+TestTakingIn = TakingIn.TestCase
+TestTakingIn.settings = settings(max_examples=100, stateful_step_count=40)

@@ -1,0 +1,26 @@
+"""zchunk keeps big files on the PCs of a LAN: chunks on several peers, verified, resumed by events."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from zchunk.errors import ZchunkError
+from zchunk.version import __version__
+
+if TYPE_CHECKING:
+    from zchunk.client import Client
+    from zchunk.node.manager import PutOptions
+
+__all__ = ["Client", "PutOptions", "ZchunkError", "__version__"]
+
+
+_LAZY = {"Client": "zchunk.client", "PutOptions": "zchunk.node.manager"}
+
+
+def __getattr__(name: str) -> Any:
+    """The engine is imported when it is asked for: `zchunk --help` does without it."""
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(module), name)

@@ -1,0 +1,127 @@
+"""The `zchunk` command: its entry point, and what becomes of errors.
+
+Each command raises `zchunk.errors.ZchunkError`; here, and only here, errors become one
+line on stderr, the error object of `--json` on stdout, and the exit code (SPEC "Command
+line"). Imports stay light: the engine is imported by a command that needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from zchunk.cli.common import emit_json, everywhere
+from zchunk.cli.files import get, info, ls, put, rm
+from zchunk.cli.members import join, peers, token
+from zchunk.cli.render import visible
+from zchunk.cli.servers import node, tracker
+from zchunk.errors import Interrupted, InvalidUsage, NoSpace, NotAllowed, ZchunkError
+from zchunk.version import __version__
+
+log = logging.getLogger(__name__)
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class Program(click.Group):
+    """The command group; its `main` never lets an exception out."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
+        extra |= {"prog_name": "zchunk", "standalone_mode": False}
+        as_json = _asks_for_json(sys.argv[1:] if args is None else args)
+        _never_fail_to_print()
+        try:
+            result = super().main(args, *rest, **extra)
+        except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
+            sys.exit(_fail(error, as_json))
+        except KeyboardInterrupt:
+            sys.exit(_fail(Interrupted("interrupted"), as_json))
+        # `--help` and the like end with a number; a command's own value means nothing.
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _asks_for_json(args: Sequence[str]) -> bool:
+    """Known before the arguments are understood: they may be what is wrong."""
+    before_names = args[: args.index("--")] if "--" in args else args
+    return "--json" in before_names
+
+
+def _never_fail_to_print() -> None:
+    """Names may hold what the terminal's encoding does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fail(error: Exception, as_json: bool) -> int:
+    """Tell it; returns the exit code."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
+        error.show()
+        return InvalidUsage.exit_code
+    if isinstance(error, click.Abort) and sys.stderr.isatty():
+        click.echo(err=True)  # behind the question
+    told = _as_ours(error)
+    if as_json:
+        emit_json(told.to_json())
+    click.echo(f"zchunk: {visible(told.message)}", err=True)
+    return told.exit_code
+
+
+def _as_ours(error: Exception) -> ZchunkError:
+    if isinstance(error, ZchunkError):
+        log.debug("failed: %s", error.code, exc_info=error)
+        return error
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return InvalidUsage("a command is missing; `zchunk --help` lists them")
+    if isinstance(error, click.ClickException):
+        return InvalidUsage(_usage(error))
+    if isinstance(error, click.Abort):
+        return Interrupted("interrupted")
+    log.debug("unexpected", exc_info=error)
+    if isinstance(error, OSError):
+        return _from_os(error)
+    what = " ".join(str(error).split())
+    return ZchunkError(f"unexpected {type(error).__name__}: {what} (-vv shows where)")
+
+
+def _usage(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{message}; see `{context.command_path} --help`" if context is not None else message
+
+
+def _from_os(error: OSError) -> ZchunkError:
+    """A folder that cannot be used, mostly; what the engine does to disks raises its own."""
+    import errno
+
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return NotAllowed(what)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(what)
+    return ZchunkError(what)
+
+
+@click.group(cls=Program, context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="zchunk")
+@everywhere(from_environment=True)
+def cli() -> None:
+    """Big files on the PCs of a LAN: cut into chunks, spread over several peers, fetched
+    from all of them at once, each chunk verified.
+
+    A tracker knows which peer holds what, a node on each PC holds chunks. `zchunk COMMAND
+    --help` explains a command.
+    """
+
+
+for _command in (tracker, node, join, token, put, get, ls, info, rm, peers):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """The console script's entry point."""
+    cli.main()

@@ -1,0 +1,336 @@
+"""What all commands share: options, settings, logs, JSON lines, argument types, Ctrl-C.
+
+Nothing here draws (render.py) or knows what a command does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from zchunk.cli.render import visible
+from zchunk.errors import Interrupted, InvalidUsage, NotAllowed, NotFound
+
+if TYPE_CHECKING:
+    from zchunk.client import Client
+    from zchunk.config import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+# -- options of every command ---------------------------------------------------------
+
+
+@dataclass
+class Invocation:
+    """What the options that every command takes say; a later one of the same name wins."""
+
+    home_given: Path | None = None
+    config_given: Path | None = None
+    verbosity: int = 0
+    #: JSON on stdout, and nothing but errors on stderr
+    json: bool = False
+
+    @property
+    def home(self) -> Path:
+        if self.home_given is not None:
+            return self.home_given
+        import platformdirs
+
+        return Path(platformdirs.user_data_dir("zchunk"))
+
+    @property
+    def config(self) -> Path | None:
+        """The configuration file; None where there is none."""
+        if self.config_given is not None:
+            return self.config_given
+        default = self.home / "config.yaml"
+        return default if default.exists() else None
+
+    def settings(self, overrides: Mapping[str, Any] | None = None) -> Settings:
+        """Options over environment over file over defaults. Raises ConfigError."""
+        from zchunk.config import load
+
+        return load(self.config, overrides)
+
+    def client(self, overrides: Mapping[str, Any] | None = None) -> Client:
+        """This home as a member; to be used as a context manager. Raises NotJoined."""
+        settings = self.settings(overrides)
+        from zchunk.client import Client
+
+        return Client(self.home, settings)
+
+    def say(self, text: str) -> None:
+        """Talk, on stderr; not for whoever reads JSON."""
+        if not self.json:
+            say(text)
+
+
+def say(text: str) -> None:
+    """One line on stderr; a name in it cannot break out of it."""
+    click.echo(visible(text), err=True)
+
+
+pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
+
+
+def everywhere(*, from_environment: bool = False) -> Callable[[F], F]:
+    """`--home`, `--config` and `-v`: before the command's name and behind it."""
+
+    def keep_home(context: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.ensure_object(Invocation).home_given = Path(value).expanduser()
+
+    def keep_config(context: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.ensure_object(Invocation).config_given = Path(value).expanduser()
+
+    def keep_verbosity(context: click.Context, _: click.Parameter, value: int) -> None:
+        invocation = context.ensure_object(Invocation)
+        invocation.verbosity += value
+        set_up_logs(invocation.verbosity)
+
+    def decorate(command: F) -> F:
+        for option in (
+            click.option(
+                "-v",
+                "--verbose",
+                count=True,
+                expose_value=False,
+                callback=keep_verbosity,
+                help="Tell on stderr what is done; -vv tells everything.",
+            ),
+            click.option(
+                "--config",
+                metavar="FILE",
+                envvar="ZCHUNK_CONFIG" if from_environment else None,
+                expose_value=False,
+                callback=keep_config,
+                help="The configuration; else ZCHUNK_CONFIG, else config.yaml in the home.",
+            ),
+            click.option(
+                "--home",
+                metavar="DIR",
+                envvar="ZCHUNK_HOME" if from_environment else None,
+                expose_value=False,
+                callback=keep_home,
+                help="Where state lies; else ZCHUNK_HOME, else your data folder.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def json_option(command: F) -> F:
+    def keep(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            context.ensure_object(Invocation).json = True
+
+    return click.option(
+        "--json", "as_json", is_flag=True, expose_value=False, callback=keep, help="JSON on stdout."
+    )(command)
+
+
+# -- logs -----------------------------------------------------------------------------
+
+
+class _OneLine(logging.Formatter):
+    """One safe line a record; tracebacks only where everything is wanted."""
+
+    def __init__(self, tracebacks: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        text = visible(self.formatMessage(record))
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return text
+        if self._tracebacks and record.exc_info:
+            return f"{text}\n{self.formatException(record.exc_info)}"
+        return f"{text}: {visible(repr(error))}"
+
+
+class _Stderr(logging.Handler):
+    """Looks stderr up for each record: a progress bar may stand in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+def set_up_logs(verbosity: int, *, server: bool = False) -> None:
+    """Warnings only; with -v (and always for servers) what is done; with -vv everything."""
+    levels = (logging.INFO if server else logging.WARNING, logging.INFO, logging.DEBUG)
+    handler = _Stderr()
+    handler.setFormatter(_OneLine(tracebacks=verbosity >= 2))
+    root = logging.getLogger()
+    for earlier in [h for h in root.handlers if isinstance(h, _Stderr)]:
+        root.removeHandler(earlier)
+    root.addHandler(handler)
+    root.setLevel(levels[min(verbosity, 2)])
+
+
+# -- JSON -----------------------------------------------------------------------------
+
+
+def emit_json(value: Any) -> None:
+    """One JSON value on a line of its own on stdout, at once."""
+    click.echo(json.dumps(value, default=str))
+    sys.stdout.flush()
+
+
+# -- arguments ------------------------------------------------------------------------
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MAX_DURATION_S = 10 * 366 * 86400
+
+
+def parse_duration(text: str) -> float:
+    """`30m`, `24h`, `7d`, `1.5h` -> seconds; more than 0, at most ten years. Raises InvalidUsage."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    seconds = float(Fraction(match[1]) * _SECONDS[match[2]]) if match else 0.0
+    if not 0 < seconds <= _MAX_DURATION_S:
+        raise InvalidUsage(f"{text!r} is no duration; write it like 30m, 24h or 7d, up to ten years")
+    return seconds
+
+
+def as_duration(_: click.Context, parameter: click.Parameter, value: str) -> float:
+    """An option's callback."""
+    with _bad_parameter(parameter):
+        return parse_duration(value)
+
+
+def as_size(_: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """An option's callback: bytes, `20GB`, `1MiB`."""
+    if value is None:
+        return None
+    from zchunk.config import parse_size
+
+    with _bad_parameter(parameter):
+        return parse_size(value)
+
+
+def as_chunk_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """An option's callback: a size that a chunk may have (SPEC U3)."""
+    size = as_size(context, parameter, value)
+    if size is None:
+        return None
+    from zchunk.manifest import chunk_size_problem
+
+    if (problem := chunk_size_problem(size)) is not None:
+        raise click.BadParameter(problem, param=parameter)
+    return size
+
+
+@contextmanager
+def _bad_parameter(parameter: click.Parameter) -> Iterator[None]:
+    """Names the option that the mistake stands behind."""
+    try:
+        yield
+    except InvalidUsage as error:
+        raise click.BadParameter(error.message, param=parameter) from None
+
+
+def token_text(argument: str) -> str:
+    """A token as given, from stdin for `-`, from a file for `@file`."""
+    if argument == "-":
+        return sys.stdin.read()
+    if not argument.startswith("@"):
+        return argument
+    path = Path(argument[1:]).expanduser()
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise NotFound(f"the token file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotAllowed(f"the token file {path} cannot be read: {error}") from None
+
+
+# -- questions and signals ------------------------------------------------------------
+
+
+def check_can_ask(yes: bool) -> None:
+    """Raises InvalidUsage (exit 2) where a question would find nobody to answer it."""
+    if not yes and not sys.stdin.isatty():
+        raise InvalidUsage("this asks a question, but there is no terminal; add --yes")
+
+
+#: A progress bar has hidden it.
+_SHOW_CURSOR = b"\x1b[?25h\n"
+
+
+class StopSignal:
+    """Set by SIGTERM and SIGINT; what servers wait for.
+
+    The handler sets no event itself: it runs in the main thread, which may be in the middle
+    of that event's `wait` or `set`, holding its lock, and would then wait for itself.
+    """
+
+    def __init__(self, *events: threading.Event) -> None:
+        """`events` are set with it: whatever the main thread may be waiting for."""
+        self.stopped = False
+        self._events = events
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        threading.Thread(target=self._set_events, name="stop-signal", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        self._signals.put(number)  # may interrupt itself
+
+    def _set_events(self) -> None:
+        self._signals.get()
+        for event in self._events:
+            event.set()
+
+
+@contextmanager
+def interruptible(invocation: Invocation, interrupt: Callable[[], None]) -> Iterator[None]:
+    """In the block the first Ctrl-C (or SIGTERM) calls `interrupt`, a second one ends the
+    process on the spot: what was verified and written is kept either way.
+
+    `interrupt` must be safe in a signal handler; an exception in any place of the engine
+    would lose the event that is being dealt with.
+    """
+    pressed = 0
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed == 1:
+            interrupt()
+            return
+        if invocation.json:
+            os.write(1, json.dumps(Interrupted("interrupted at once").to_json()).encode() + b"\n")
+        if sys.stderr.isatty():
+            os.write(2, _SHOW_CURSOR)
+        os._exit(Interrupted.exit_code)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,506 @@
+"""`zchunk put`, `get`, `ls`, `info` and `rm`: files."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zchunk.cli import render
+from zchunk.cli.common import (
+    Invocation,
+    as_chunk_size,
+    check_can_ask,
+    emit_json,
+    everywhere,
+    interruptible,
+    json_option,
+    pass_invocation,
+    say,
+)
+from zchunk.errors import Interrupted, TooFewPeers, TrackerUnreachable, ZchunkError
+
+if TYPE_CHECKING:
+    from zchunk.client import Client, PlannedUpload
+    from zchunk.node.located import Location
+    from zchunk.protocol.messages import FileRecord
+
+_STRATEGIES = ("round_robin", "contiguous", "balanced")
+
+
+# -- jobs: what put and get share ------------------------------------------------------
+
+
+def _run_job(
+    invocation: Invocation,
+    client: Client,
+    job: render.JobView,
+    what: str,
+    run: Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Runs a job that tells its events; returns its `done` event. Draws, or prints JSON."""
+    with render.ProgressLine(job, what) if not invocation.json else _Silent() as line:
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "interrupt":
+                invocation.say("stopping; once more to stop at once")
+                raise KeyboardInterrupt
+            if invocation.json:
+                emit_json(event)
+                return
+            job.take(event)
+            _tell(line, event)
+            line.show(time.monotonic())
+
+        # Between the engine's events, and not in the middle of one.
+        with interruptible(invocation, lambda: client.events_in.put({"event": "interrupt"})):
+            done = run(on_event)
+            job.done = True
+            return done
+
+
+class _Silent(render.ProgressLine):
+    """For `--json`: nothing on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(render.JobView(0, 0), "")
+
+    def __enter__(self) -> _Silent:
+        return self
+
+
+def _tell(line: render.ProgressLine, event: dict[str, Any]) -> None:
+    """What of an event is worth a line that stays."""
+    kind = event["event"]
+    if kind == "plan":
+        kept = event.get("chunks_kept", 0)
+        line.note(f"id {event['file_id']}")
+        if kept:
+            line.note(f"{kept:,} of {render.count_text(event['chunks_count'], 'chunk')} are here already")
+    elif kind == "waiting":
+        line.note(f"{render.waiting_text(event)} (Ctrl-C stops; what is there is kept)")
+    elif kind == "resumed":
+        line.note(f"{event.get('name', event['peer_id'])} is back: going on")
+    elif kind == "corrupt":
+        line.note(
+            f"chunk {event['chunk_index']} from {event['peer_id'][:8]} is corrupt: taken from elsewhere"
+        )
+
+
+# -- put ------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
+@click.option("--name", metavar="NAME", help="The file's name in the cluster; else its own.")
+@click.option("--replicas", type=click.IntRange(min=1), help="Copies of each chunk, on different peers.")
+@click.option("--strategy", type=click.Choice(_STRATEGIES), help="How chunks are spread.")
+@click.option("--chunk-size", callback=as_chunk_size, metavar="SIZE", help="64 KiB to 64 MiB, like 10MiB.")
+@click.option("--min-peers", type=click.IntRange(min=1), help="Refuse with fewer peers online.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--wait", is_flag=True, help="Wait for peers instead of refusing.")
+@json_option
+@everywhere()
+@pass_invocation
+def put(
+    invocation: Invocation,
+    file: Path,
+    name: str | None,
+    replicas: int | None,
+    strategy: str | None,
+    chunk_size: int | None,
+    min_peers: int | None,
+    yes: bool,
+    wait: bool,
+) -> None:
+    """Upload a file: show the plan, ask, spread the chunks, publish.
+
+    Interrupted and run again, it sends only what is missing.
+    """
+    check_can_ask(yes)
+    given = {
+        "chunk_size": chunk_size,
+        "replicas": replicas,
+        "distribution_strategy": strategy,
+        "min_peers_for_distribution": min_peers,
+    }
+    # Said before the engine is even imported: nobody should look at nothing.
+    invocation.say(f"{file}: asking the tracker where to put it")
+    with invocation.client({"chunking": given}) as client:
+        planned = _plan(invocation, client, file, name, wait)
+        _agree(invocation, client, planned, yes)
+        job = render.JobView(planned.size * planned.planned.replicas, _chunks_count(planned))
+        done = _run_job(invocation, client, job, "put", planned.run)
+    if invocation.json:
+        emit_json(done)
+    else:
+        _show_put(done)
+
+
+def _plan(invocation: Invocation, client: Client, file: Path, name: str | None, wait: bool) -> PlannedUpload:
+    """A plan; with `wait` as soon as there are enough peers for one."""
+    from zchunk.node.manager import PutOptions
+
+    if not wait:
+        return client.plan_put(file, PutOptions(name=name))
+    wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+    client.control.watch_peers(
+        client.bulk.loop,
+        lambda record: wake.put(None) if record.status == "up" else None,
+        lambda: wake.put(None),
+    )
+    said = ""
+    while True:
+        while not wake.empty():
+            wake.get()
+        try:
+            return client.plan_put(file, PutOptions(name=name))
+        except TooFewPeers as error:
+            if error.message != said:
+                _tell_too_few(invocation, client, file, error)
+            said = error.message
+        except TrackerUnreachable:
+            # It was there before: when it is back, the session tells.
+            if not said:
+                raise
+        wake.get()
+
+
+def _tell_too_few(invocation: Invocation, client: Client, file: Path, error: TooFewPeers) -> None:
+    from zchunk.manifest import chunk_count
+
+    if not invocation.json:
+        say(f"waiting: {error.message.partition(':')[0]} (Ctrl-C ends)")
+        return
+    chunks = chunk_count(file.stat().st_size, client.settings.chunking.chunk_size)
+    waiting = {"event": "waiting", "missing_peers": [], "chunks_missing": chunks, "message": error.message}
+    emit_json(waiting | error.details)
+
+
+def _agree(invocation: Invocation, client: Client, planned: PlannedUpload, yes: bool) -> None:
+    """Show the plan and ask. Raises Interrupted where the answer is no."""
+    try:
+        if invocation.json:
+            emit_json(_plan_json(planned))
+        else:
+            render.plan_dialog(_plan_view(client, planned))
+        if not yes and not click.confirm("Continue?", default=True, prompt_suffix=" ", err=True):
+            raise Interrupted("cancelled; nothing was stored")
+    except BaseException:
+        _abandon(planned)
+        raise
+
+
+def _abandon(planned: PlannedUpload) -> None:
+    # The tracker forgets a plan by itself.
+    with suppress(ZchunkError):
+        planned.abandon()
+
+
+def _show_put(done: dict[str, Any]) -> None:
+    where = render.count_text(len(done["peers"]), "peer")
+    if done.get("already"):
+        text = f"the cluster has {done['name']} already; {render.size_text(done['bytes_sent'])} sent"
+    else:
+        spread = f"{render.count_text(done['chunks_count'], 'chunk')} on {where}"
+        text = (
+            f"{done['name']} is in the cluster: {spread if done['chunks_count'] else 'empty'},"
+            f" {render.size_text(done['bytes_sent'])} sent in {done['seconds']:.1f} s; its id:"
+        )
+    say(text)
+    click.echo(done["file_id"])
+
+
+# -- what a plan says -----------------------------------------------------------------
+
+
+def _chunks_count(planned: PlannedUpload) -> int:
+    from zchunk.manifest import chunk_count
+
+    return chunk_count(planned.size, planned.plan.chunk_size)
+
+
+def _shares(planned: PlannedUpload) -> tuple[render.PeerShare, ...]:
+    """Each peer's part of the plan, in the order of the plan."""
+    from zchunk.manifest import chunk_length
+    from zchunk.node.put import assignment
+    from zchunk.placement import consequence, describe_chunks
+
+    holders = assignment(planned.planned, _chunks_count(planned))
+    primaries: dict[str, list[int]] = {}
+    sizes: Counter[str] = Counter()
+    for index, row in enumerate(holders):
+        primaries.setdefault(row[0], []).append(index)
+        for peer_id in row:
+            sizes[peer_id] += chunk_length(planned.size, planned.plan.chunk_size, index)
+    records = {record.peer_id: record for record in planned.planned.peers}
+    return tuple(
+        render.PeerShare(
+            peer_id=part.peer_id,
+            name=records[part.peer_id].name,
+            chunks_text=describe_chunks(first := primaries.get(part.peer_id, [])),
+            chunks=part.chunks,
+            copies=part.chunks - len(first),
+            bytes=sizes[part.peer_id],
+            chunks_lost=part.chunks_lost,
+        )
+        for part in consequence(holders, list(records))
+    )
+
+
+def _plan_view(client: Client, planned: PlannedUpload) -> render.PlanView:
+    return render.PlanView(
+        name=planned.name,
+        size=planned.size,
+        chunk_size=planned.plan.chunk_size,
+        chunks_count=_chunks_count(planned),
+        threshold=client.settings.chunking.min_file_size_for_distribution,
+        distributed=planned.planned.distributed,
+        strategy=planned.planned.strategy,
+        replicas=planned.planned.replicas,
+        online=tuple(record.name for record in client.peers() if record.status == "up"),
+        shares=_shares(planned),
+    )
+
+
+def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
+    from zchunk.node.located import MAX_LISTED
+    from zchunk.node.put import assignment
+
+    shares = _shares(planned)
+    answer = planned.planned
+    event: dict[str, Any] = {
+        "event": "plan",
+        "name": planned.name,
+        "size": planned.size,
+        "is_chunked": answer.distributed,
+        "chunk_size": planned.plan.chunk_size,
+        "chunks_count": _chunks_count(planned),
+        "strategy": answer.strategy,
+        "replicas": answer.replicas,
+        "peers": [
+            {"peer_id": s.peer_id, "name": s.name, "chunks": s.chunks, "bytes": s.bytes} for s in shares
+        ],
+        "consequence": [
+            {"peer_id": s.peer_id, "name": s.name, "chunks": s.chunks, "chunks_lost": s.chunks_lost}
+            for s in shares
+        ],
+    }
+    if event["chunks_count"] <= MAX_LISTED:
+        event["map"] = {
+            str(index): row[0] for index, row in enumerate(assignment(answer, event["chunks_count"]))
+        }
+    return event
+
+
+# -- get ------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("name_or_id")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, readable=False),
+    help="Where to; else here, under its name.",
+)
+@click.option("--no-wait", is_flag=True, help="Do not wait for missing peers: keep the part, exit 4.")
+@click.option("--force", is_flag=True, help="Replace a target that has other content.")
+@json_option
+@everywhere()
+@pass_invocation
+def get(invocation: Invocation, name_or_id: str, output: Path | None, no_wait: bool, force: bool) -> None:
+    """Download a file, from all its holders at once, every chunk verified.
+
+    Waits for missing peers and goes on by itself when they are back. Interrupted and run
+    again, it keeps what is there.
+    """
+    invocation.say(f"{name_or_id}: asking the tracker who has it")
+    if output is not None and output.is_file():
+        invocation.say(f"{output} exists: looking whether it is the same")
+    with invocation.client() as client:
+        job = render.JobView(0, 0, begun=False)
+
+        def run(on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+            def sized(event: dict[str, Any]) -> None:
+                job.total_bytes = event.get("size", job.total_bytes)
+                on_event(event)
+
+            return client.get(name_or_id, output, wait=not no_wait, force=force, on_event=sized)
+
+        done = _run_job(invocation, client, job, "get", run)
+    if invocation.json:
+        emit_json(done)
+    else:
+        _show_got(done)
+
+
+def _show_got(done: dict[str, Any]) -> None:
+    target = os.path.relpath(done["target"]) if os.path.isabs(done["target"]) else done["target"]
+    if done.get("already"):
+        say(f"id {done['file_id']}")
+        say(f"{target} has this content already")
+        return
+    speed = done["bytes_received"] / done["seconds"] if done["seconds"] else 0
+    say(
+        f"{target} is complete and verified: {render.size_text(done['size'])},"
+        f" {render.size_text(done['bytes_received'])} received in {done['seconds']:.1f} s"
+        f" ({render.size_text(speed)}/s)"
+    )
+
+
+# -- ls and info ----------------------------------------------------------------------
+
+
+@click.command()
+@json_option
+@everywhere()
+@pass_invocation
+def ls(invocation: Invocation) -> None:
+    """List the files of the cluster, newest first."""
+    with invocation.client() as client:
+        records = list(client.ls())
+    if invocation.json:
+        emit_json([file_json(record) for record in records])
+    elif records:
+        render.file_table(records)
+    else:
+        say("no files yet; `zchunk put FILE` uploads one")
+
+
+def file_json(record: FileRecord) -> dict[str, Any]:
+    """FileInfo of SPEC "Data" without its per-chunk lists."""
+    from zchunk.clock import iso_utc
+
+    return {
+        "file_id": record.file_id,
+        "name": record.name,
+        "size": record.size,
+        "sha256": record.sha256.hex() if record.sha256 is not None else None,
+        "created_at": iso_utc(record.created_at_ms / 1000),
+        "replicas": record.replicas,
+        "is_chunked": record.is_chunked,
+        "chunk_size": record.chunk_size,
+        "chunks_count": record.chunks_count,
+        "is_distributed": record.is_distributed,
+        "minimum_peers_required": record.minimum_peers_required,
+    }
+
+
+@click.command()
+@click.argument("name_or_id")
+@json_option
+@everywhere()
+@pass_invocation
+def info(invocation: Invocation, name_or_id: str) -> None:
+    """Show a file: its chunks, who holds them, and whether it can be read now."""
+    with invocation.client() as client:
+        where = client.locate(name_or_id)
+    if invocation.json:
+        emit_json(info_json(where))
+    else:
+        _show_info(where)
+
+
+def health(where: Location) -> str:
+    """complete; degraded: readable with fewer copies than asked; unavailable."""
+    copies = where.live_copies()
+    if not all(copies):
+        return "unavailable"
+    return "complete" if all(count >= where.file.replicas for count in copies) else "degraded"
+
+
+def info_json(where: Location) -> dict[str, Any]:
+    """FileInfo with its per-chunk lists, and one ChunkDistribution per chunk and holder."""
+    from zchunk.clock import iso_utc
+
+    hashes = [row.sha256.hex() for row in where.manifest.chunks]
+    chunks = [
+        {
+            "file_id": where.file.file_id,
+            "chunk_index": index,
+            "peer_id": peer_id,
+            "chunk_hash": hashes[index],
+            "stored_at": iso_utc(stored_at / 1000),
+            "is_available": where.peers[peer_id].status == "up",
+        }
+        for index, row in enumerate(where.holders)
+        for peer_id, stored_at in row
+    ]
+    return file_json(where.file) | {
+        "chunks_hashes": hashes,
+        "distribution_map": where.distribution_map(),
+        "chunks": chunks,
+        "health": health(where),
+    }
+
+
+def _show_info(where: Location) -> None:
+    record = where.file
+    per_peer = Counter(peer_id for row in where.holders for peer_id, _ in row)
+    lost = where.live_copies().count(0)
+    chunks = render.count_text(record.chunks_count, "chunk")
+    health_text = {
+        "complete": "complete",
+        "degraded": f"degraded: readable, with fewer than {record.replicas} copies of some chunks online",
+        "unavailable": f"unavailable: {lost:,} of {chunks} wait for a peer that is off",
+    }
+    render.facts(
+        [
+            ("Name", record.name),
+            ("Id", record.file_id),
+            ("Size", f"{render.count_text(record.size, 'byte')} ({render.size_text(record.size)})"),
+            ("SHA-256", record.sha256.hex() if record.sha256 is not None else "only key holders know it"),
+            ("Chunks", f"{chunks} of {render.binary_text(record.chunk_size)}"),
+            ("Copies", str(record.replicas)),
+            ("Spread", "over several peers" if record.is_distributed else "no: it lies whole on a peer"),
+            ("Health", health_text[health(where)]),
+        ]
+    )
+    if per_peer:
+        click.echo()
+        names = sorted(where.peers.values(), key=lambda peer: (peer.name, peer.peer_id))
+        rows = [(peer.name, f"{per_peer[peer.peer_id]:,}", peer.status) for peer in names]
+        render.print_table(("PEER", "CHUNKS", "STATUS"), rows, right=(1,))
+
+
+# -- rm -------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("name_or_id")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+@everywhere()
+@pass_invocation
+def rm(invocation: Invocation, name_or_id: str, yes: bool) -> None:
+    """Remove a file from the cluster.
+
+    A name that several files have is refused: give the id (`zchunk ls`).
+    """
+    check_can_ask(yes)
+    with invocation.client() as client:
+        record = client.locate(name_or_id, unique=True).file
+        name = render.visible(record.name)
+        short = record.file_id[: render.SHORT_ID]
+        if not yes:
+            invocation.say(f"{record.name}: {render.size_text(record.size)}, id {short}")
+            if not click.confirm(
+                f"Remove {name} from the cluster?", default=False, prompt_suffix=" ", err=True
+            ):
+                raise Interrupted("cancelled; nothing was removed")
+        removed = client.remove(record.file_id)
+    if invocation.json:
+        emit_json(
+            {"event": "done", "file_id": removed.file_id, "name": record.name, "size": record.size}
+            | {"commit_number": removed.commit_number}
+        )
+    else:
+        say(f"removed {record.name} (id {short})")

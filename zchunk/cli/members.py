@@ -1,0 +1,177 @@
+"""`zchunk join`, `token` and `peers`: who takes part."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zchunk.cli import render
+from zchunk.cli.common import (
+    Invocation,
+    as_duration,
+    emit_json,
+    everywhere,
+    json_option,
+    pass_invocation,
+    say,
+    token_text,
+)
+from zchunk.errors import InvalidUsage
+
+if TYPE_CHECKING:
+    from zchunk.config import Settings
+    from zchunk.node.membership import Membership
+    from zchunk.protocol.messages import PeerRecord
+    from zchunk.transport.auth import Token
+
+
+# -- joining, for `join` and `node` ----------------------------------------------------
+
+
+def host_name() -> str:
+    """The PC's name without its domain, as a node's name may be."""
+    name = "".join(c for c in socket.gethostname().partition(".")[0] if c.isprintable()).strip()
+    return name[:48] or "node"
+
+
+def join_cluster(folder: Path, token: Token, name: str, settings: Settings) -> Membership:
+    """One request to the tracker; remembered in `folder`. Raises as `joining.join` does."""
+    from zchunk.clock import SystemClock
+    from zchunk.node.joining import join
+    from zchunk.transport.zeromq import ZmqTransport
+
+    transport = ZmqTransport()
+    try:
+        return join(folder, token, name, transport, SystemClock(), settings.client.tracker_timeout_s)
+    finally:
+        transport.close()
+
+
+def check_same_cluster(folder: Path, known: Membership, token: Token) -> None:
+    """Raises InvalidUsage where the token is another tracker's."""
+    if known.tracker_key != token.tracker_key.hex():
+        raise InvalidUsage(
+            f"{folder} belongs to another cluster (tracker at {', '.join(known.tracker)});"
+            " join with another --home"
+        )
+
+
+# -- join -----------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("token")
+@click.option("--name", metavar="NAME", help="How this member is called; else after the PC.")
+@json_option
+@everywhere()
+@pass_invocation
+def join(invocation: Invocation, token: str, name: str | None) -> None:
+    """Make this home's commands a member of a cluster.
+
+    TOKEN is what `zchunk token` printed on the tracker's PC; - reads it from stdin,
+    @FILE from a file.
+    """
+    from zchunk.node.membership import load
+    from zchunk.transport.auth import parse_token
+
+    parsed = parse_token(token_text(token))
+    folder = invocation.home / "client"
+    known = load(folder)
+    if known is not None:
+        check_same_cluster(folder, known, parsed)
+    # The plain name of the PC is left to its node.
+    joined = join_cluster(folder, parsed, name or f"{host_name()}-client", invocation.settings())
+    if invocation.json:
+        emit_json(
+            {"event": "done", "peer_id": joined.peer_id, "name": joined.name, "role": joined.role}
+            | {"home": str(invocation.home), "tracker": joined.tracker[0]}
+        )
+    else:
+        say(f"joined as {joined.role} {joined.name}; try `zchunk peers` and `zchunk ls`")
+
+
+# -- token ----------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--role", type=click.Choice(["node", "client", "observer"]), default="node", show_default=True)
+@click.option(
+    "--expires", callback=as_duration, default="24h", show_default=True, help="Like 30m, 24h or 7d."
+)
+@click.option("--once", is_flag=True, help="For one peer only.")
+@json_option
+@everywhere()
+@pass_invocation
+def token(invocation: Invocation, role: str, expires: float, once: bool) -> None:
+    """Print a join token, on the tracker's home; the tracker may be running or not.
+
+    A node holds chunks, a client puts, gets and removes files, an observer looks.
+    """
+    settings = invocation.settings()
+    from zchunk.clock import SystemClock, iso_utc
+    from zchunk.tracker.server import TrackerFiles, make_token
+
+    made = make_token(
+        TrackerFiles(invocation.home / "tracker"),
+        SystemClock(),
+        role=role,
+        expires_s=expires,
+        once=once,
+        transport=settings.security.transport,
+    )
+    if invocation.json:
+        expires_at = iso_utc(made.expires_ms / 1000)
+        emit_json({"token": made.encode(), "role": role, "expires": expires_at, "once": once})
+    else:
+        click.echo(made.encode())
+
+
+# -- peers ----------------------------------------------------------------------------
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@everywhere()
+@click.pass_context
+def peers(context: click.Context) -> None:
+    """List the nodes of the cluster: who is up, and how much room each has."""
+    if context.invoked_subcommand is None:
+        _list(context.ensure_object(Invocation))
+
+
+@peers.command("list")
+@json_option
+@everywhere()
+@pass_invocation
+def list_peers(invocation: Invocation) -> None:
+    """List the nodes of the cluster (what `zchunk peers` alone does too)."""
+    _list(invocation)
+
+
+def _list(invocation: Invocation) -> None:
+    with invocation.client() as client:
+        records = client.peers()
+    if invocation.json:
+        emit_json([peer_json(record) for record in records])
+    elif records:
+        render.peer_table(records)
+    else:
+        say("no node has joined yet; start one with `zchunk node --join TOKEN`")
+
+
+def peer_json(record: PeerRecord) -> dict[str, Any]:
+    from zchunk.clock import iso_utc
+
+    return {
+        "peer_id": record.peer_id,
+        "name": record.name,
+        "status": record.status,
+        "endpoint": record.endpoints[0] if record.endpoints else None,
+        "capacity": record.capacity,
+        "free": record.free,
+        "chunks": record.chunks,
+        "last_seen": iso_utc(record.last_seen_ms / 1000) if record.last_seen_ms else None,
+    }

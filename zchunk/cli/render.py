@@ -1,0 +1,448 @@
+"""Everything that is drawn: safe text, tables, the plan dialog, progress.
+
+Talk goes to stderr, tables that were asked for to stdout. Nothing moves without a
+terminal; rich keeps to NO_COLOR by itself. Names come from others: each goes through
+`visible` before it is shown (SPEC S4). rich is imported when something is drawn.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zchunk.protocol.messages import FileRecord, PeerRecord
+
+#: Digits of a file id that a listing shows: enough to tell files apart, and to ask by.
+SHORT_ID = 12
+
+
+# -- safe text ------------------------------------------------------------------------
+
+
+def visible(text: str) -> str:
+    """The text with everything that is not plainly visible escaped: control characters,
+    line ends, terminal sequences, direction marks, lone surrogates, odd spaces."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def size_text(size: float) -> str:
+    """`31.5 MB` (10^6), as SPEC has GB = 10^9; three digits are enough to read."""
+    units = ("B", "kB", "MB", "GB", "TB")
+    value, unit = float(size), 0
+    while value >= 999.5 and unit < len(units) - 1:
+        value, unit = value / 1000, unit + 1
+    places = 0 if value >= 99.95 or unit == 0 else 1 if value >= 9.995 else 2
+    text = f"{value:.{places}f}"
+    return f"{text.rstrip('0').rstrip('.') if places else text} {units[unit]}"
+
+
+def binary_text(size: int) -> str:
+    """For settings, which are round in binary units: `10 MiB`."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size and size % scale == 0:
+            return f"{size // scale} {unit}"
+    return f"{size:,} bytes"
+
+
+def count_text(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def duration_text(seconds: float) -> str:
+    """`8 s`, `3:05`, `2:03:05`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def local_time(iso: str | None) -> str:
+    """An event's UTC time as the clock on the wall has it; with the date unless it is today."""
+    if iso is None:
+        return "never"
+    moment = datetime.fromisoformat(iso).astimezone()
+    today = datetime.now(timezone.utc).astimezone().date()
+    return moment.strftime("%H:%M") if moment.date() == today else moment.strftime("%Y-%m-%d %H:%M")
+
+
+# -- the terminal ---------------------------------------------------------------------
+
+
+def moves(stream: TextIO) -> bool:
+    """Whether something may be redrawn there."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    # Into a pipe a line is a line, however long.
+    width = None if stream.isatty() else 10_000
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = (), err: bool = False
+) -> None:
+    """Aligned columns; those of index in `right` to the right. Cells are made visible."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    stream = sys.stderr if err else sys.stdout
+    lines = box.SIMPLE_HEAD if stream.isatty() else None
+    table = Table(box=lines, pad_edge=False, header_style="bold", show_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(visible(cell)) for cell in row])
+    console = _console(stream)
+    with console.capture() as drawn:
+        # A table folds its cells to the terminal's width; only text runs on.
+        console.print(table, soft_wrap=False)
+    for line in drawn.get().splitlines():
+        click.echo(line.rstrip(), file=stream)
+
+
+# -- listings -------------------------------------------------------------------------
+
+
+def file_table(records: Sequence[FileRecord]) -> None:
+    print_table(
+        ("NAME", "SIZE", "CHUNKS", "COPIES", "CREATED", "ID"),
+        [
+            (
+                r.name,
+                size_text(r.size),
+                f"{r.chunks_count:,}",
+                str(r.replicas),
+                _date_text(r.created_at_ms),
+                r.file_id[:SHORT_ID],
+            )
+            for r in records
+        ],
+        right=(1, 2, 3),
+    )
+
+
+def peer_table(records: Sequence[PeerRecord]) -> None:
+    print_table(
+        ("NAME", "STATUS", "FREE", "CAPACITY", "CHUNKS", "LAST SEEN", "ADDRESS", "ID"),
+        [
+            (
+                r.name,
+                r.status,
+                size_text(r.free),
+                size_text(r.capacity),
+                f"{r.chunks:,}",
+                _date_text(r.last_seen_ms),
+                r.endpoints[0].removeprefix("tcp://") if r.endpoints else "-",
+                r.peer_id[:SHORT_ID],
+            )
+            for r in records
+        ],
+        right=(2, 3, 4),
+    )
+
+
+def _date_text(milliseconds: int) -> str:
+    if not milliseconds:
+        return "never"
+    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M")
+
+
+def facts(rows: Sequence[tuple[str, str]], *, err: bool = False) -> None:
+    """`Key  value` lines, the values in one column."""
+    width = max(len(key) for key, _ in rows) + 2
+    for key, value in rows:
+        click.echo(f"{key:<{width}}{visible(value)}", err=err)
+
+
+# -- the upload dialog ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PeerShare:
+    """One peer's part of a plan."""
+
+    peer_id: str
+    name: str
+    #: what it takes, as a person reads it
+    chunks_text: str
+    chunks: int
+    #: of these, copies of chunks whose first holder is another peer
+    copies: int
+    bytes: int
+    #: chunks that cannot be read while it alone is off
+    chunks_lost: int
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """What the upload dialog shows (SPEC "The upload dialog")."""
+
+    name: str
+    size: int
+    chunk_size: int
+    chunks_count: int
+    threshold: int
+    distributed: bool
+    strategy: str
+    replicas: int
+    online: tuple[str, ...]
+    shares: tuple[PeerShare, ...]
+
+
+def plan_dialog(plan: PlanView) -> None:
+    """On stderr: the file, the peers, what each takes, and what follows from it."""
+    facts(
+        [
+            ("File", f"{plan.name}  ({size_text(plan.size)}, {count_text(plan.size, 'byte')})"),
+            ("Kind", _kind_text(plan)),
+            ("Online", f"{count_text(len(plan.online), 'peer')}: {', '.join(plan.online)}"),
+        ],
+        err=True,
+    )
+    click.echo(err=True)
+    _share_table(plan)
+    click.echo(err=True)
+    for line in consequence_lines(plan):
+        _paragraph(line)
+    click.echo(err=True)
+
+
+def _paragraph(text: str) -> None:
+    """On stderr, broken between words where a terminal would break anywhere."""
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 10_000
+    for line in textwrap.wrap(visible(text), max(20, width)):
+        click.echo(line, err=True)
+
+
+def _kind_text(plan: PlanView) -> str:
+    chunks = f"{count_text(plan.chunks_count, 'chunk')} of {binary_text(plan.chunk_size)}"
+    copies = "1 copy" if plan.replicas == 1 else f"{plan.replicas} copies"
+    if plan.distributed:
+        return (
+            f"needs distribution (from {binary_text(plan.threshold)} on): {chunks},"
+            f" {copies} of each, strategy {plan.strategy}"
+        )
+    where = "one peer" if plan.replicas == 1 else f"each of {plan.replicas} peers"
+    return f"no distribution (under {binary_text(plan.threshold)}): lies whole on {where}"
+
+
+def _share_table(plan: PlanView) -> None:
+    headings = ["PEER", "CHUNKS", "SIZE", "WITH IT ALONE OFF"]
+    rows = [[s.name, s.chunks_text, size_text(s.bytes), _lost_text(s, plan)] for s in plan.shares]
+    if plan.replicas > 1:
+        headings.insert(2, "COPIES")
+        for row, share in zip(rows, plan.shares, strict=True):
+            row.insert(2, str(share.copies))
+    right = [headings.index("SIZE")] + ([2] if plan.replicas > 1 else [])
+    print_table(headings, rows, right=right, err=True)
+
+
+def _lost_text(share: PeerShare, plan: PlanView) -> str:
+    if not share.chunks_lost:
+        return "everything stays readable"
+    waits = "waits" if share.chunks_lost == 1 else "wait"
+    return f"{share.chunks_lost:,} of {count_text(plan.chunks_count, 'chunk')} {waits} for it"
+
+
+def consequence_lines(plan: PlanView) -> list[str]:
+    """What stays readable with any one peer off, and what does not (SPEC U9)."""
+    lost = [share.chunks_lost for share in plan.shares]
+    names = " and ".join(share.name for share in plan.shares)
+    if not plan.chunks_count:
+        return ["The file is empty: there is nothing to spread."]
+    if not any(lost):
+        return ["With any one of these peers off the whole file stays readable."]
+    if len(plan.shares) == 1:
+        return [f"With {names} off nothing of the file is readable, until it is back."]
+    least, most = plan.chunks_count - max(lost), plan.chunks_count - min(lost)
+    stay = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return [
+        f"With any one of these peers off {stay} of {count_text(plan.chunks_count, 'chunk')} stay readable,"
+        " and the whole file is not, until that peer is back.",
+        "`--replicas 2` would keep the whole file readable.",
+    ]
+
+
+# -- waiting --------------------------------------------------------------------------
+
+
+def waiting_text(event: dict[str, Any]) -> str:
+    """`9 chunks wait for LAB-PC3, last seen 14:02` (SPEC D4)."""
+    chunks = event["chunks_missing"]
+    wait = f"{count_text(chunks, 'chunk')} {'waits' if chunks == 1 else 'wait'}"
+    rows = event.get("missing", [])
+    if not rows:
+        return str(event.get("message") or f"{wait} for a peer")
+    if len(rows) == 1:
+        return f"{wait} for {rows[0]['name']}, last seen {local_time(rows[0]['last_seen'])}"
+    each = [f"{r['name']} ({r['chunks']:,}, last seen {local_time(r['last_seen'])})" for r in rows[:5]]
+    more = f" and {count_text(len(rows) - 5, 'more peer')}" if len(rows) > 5 else ""
+    # Copies of one chunk lie on several of them: any one will do.
+    between = " or " if sum(row["chunks"] for row in rows) > chunks else ", "
+    return f"{wait} for {between.join(each)}{more}"
+
+
+# -- progress -------------------------------------------------------------------------
+
+
+@dataclass
+class JobView:
+    """What a job's events have said so far; pure."""
+
+    #: bytes of payload that the whole job moves
+    total_bytes: int
+    chunks_count: int
+    chunks_completed: int = 0
+    kept: int = 0
+    bytes_moved: int = 0
+    bytes_per_second: float = 0.0
+    waiting: str | None = None
+    #: False until the job's plan is known
+    begun: bool = True
+    done: bool = False
+
+    def take(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "plan":
+            self.begun = True
+            self.kept = self.chunks_completed = event.get("chunks_kept", 0)
+            self.chunks_count = event["chunks_count"]
+        elif kind == "progress":
+            if event["chunks_completed"] > self.chunks_completed:
+                self.waiting = None
+            self.chunks_completed = event["chunks_completed"]
+            self.bytes_moved = event["bytes"]
+            self.bytes_per_second = event["bytes_per_second"]
+        elif kind == "waiting":
+            self.waiting = waiting_text(event)
+            # Newer than the last progress: only what comes after it ends the waiting.
+            self.chunks_completed = self.chunks_count - event["chunks_missing"]
+        elif kind == "resumed":
+            self.waiting = None
+
+    @property
+    def fraction(self) -> float:
+        """From 0 to 1; whole only when every chunk is."""
+        if not self.begun:
+            return 0.0
+        if self.chunks_completed >= self.chunks_count:
+            return 1.0
+        by_chunks = self.chunks_completed / self.chunks_count
+        kept = self.kept / self.chunks_count
+        by_bytes = kept + self.bytes_moved / max(1, self.total_bytes)
+        return min(0.99, max(by_chunks, by_bytes))
+
+    @property
+    def state_text(self) -> str:
+        """Time left, or that it waits, or what is still done."""
+        if not self.begun:
+            return "starting"
+        if self.done:
+            return "done"
+        if self.waiting is not None:
+            return "waiting"
+        if self.chunks_completed >= self.chunks_count:
+            return "finishing"
+        if self.bytes_per_second <= 0:
+            return ""
+        return f"{duration_text((1 - self.fraction) * self.total_bytes / self.bytes_per_second)} left"
+
+    @property
+    def speed_text(self) -> str:
+        if self.waiting is not None or not self.begun:
+            return ""
+        return f"{size_text(self.bytes_per_second)}/s"
+
+    @property
+    def chunks_text(self) -> str:
+        if not self.begun:
+            return ""
+        return f"{self.chunks_completed:,} of {count_text(self.chunks_count, 'chunk')}"
+
+    def line(self) -> str:
+        parts = (self.chunks_text, self.speed_text, self.state_text)
+        return f"{self.fraction:4.0%}  {', '.join(part for part in parts if part)}"
+
+
+class ProgressLine:
+    """A job's progress on stderr: a bar that moves on a terminal, else a line now and then.
+
+    Use as a context manager; `show` after each event, `note` for what is worth a line.
+    """
+
+    _EVERY_S = 5.0
+
+    def __init__(self, job: JobView, what: str) -> None:
+        """`what`: the verb in front of it, "get" or "put"."""
+        self._job = job
+        self._what = what
+        self._bar: Any = None
+        self._task: Any = None
+        self._line_at = 0.0
+        self._last_note = ""
+
+    def __enter__(self) -> ProgressLine:
+        if moves(sys.stderr):
+            self._start_bar()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, refresh=True, **self._columns())
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """A line that stays; the same one twice is said once."""
+        if text == self._last_note:
+            return
+        self._last_note = text
+        if self._bar is not None:
+            self._bar.console.print(visible(text), soft_wrap=False)
+        else:
+            click.echo(visible(text), err=True)
+
+    def show(self, now: float) -> None:
+        """`now`: monotonic seconds."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._job.fraction, refresh=True, **self._columns())
+        elif now >= self._line_at and self._job.waiting is None:
+            self._line_at = now + self._EVERY_S
+            click.echo(f"{self._what} {self._job.line()}", err=True)
+
+    def _columns(self) -> dict[str, str]:
+        job = self._job
+        return {"chunks": job.chunks_text, "speed": job.speed_text, "state": job.state_text}
+
+    def _start_bar(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = ("{task.fields[chunks]}", "{task.fields[speed]}", "{task.fields[state]}")
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%", markup=False),
+            *[TextColumn(column, markup=False) for column in columns],
+            console=_console(sys.stderr),
+            auto_refresh=False,
+            expand=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(self._what, total=1.0, **self._columns())

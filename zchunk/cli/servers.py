@@ -1,0 +1,249 @@
+"""`zchunk tracker` and `zchunk node`: processes in the foreground, until a signal.
+
+Their only line on stdout is `ready {json}`, for whoever started them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zchunk.cli.common import (
+    Invocation,
+    StopSignal,
+    as_size,
+    everywhere,
+    pass_invocation,
+    say,
+    set_up_logs,
+    token_text,
+)
+from zchunk.cli.members import check_same_cluster, host_name, join_cluster
+from zchunk.errors import NotJoined, TokenRefused
+
+if TYPE_CHECKING:
+    from zchunk.config import Settings
+    from zchunk.node.membership import Membership
+    from zchunk.node.process import NodeProcess
+    from zchunk.tracker.server import Tracker
+
+log = logging.getLogger(__name__)
+
+FIRST_TOKEN_S = 24 * 3600.0
+#: While the tracker does not answer, a node says so this often.
+_REMIND_S = 30.0
+
+_PLAIN = (
+    "transport is plain: anyone in this network can read chunks on their way and can pretend"
+    " to be a member; use it where you trust every PC and cable"
+)
+
+
+def _ready(**fields: Any) -> None:
+    click.echo(f"ready {json.dumps(fields)}")
+    sys.stdout.flush()
+
+
+# -- tracker --------------------------------------------------------------------------
+
+
+@click.command()
+@click.option(
+    "--bind", metavar="ADDR", help="Where requests are answered, host:port; port 0 takes a free one."
+)
+@click.option("--events", metavar="ADDR", help="Where events are published; else the next port.")
+@click.option("--advertise", metavar="ADDR", multiple=True, help="An address that others reach this PC by.")
+@everywhere()
+@pass_invocation
+def tracker(invocation: Invocation, bind: str | None, events: str | None, advertise: tuple[str, ...]) -> None:
+    """Run the tracker, in the foreground.
+
+    It knows which node holds what and tells who is up; a cluster has one. On its first
+    start it makes its key and shows a token for nodes to join with.
+    """
+    set_up_logs(invocation.verbosity, server=True)
+    settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
+    from zchunk.clock import SystemClock
+    from zchunk.tracker.server import Tracker
+    from zchunk.transport.zeromq import ZmqTransport
+
+    transport = ZmqTransport()
+    running = Tracker(invocation.home / "tracker", settings, SystemClock(), transport)
+    try:
+        _serve_tracker(running, invocation.home)
+    finally:
+        running.close()
+        transport.close()
+
+
+def _serve_tracker(running: Tracker, home: Path) -> None:
+    from zchunk.loop import LoopThread
+
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def on_failure(error: BaseException) -> None:
+        failures.append(error)
+        ended.set()
+
+    StopSignal(ended)
+    thread = LoopThread(running.loop, on_failure)
+    thread.start()
+    try:
+        _introduce_tracker(running, home)
+        ended.wait()
+    finally:
+        thread.stop()
+    if failures:
+        raise failures[0]
+    log.info("the tracker has stopped")
+
+
+def _introduce_tracker(running: Tracker, home: Path) -> None:
+    if running.settings.security.transport == "plain":
+        say(_PLAIN)
+    # A start that failed before this (port taken) has made the key, but was none.
+    if not running.membership.tokens and not running.membership.members:
+        _show_first_token(running)
+    _ready(
+        endpoint=running.reachable_at(running.endpoint)[0],
+        events=running.reachable_at(running.events)[0],
+        peer_id=running.key.peer_id,
+        home=str(home),
+    )
+
+
+def _show_first_token(running: Tracker) -> None:
+    from zchunk.clock import SystemClock
+    from zchunk.tracker.server import make_token
+
+    transport = running.settings.security.transport
+    made = make_token(
+        running.files, SystemClock(), role="node", expires_s=FIRST_TOKEN_S, once=False, transport=transport
+    )
+    say("A new cluster. On each PC that is to hold chunks run, within 24 hours:")
+    click.echo(f"\n  zchunk node --join {made.encode()}\n", err=True)
+    say("`zchunk token` on this PC prints further tokens, `--role client` those for PCs that hold nothing.")
+
+
+# -- node -----------------------------------------------------------------------------
+
+
+@click.command()
+@click.option(
+    "--join", "token", metavar="TOKEN", help="Join with this token, once; - is stdin, @FILE a file."
+)
+@click.option("--bind", metavar="ADDR", help="Where chunks are served, host:port; port 0 takes a free one.")
+@click.option("--name", metavar="NAME", help="How people call this node; else the PC's name.")
+@click.option("--capacity", callback=as_size, metavar="SIZE", help="At most so much for chunks, like 20GB.")
+@click.option("--advertise", metavar="ADDR", multiple=True, help="An address that others reach this PC by.")
+@click.option("--no-web", is_flag=True, expose_value=False, help="No web page (this release has none).")
+@everywhere()
+@pass_invocation
+def node(
+    invocation: Invocation,
+    token: str | None,
+    bind: str | None,
+    name: str | None,
+    capacity: int | None,
+    advertise: tuple[str, ...],
+) -> None:
+    """Run a node, in the foreground: this PC holds chunks.
+
+    The first start needs a token (`--join`); later ones remember the cluster.
+    """
+    set_up_logs(invocation.verbosity, server=True)
+    given = {"bind": bind, "name": name, "capacity": capacity, "advertise": advertise}
+    settings = invocation.settings({"node": given})
+    folder = invocation.home / "node"
+    membership = _membership(folder, token, settings)
+    from zchunk.node.process import NodeProcess
+
+    process = NodeProcess(folder, membership, settings)
+    try:
+        _serve_node(process, membership, settings, invocation.home)
+    finally:
+        process.stop()
+    log.info("the node has stopped")
+
+
+def _membership(folder: Path, argument: str | None, settings: Settings) -> Membership:
+    """Who this node is; joins where it is nobody yet and has a token."""
+    from zchunk.node.membership import load, save
+    from zchunk.transport.auth import parse_token
+
+    known = load(folder)
+    if argument is None:
+        if known is None:
+            raise NotJoined(
+                f"{folder} has not joined a cluster; start it once with `zchunk node --join TOKEN`"
+                " (the tracker showed one at its first start; `zchunk token` prints another)"
+            )
+        return known
+    token = parse_token(token_text(argument))
+    if token.role != "node":
+        raise TokenRefused(
+            f"this token makes a {token.role}, and a node needs one for nodes:"
+            " `zchunk token --role node` on the tracker's PC prints one"
+        )
+    if known is None:
+        return join_cluster(folder, token, settings.node.name or host_name(), settings)
+    check_same_cluster(folder, known, token)
+    if token.addresses != known.tracker:
+        known = replace(known, tracker=token.addresses)
+        save(folder, known)
+        say(f"the tracker's address is now {', '.join(known.tracker)}")
+    say(f"{folder} is a member of this cluster already, as {known.name}")
+    return known
+
+
+def _serve_node(process: NodeProcess, membership: Membership, settings: Settings, home: Path) -> None:
+    ended = threading.Event()
+    stop = StopSignal(ended, process.settled)
+    process.on_end = ended.set
+    process.start()
+    _await_registration(process, membership, settings.client.tracker_timeout_s)
+    if process.failure is None and not stop.stopped:
+        if membership.transport == "plain":
+            say(_PLAIN)
+        _ready(
+            endpoint=_endpoint(process, settings),
+            peer_id=membership.peer_id,
+            home=str(home),
+            name=membership.name,
+            web=None,
+        )
+        ended.wait()
+    if process.failure is not None:
+        raise process.failure
+
+
+def _await_registration(process: NodeProcess, membership: Membership, first_s: float) -> None:
+    """Until the tracker has registered us, refused us, or a signal came."""
+    where = ", ".join(membership.tracker)
+    patience = first_s
+    while not process.settled.wait(patience):
+        patience = _REMIND_S
+        say(f"the tracker at {where} does not answer; this node keeps asking")
+
+
+def _endpoint(process: NodeProcess, settings: Settings) -> str:
+    """Where others reach this node: of a wildcard, the first address of this PC."""
+    from zchunk import addresses
+    from zchunk.interfaces import interface_addresses
+
+    at = addresses.parse(process.parts.endpoint)
+    return addresses.announced(
+        bound=at.host,
+        port=at.port,
+        advertise=settings.node.advertise,
+        seen_from=None,
+        interfaces=interface_addresses(),
+    )[0]

@@ -1,0 +1,349 @@
+"""The Python API: the engine of the commands, for other programs.
+
+    with zchunk.Client(home="~/.local/share/zchunk") as client:
+        for record in client.ls():
+            print(record.name, record.size)
+        client.get("scan.tif", "scan.tif")
+
+A client is a member without storage: a control plane and a bulk plane, each in a
+thread of its own. All methods block; they raise `zchunk.errors.ZchunkError`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from zchunk.clock import SystemClock
+from zchunk.config import Settings
+from zchunk.config import load as load_settings
+from zchunk.errors import (
+    InvalidUsage,
+    NotFound,
+    TargetExists,
+    TrackerUnreachable,
+    UnknownMessage,
+    ZchunkError,
+)
+from zchunk.loop import Loop, LoopThread, ThreadWorkers
+from zchunk.node.assembly import bulk_plane, control_plane
+from zchunk.node.control import ControlPlane
+from zchunk.node.get import Download
+from zchunk.node.located import Location, location
+from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
+from zchunk.node.membership import of_home, own_node
+from zchunk.node.partfile import open_part, remove_leftovers, safe_target_name, target_has_content
+from zchunk.node.source import SourceFile
+from zchunk.node.transfer import BulkPlane
+from zchunk.protocol.messages import (
+    Abandon,
+    FileRecord,
+    Files,
+    GetSnapshot,
+    ListFiles,
+    Locate,
+    Located,
+    Message,
+    PeerRecord,
+    Plan,
+    Planned,
+    Remove,
+    Removed,
+    Request,
+    Snapshot,
+)
+from zchunk.transport.zeromq import ZmqTransport
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Message)
+OnEvent = Callable[[dict[str, Any]], None]
+
+#: A large file's plan, manifest or listing may take the tracker a while.
+_REQUEST_S = 30.0
+
+
+class PlannedUpload:
+    """A plan to be agreed to: `run` carries it out, `abandon` drops it."""
+
+    def __init__(self, client: Client, source: SourceFile, name: str, plan: Plan, planned: Planned) -> None:
+        self._client = client
+        self._source = source
+        self.name = name
+        self.plan = plan
+        self.planned = planned
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    def run(self, on_event: OnEvent | None = None) -> dict[str, Any]:
+        """Uploads; returns the `done` event. Raises ZchunkError; Ctrl-C leaves it resumable."""
+        client = self._client
+        try:
+            upload = client.manager.distribute_chunks(
+                source=self._source,
+                name=self.name,
+                plan=self.plan,
+                planned=self.planned,
+                tell=client.events_in.put,
+            )
+            return client.drive(upload.start, upload.stop, on_event)
+        finally:
+            self._source.close()
+
+    def abandon(self) -> None:
+        self._source.close()
+        self._client.ask(Abandon(upload_id=self.plan.upload_id), 1.0)
+
+
+class Client:
+    """A member of a cluster, without storage. Use as a context manager, from one thread."""
+
+    def __init__(self, home: str | Path, settings: Settings | None = None) -> None:
+        """`home` is the folder that `zchunk join` (or `zchunk node --join`) used.
+
+        Raises NotJoined. Does not wait for the tracker: the first request does.
+        """
+        self.home = Path(home).expanduser()
+        self.settings = settings or load_settings(None)
+        self.folder, self.membership = of_home(self.home)
+        self.events_in: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._answered_once = False
+        clock = SystemClock()
+        self._control_transport, self._bulk_transport = ZmqTransport(), ZmqTransport()
+        control_loop = Loop(self._control_transport.poller(), clock, "client-control")
+        bulk_loop = Loop(self._bulk_transport.poller(), clock, "client-bulk")
+        self.control: ControlPlane = control_plane(
+            loop=control_loop,
+            transport=self._control_transport,
+            membership=self.membership,
+            settings=self.settings,
+        )
+        self.bulk: BulkPlane = bulk_plane(
+            loop=bulk_loop,
+            control=self.control,
+            transport=self._bulk_transport,
+            membership=self.membership,
+            settings=self.settings,
+            make_workers=ThreadWorkers,
+        )
+        self.manager = DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests")
+        self._threads = [LoopThread(bulk_loop, self._on_bug), LoopThread(control_loop, self._on_bug)]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.stop()
+        self._bulk_transport.close()
+        self._control_transport.close()
+
+    # -- looking --------------------------------------------------------------------
+
+    def peers(self) -> tuple[PeerRecord, ...]:
+        """Every storing node, by name."""
+        snapshot = self._expect(GetSnapshot(), Snapshot)
+        return tuple(sorted(snapshot.peers, key=lambda record: (record.name, record.peer_id)))
+
+    def ls(self) -> Iterator[FileRecord]:
+        """Every file, newest first."""
+        page = ""
+        while True:
+            files = self._expect(ListFiles(page=page), Files)
+            yield from files.files
+            page = files.next_page
+            if not page:
+                return
+
+    def locate(self, name_or_id: str, unique: bool = False) -> Location:
+        """A file's manifest and holders, by name or id. Raises NotFound, AmbiguousName."""
+        try:
+            ask = Locate(name_or_id=name_or_id, unique=unique)
+        except ValidationError:
+            raise NotFound(f"no file has the name or id {name_or_id[:60]!r}") from None
+        return location(self._expect(ask, Located))
+
+    def remove(self, file_id: str) -> Removed:
+        """Removes the file of this id. What other files share with it stays."""
+        try:
+            ask = Remove(file_id=file_id)
+        except ValidationError:
+            raise NotFound(f"{file_id[:80]!r} is no file id; `ls` lists them") from None
+        return self._expect(ask, Removed)
+
+    # -- put ------------------------------------------------------------------------
+
+    def plan_put(self, path: str | Path, options: PutOptions | None = None) -> PlannedUpload:
+        """What an upload of `path` would do; nothing is stored yet.
+
+        Raises NotFound, NotAllowed or InvalidUsage for the file, TooFewPeers, NoSpace.
+        """
+        source, options = SourceFile(Path(path)), options or PutOptions()
+        try:
+            name = file_name(source.path, options)
+            plan = self.manager.plan_request(source.size, options, self.own_peer())
+            return PlannedUpload(self, source, name, plan, self._expect(plan, Planned))
+        except BaseException:
+            source.close()
+            raise
+
+    def put(
+        self,
+        path: str | Path,
+        options: PutOptions | None = None,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        """Plans and uploads in one go; returns the `done` event."""
+        return self.plan_put(path, options).run(on_event)
+
+    def own_peer(self) -> str | None:
+        """The peer id of the own node: that of this home, or `client.own_node`."""
+        named = self.settings.client.own_node
+        if named is None:
+            return own_node(self.home)
+        for record in self.peers():
+            if named in (record.name, record.peer_id):
+                return record.peer_id
+        raise InvalidUsage(f"client.own_node is {named!r}, but no peer has that name or id")
+
+    # -- get ------------------------------------------------------------------------
+
+    def get(
+        self,
+        name_or_id: str,
+        target: str | Path | None = None,
+        *,
+        wait: bool = True,
+        force: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        """Downloads a file, from all its holders at once; returns the `done` event.
+
+        `target` defaults to the safe last part of the name, in the working folder.
+        `wait`: stay for missing peers; else PartialDownload, with the part kept.
+        Raises TargetExists (other content there, without `force`), AlreadyRunning.
+        """
+        where = self.locate(name_or_id)
+        path = Path(target) if target is not None else Path(safe_target_name(where.file.name))
+        if path.is_dir():
+            path = path / safe_target_name(where.file.name)
+        if path.exists():
+            if target_has_content(path, where.manifest):
+                remove_leftovers(path)
+                return _done_already(where, path)
+            if not force:
+                raise TargetExists(f"{path} exists with other content; choose another with -o, or --force")
+        part = open_part(path, where.manifest, secrets.token_hex(8))
+        download = Download(
+            bulk=self.bulk,
+            where=where,
+            part=part,
+            wait=wait,
+            auto_resume=self.settings.chunking.auto_resume_downloads,
+            tell=self.events_in.put,
+        )
+        return self.drive(download.start, download.stop, on_event)
+
+    # -- inside ---------------------------------------------------------------------
+
+    def drive(
+        self, start: Callable[[], None], stop: Callable[[], None], on_event: OnEvent | None
+    ) -> dict[str, Any]:
+        """Runs a job to its end; its events go to `on_event`, in this thread."""
+        loop = self.bulk.loop
+        loop.post(start)
+        while True:
+            try:
+                event = self._next_event()
+                if event["event"] == "done":
+                    return event
+                error = event.pop("_error", None)
+                if error is not None:
+                    raise error
+                if on_event is not None:
+                    self._show(event, on_event, stop)
+            except KeyboardInterrupt:
+                # Its end comes as an event: the part is saved first.
+                loop.post(stop)
+
+    def _show(self, event: dict[str, Any], on_event: OnEvent, stop: Callable[[], None]) -> None:
+        """A caller whose function fails gets its exception, once the job has ended: else the
+        job's events would be taken for those of the next one."""
+        try:
+            on_event(event)
+        except Exception:
+            self.bulk.loop.post(stop)
+            while self._next_event()["event"] not in ("done", "error"):
+                pass
+            raise
+
+    def ask(self, message: Request, timeout_s: float) -> Message:
+        """One request to the tracker. Raises its error, or TrackerUnreachable."""
+        box: queue.SimpleQueue[tuple[Message | None, ZchunkError | None]] = queue.SimpleQueue()
+        loop = self.control.loop
+        self.control.request(message, timeout_s, loop, lambda reply, error: box.put((reply, error)))
+        try:
+            reply, error = box.get(timeout=timeout_s + 1.0)
+        except queue.Empty:
+            raise TrackerUnreachable(f"the tracker at {self._where()} does not answer") from None
+        if error is not None:
+            raise error
+        assert reply is not None
+        self._answered_once = True
+        return reply
+
+    def _expect(self, message: Request, kind: type[M]) -> M:
+        if not self._answered_once:
+            # A tracker that is not there is told within seconds, whatever is asked.
+            self.ask(GetSnapshot(), self.settings.client.tracker_timeout_s)
+        reply = self.ask(message, _REQUEST_S)
+        if not isinstance(reply, kind):
+            raise UnknownMessage(f"the tracker answered with {reply.TYPE!r} instead of {kind.TYPE!r}")
+        return reply
+
+    def _next_event(self) -> dict[str, Any]:
+        event = self.events_in.get()
+        if "_bug" in event:
+            raise event["_bug"]
+        return event
+
+    def _on_bug(self, error: BaseException) -> None:
+        log.error("a bug ended this client", exc_info=error)
+        self.events_in.put({"event": "bug", "_bug": error})
+
+    def _where(self) -> str:
+        return ", ".join(self.membership.tracker)
+
+
+def _done_already(where: Location, path: Path) -> dict[str, Any]:
+    sha256 = where.manifest.sha256
+    return {
+        "event": "done",
+        "job_id": None,
+        "file_id": where.manifest.file_id,
+        "name": where.manifest.name,
+        "target": str(path),
+        "size": where.manifest.size,
+        "sha256": sha256.hex() if sha256 is not None else None,
+        "seconds": 0.0,
+        "bytes_received": 0,
+        "bytes_received_by_peer": {},
+        "chunks_count": len(where.manifest.chunks),
+        "already": True,
+    }

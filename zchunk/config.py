@@ -1,0 +1,541 @@
+"""config.yaml, the environment and the command line -> checked, frozen settings.
+
+`load` is the one way in. Of several places that give a key the command line wins, then
+`ZCHUNK_<SECTION>__<KEY>`, then the file, then the default. Every value is read as text
+and understood the same wherever it stands. A mistake is a ConfigError of one line: where
+(file and line, variable or option), which key, what is wrong, what is allowed.
+
+The defaults stand here and, explained, in the repository's config.yaml; a test keeps the
+two in step. Units are in the names or, for sizes, bytes (`20GB`, `1GiB` are understood).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from zchunk import addresses
+from zchunk.errors import ConfigError, InvalidUsage
+from zchunk.manifest import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, chunk_size_problem
+from zchunk.placement import Strategy
+
+PREFIX = "ZCHUNK_"
+TRACKER_PORT = 7700
+NODE_PORT = 7710
+#: A lease must outlast two heartbeats that are lost or late.
+LEASE_HEARTBEATS = 2.5
+MIN_BLOCK_SIZE = 4096
+#: Larger blocks would let a slow link look dead: nothing is heard before a block is whole.
+MAX_BLOCK_SIZE = 16 * 1024**2
+
+_UNITS = {
+    "": 1, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_SIZE_FORMS = "a number of bytes, or one with a unit: 20GB (10^9), 1GiB (2^30)"
+
+
+def parse_size(text: str | int) -> int:
+    """`20GB`, `1.5 GiB`, `4096` -> bytes. kB, MB, GB, TB are powers of 1000, KiB ... of 1024.
+
+    Raises InvalidUsage for anything else, and for what is no whole number of bytes.
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None or match[2].upper() not in _UNITS:
+        raise InvalidUsage(f"{_shown(text)} is no size; allowed: {_SIZE_FORMS}")
+    size = Fraction(match[1].replace("_", "")) * _UNITS[match[2].upper()]
+    if size.denominator != 1:
+        raise InvalidUsage(f"{_shown(text)} is no whole number of bytes; allowed: {_SIZE_FORMS}")
+    return int(size)
+
+
+# -- what values may be ---------------------------------------------------------------
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no number")
+    return value
+
+
+def _none_if_blank(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip() in ("", "null", "~") else value
+
+
+def _as_list(value: Any) -> Any:
+    """Text is a list with commas: an environment variable has no other way."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _size(value: Any) -> int:
+    try:
+        return parse_size(value)
+    except InvalidUsage as error:
+        raise ValueError(error.message.rpartition("; ")[0]) from None
+
+
+def _chunk_size(value: int) -> int:
+    if (problem := chunk_size_problem(value)) is not None:
+        raise ValueError(problem)
+    return value
+
+
+def _bind(default_port: int) -> AfterValidator:
+    def check(value: str) -> str:
+        return str(_address(value, default_port))
+
+    return AfterValidator(check)
+
+
+def _events(value: str) -> str:
+    return str(_address(value, None))
+
+
+def _advertised(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        address = _address(value, NODE_PORT)
+        if addresses.is_wildcard(address.host) or not address.port:
+            raise ValueError(f"nobody can connect to {value!r}")
+    return values
+
+
+def _address(text: str, default_port: int | None) -> addresses.HostPort:
+    try:
+        return addresses.parse(text, default_port)
+    except InvalidUsage as error:
+        raise ValueError(error.message.rpartition("; ")[0]) from None
+
+
+def _label(value: str) -> str:
+    if not 1 <= len(value) <= 64 or not value.isprintable() or value != value.strip():
+        raise ValueError(f"{_shown(value)} is no name")
+    return value
+
+
+def _database(value: str) -> str:
+    # The value may hold a password: no message may show it.
+    if not value.startswith(("sqlite:///", "postgresql://", "postgres://")):
+        raise ValueError("this is no database URL")
+    return value
+
+
+def _transport(value: str) -> str:
+    if value == "curve":
+        raise ValueError("'curve' arrives with a later release; this one speaks plain only")
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_no_bool)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+BlockSize = Annotated[Bytes, Field(ge=MIN_BLOCK_SIZE, le=MAX_BLOCK_SIZE)]
+ChunkSize = Annotated[Bytes, AfterValidator(_chunk_size)]
+Label = Annotated[str, AfterValidator(_label)]
+Blank = BeforeValidator(_none_if_blank)
+Advertise = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_list),
+    AfterValidator(_advertised),
+    Field(max_length=addresses.MAX_ANNOUNCED),
+]
+
+_SECONDS = "a number of seconds greater than 0"
+_BYTES = _SIZE_FORMS
+_BIND = "host:port, or *:port for all addresses of this PC"
+_BLOCK = f"bytes from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE}"
+_ADDRESSES = "up to 16 addresses others can connect to, host or host:port"
+_LABEL = "a name of 1 to 64 printable characters"
+
+
+class _Section(BaseModel):
+    """A section's fields are its keys; each `description` says what is allowed, for messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _key(default: Any, allowed: str, **limits: Any) -> Any:
+    return Field(default=default, description=allowed, **limits)
+
+
+class Chunking(_Section):
+    """How files are cut and spread, and how downloads wait."""
+
+    chunk_size: ChunkSize = _key(
+        10 * 1024**2, f"bytes, a multiple of 4096 from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}"
+    )
+    min_file_size_for_distribution: Bytes = _key(1024**3, _BYTES)
+    min_peers_for_distribution: Number = _key(2, "a whole number of peers, at least 1", ge=1)
+    distribution_strategy: Strategy = _key("round_robin", "round_robin, contiguous or balanced")
+    replicas: Number = _key(1, "a whole number of copies, at least 1", ge=1)
+    auto_resume_downloads: bool = _key(True, "true or false")
+    resume_check_interval: Seconds = _key(30.0, _SECONDS)
+
+
+class Tracker(_Section):
+    """Read by `zchunk tracker` alone, but for the times, which nodes are told."""
+
+    bind: Annotated[str, _bind(TRACKER_PORT)] = _key("*:7700", _BIND)
+    #: None: the port after that of `bind`.
+    events: Annotated[Annotated[str, AfterValidator(_events)] | None, Blank] = _key(
+        None, "host:port, or nothing for the port after that of bind"
+    )
+    advertise: Advertise = _key((), _ADDRESSES)
+    heartbeat_interval_s: Seconds = _key(1.0, _SECONDS)
+    lease_s: Seconds = _key(3.0, _SECONDS)
+    #: None: an SQLite file in HOME/tracker.
+    database: Annotated[Annotated[str, AfterValidator(_database)] | None, Blank] = _key(
+        None, "postgresql://user:password@host/name, sqlite:///path, or nothing for a file in HOME/tracker"
+    )
+
+
+class Node(_Section):
+    """What a PC gives to the cluster."""
+
+    bind: Annotated[str, _bind(NODE_PORT)] = _key("*:7710", _BIND)
+    advertise: Advertise = _key((), _ADDRESSES)
+    #: None: the host's name.
+    name: Annotated[Label | None, Blank] = _key(None, f"{_LABEL}, or nothing for the host's name")
+    #: None: all the disk has, less the reserve.
+    capacity: Annotated[Annotated[Bytes, Field(gt=0)] | None, Blank] = _key(
+        None, f"{_BYTES}; or nothing for all the disk has, less the reserve"
+    )
+    reserve: Bytes = _key(1024**3, _BYTES)
+    trash_keep_s: Seconds = _key(7 * 86400.0, _SECONDS)
+
+
+class Client(_Section):
+    """For commands and the Python API."""
+
+    own_node: Annotated[Label | None, Blank] = _key(None, "a node's name or peer id, or nothing")
+    tracker_timeout_s: Seconds = _key(3.0, _SECONDS)
+
+
+class Security(_Section):
+    """Who may take part."""
+
+    transport: Annotated[Literal["plain", "curve"], AfterValidator(_transport)] = _key("plain", "plain")
+
+
+class Transfer(_Section):
+    """Memory, blocks and threads of a process that moves chunks."""
+
+    receive_budget: Bytes = _key(64 * 1024**2, _BYTES)
+    send_budget: Bytes = _key(64 * 1024**2, _BYTES)
+    block_size_min: BlockSize = _key(256 * 1024, _BLOCK)
+    block_size_max: BlockSize = _key(2 * 1024**2, _BLOCK)
+    request_timeout_s: Seconds = _key(10.0, _SECONDS)
+    workers: Number = _key(2, "a whole number of threads from 1 to 64", ge=1, le=64)
+
+
+class Settings(_Section):
+    """All settings; `Settings()` is the defaults. Relations between values hold after `load` only."""
+
+    chunking: Chunking = Field(default_factory=Chunking)
+    tracker: Tracker = Field(default_factory=Tracker)
+    node: Node = Field(default_factory=Node)
+    client: Client = Field(default_factory=Client)
+    security: Security = Field(default_factory=Security)
+    transfer: Transfer = Field(default_factory=Transfer)
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    "chunking": Chunking,
+    "tracker": Tracker,
+    "node": Node,
+    "client": Client,
+    "security": Security,
+    "transfer": Transfer,
+}
+
+KeyPath = tuple[str, str]
+
+
+# -- relations between values ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Conflict:
+    """Values that do not go together; of `keys` the one given in the strongest place is blamed."""
+
+    keys: tuple[KeyPath, ...]
+    problem: str
+    allowed: str
+
+
+@dataclass(frozen=True)
+class _Size:
+    section: str
+    key: str
+    value: int
+
+    @property
+    def path(self) -> KeyPath:
+        return self.section, self.key
+
+
+def _conflicts(s: Settings) -> Iterable[_Conflict]:
+    tracker, transfer = s.tracker, s.transfer
+    lease = LEASE_HEARTBEATS * tracker.heartbeat_interval_s
+    if tracker.lease_s < lease:
+        yield _Conflict(
+            (("tracker", "lease_s"), ("tracker", "heartbeat_interval_s")),
+            f"lease_s {tracker.lease_s:g} is too short"
+            f" for heartbeat_interval_s {tracker.heartbeat_interval_s:g}",
+            f"a lease of {LEASE_HEARTBEATS:g} heartbeats or more, here {lease:g} seconds",
+        )
+    yield from _port_conflicts(tracker)
+    chunk = _Size("chunking", "chunk_size", s.chunking.chunk_size)
+    smallest = _Size("transfer", "block_size_min", transfer.block_size_min)
+    largest = _Size("transfer", "block_size_max", transfer.block_size_max)
+    receive = _Size("transfer", "receive_budget", transfer.receive_budget)
+    send = _Size("transfer", "send_budget", transfer.send_budget)
+    pairs = [(smallest, largest), (chunk, receive), (largest, send)]
+    # The default gives way to a small chunk_size: blocks are cut to the chunk anyway.
+    if smallest.value != Transfer().block_size_min:
+        pairs.append((smallest, chunk))
+    for small, large in pairs:
+        if small.value > large.value:
+            yield _Conflict(
+                (large.path, small.path),
+                f"{large.key} {large.value} is less than {small.key} {small.value}",
+                f"a {large.key} of at least {small.key}",
+            )
+
+
+def _port_conflicts(tracker: Tracker) -> Iterable[_Conflict]:
+    bind = addresses.parse(tracker.bind)
+    bind_key, events_key = ("tracker", "bind"), ("tracker", "events")
+    if tracker.events is None:
+        if bind.port == addresses.MAX_PORT:
+            yield _Conflict(
+                (bind_key,),
+                f"bind {tracker.bind} leaves no next port for events",
+                "a lower port, or events set too",
+            )
+        return
+    events = addresses.parse(tracker.events)
+    hosts = {bind.host, events.host}
+    overlap = len(hosts) == 1 or any(map(addresses.is_wildcard, hosts))
+    if overlap and bind.port == events.port != 0:
+        yield _Conflict(
+            (events_key, bind_key),
+            f"events {tracker.events} takes the port of bind {tracker.bind}",
+            "another port for events",
+        )
+
+
+# -- where values come from -----------------------------------------------------------
+
+
+@dataclass
+class _Layer:
+    """What one place gives: values by section and key, and how messages name where they stand."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    where: dict[KeyPath, str] = field(default_factory=dict)
+
+    def put(self, section: str, key: str, value: Any, where: str) -> None:
+        _check_known(section, key, where)
+        self.values.setdefault(section, {})[key] = value
+        self.where[section, key] = where
+
+
+def load(
+    path: Path | None,
+    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """The settings of this process; `path` None means no file.
+
+    `overrides` is `{section: {key: value}}` from the command line; a value of None there
+    (or of an empty tuple) means the option was not given. Raises ConfigError for the first mistake found.
+    """
+    file = _Layer() if path is None else _from_file(path)
+    layers = [file, _from_environ(environ), _from_overrides(overrides or {})]
+    values: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for section, keys in layer.values.items():
+            values.setdefault(section, {}).update(keys)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        _refuse_value(error, layers)
+    for conflict in _conflicts(settings):
+        _refuse_conflict(conflict, layers)
+    return settings
+
+
+def _from_overrides(overrides: Mapping[str, Any]) -> _Layer:
+    layer = _Layer()
+    for section, keys in overrides.items():
+        for key, value in keys.items():
+            if value is not None and value != ():
+                layer.put(section, key, value, "command line")
+    return layer
+
+
+def _from_environ(environ: Mapping[str, str]) -> _Layer:
+    """Variables that name a section and key; `ZCHUNK_HOME` and the like are no settings."""
+    known = {
+        f"{PREFIX}{section}__{key}".upper(): (section, key)
+        for section, model in SECTIONS.items()
+        for key in model.model_fields
+    }
+    layer = _Layer()
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or "__" not in name:
+            continue
+        if name not in known:
+            allowed = f"{PREFIX}<SECTION>__<KEY> in capitals, with a key of config.yaml"
+            raise ConfigError(
+                f"environment: {_word(name)} is no setting{_meant(name, known)}; allowed: {allowed}"
+            )
+        layer.put(*known[name], environ[name], f"environment: {name}")
+    return layer
+
+
+def _from_file(path: Path) -> _Layer:
+    layer = _Layer()
+    root = _compose(path)
+    if root is None:
+        return layer
+    for section_node, keys_node in _pairs(root, path, "the file", "sections such as 'chunking:'"):
+        section = str(section_node.value)
+        where = _line(path, section_node)
+        _check_section(section, where)
+        # All keys of a section may be commented out.
+        if isinstance(keys_node, yaml.ScalarNode) and keys_node.value in ("", "null", "~"):
+            continue
+        for key_node, value_node in _pairs(keys_node, path, f"section {section}", "lines 'key: value'"):
+            layer.put(section, str(key_node.value), _plain(value_node), _line(path, key_node))
+    return layer
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    """The file's YAML tree, all scalars as text; None for an empty file."""
+    try:
+        loader = yaml.BaseLoader(path.read_text(encoding="utf-8-sig"))
+        return loader.get_single_node()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is no text in UTF-8; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        _refuse_syntax(path, error)
+    except RecursionError:
+        raise ConfigError(f"{path}: is no configuration: it is nested too deep") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+
+
+def _refuse_syntax(path: Path, error: yaml.MarkedYAMLError) -> NoReturn:
+    mark = error.problem_mark or error.context_mark
+    line = f" line {mark.line + 1}" if mark is not None else ""
+    text = " ".join(" ".join(filter(None, (error.context, error.problem))).split())
+    hint = "; a value that begins with * goes in quotes" if "alias" in text else ""
+    raise ConfigError(f"{path}{line}: is no YAML: {text}{hint}") from None
+
+
+def _pairs(
+    node: yaml.Node, path: Path, what: str, allowed: str
+) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+    """(key, value) of a map whose keys are text, each given once."""
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{_line(path, node)}: {what} holds no keys; allowed: {allowed}")
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{_line(path, key)}: a key of {what} is no plain word; allowed: {allowed}")
+        if key.value in lines:
+            before = lines[key.value]
+            raise ConfigError(
+                f"{_line(path, key)}: {_word(key.value)} stands in line {before} already; remove one"
+            )
+        lines[key.value] = key.start_mark.line + 1
+        yield key, value
+
+
+def _line(path: Path, node: yaml.Node) -> str:
+    return f"{path} line {node.start_mark.line + 1}"
+
+
+def _plain(node: yaml.Node) -> Any:
+    """A scalar's text or a list of texts; for a map, which no key takes, an empty one."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) if isinstance(item, yaml.ScalarNode) else {} for item in node.value]
+    return node.value if isinstance(node, yaml.ScalarNode) else {}
+
+
+# -- refusals -------------------------------------------------------------------------
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _word(text: str) -> str:
+    """A key as it was written, if it can be shown in a line."""
+    return text if text.isprintable() and 0 < len(text) <= 60 else _shown(text)
+
+
+def _meant(wrong: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(wrong, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _check_section(section: str, where: str) -> None:
+    if section not in SECTIONS:
+        wrong = f"{_word(section)} is no section{_meant(section, SECTIONS)}"
+        raise ConfigError(f"{where}: {wrong}; allowed: {', '.join(SECTIONS)}")
+
+
+def _check_known(section: str, key: str, where: str) -> None:
+    _check_section(section, where)
+    keys = SECTIONS[section].model_fields
+    if key not in keys:
+        homes = [name for name, model in SECTIONS.items() if key in model.model_fields]
+        hint = f" (it belongs to section {homes[0]})" if homes else _meant(key, keys)
+        raise ConfigError(f"{where}: {section}.{_word(key)} is no key{hint}; allowed: {', '.join(keys)}")
+
+
+def _refuse_value(error: ValidationError, layers: Sequence[_Layer]) -> NoReturn:
+    """The first mistake, where it stands, and what is allowed there."""
+    first = error.errors(include_url=False)[0]
+    section, key = str(first["loc"][0]), str(first["loc"][1])
+    reason = first.get("ctx", {}).get("error")
+    problem = str(reason) if reason is not None else f"{_shown(first['input'])} is not allowed"
+    allowed = SECTIONS[section].model_fields[key].description
+    where = _origin((section, key), layers)
+    raise ConfigError(f"{where}: {section}.{key}: {problem}; allowed: {allowed}") from None
+
+
+def _refuse_conflict(conflict: _Conflict, layers: Sequence[_Layer]) -> NoReturn:
+    section, key = max(conflict.keys, key=lambda path: _rank(path, layers))
+    where = _origin((section, key), layers)
+    raise ConfigError(f"{where}: {section}.{key}: {conflict.problem}; allowed: {conflict.allowed}")
+
+
+def _rank(path: KeyPath, layers: Sequence[_Layer]) -> int:
+    """The strongest layer that gives a key, -1 where its default holds."""
+    return max((rank for rank, layer in enumerate(layers) if path in layer.where), default=-1)
+
+
+def _origin(path: KeyPath, layers: Sequence[_Layer]) -> str:
+    rank = _rank(path, layers)
+    return "default" if rank < 0 else layers[rank].where[path]

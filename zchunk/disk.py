@@ -1,0 +1,301 @@
+"""Durable file operations: what is on the disk when a function returns is said here.
+
+The only module that calls fsync, fdatasync, posix_fallocate or opens with O_DIRECT.
+Everything that syncs goes through the module globals `sync_file` and `sync_folder`,
+so a simulation replaces those two and controls what survives a power cut. They
+raise plain OSError; callers wrap them in `storage_errors`, which knows the path.
+
+Rules that hold here:
+- A failed sync means the data is gone: nothing in this module syncs a second time.
+- O_DIRECT and the page cache have a descriptor each. A descriptor never changes its
+  mode, so it is never used both ways while pages are dirty.
+- No descriptor is open across a rename or a removal of its file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from zchunk.errors import InvalidUsage, NoSpace, NotAllowed, NotFound, StorageFailure, ZchunkError
+
+#: O_DIRECT wants offset, length and memory on this grid (a page; sectors are smaller).
+ALIGNMENT = 4096
+
+Writable = bytes | bytearray | memoryview
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
+#: What a file system says that has no O_DIRECT, or not for this memory or offset.
+_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+_NO_FALLOCATE = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
+_TEMPORARY_PREFIX = ".zchunk-"
+_TEMPORARY_SUFFIX = ".tmp"
+
+
+# -- errors ---------------------------------------------------------------------------
+
+
+def storage_error(error: OSError, path: Path, doing: str) -> ZchunkError:
+    """What an operating system's refusal means to a user, naming `path` and what to do."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        text = f"no space left for {doing} {path}: free some space on that disk, then try again"
+        return NoSpace(text, path=str(path))
+    if error.errno in _FORBIDDEN:
+        text = f"{doing} {path} is not permitted ({reason}): check the owner and mode of the folder"
+        return NotAllowed(text, path=str(path))
+    if error.errno in _GONE:
+        return NotFound(f"{doing} {path} failed: it or its folder does not exist", path=str(path))
+    if error.errno == errno.ENAMETOOLONG:
+        return InvalidUsage(f"{doing} {path} failed: the name is too long here", path=str(path))
+    text = f"{doing} {path} failed: {reason}; check the disk, the data there is not trusted"
+    return StorageFailure(text, path=str(path))
+
+
+@contextmanager
+def storage_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turns OSError into NoSpace (retryable), NotAllowed, NotFound, InvalidUsage or StorageFailure."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path, doing) from error
+
+
+# -- syncing --------------------------------------------------------------------------
+
+
+def sync_file(fd: int) -> None:
+    """On return the file's bytes, and its length, survive a power cut. Raises OSError:
+    what was written since the last success is then lost, and asking again would lie."""
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+def sync_folder(path: Path) -> None:
+    """On return the names in folder `path` survive a power cut. Raises OSError."""
+    if os.name == "nt":  # a folder cannot be opened there; NTFS journals its names
+        return
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durable(path: Path, data: Writable, *, temp: Path | None = None, mode: int = 0o666) -> None:
+    """Replaces the file `path` by `data`: after a crash it is the old one or the new one,
+    on return it is the new one and survives a power cut.
+
+    `temp` names the temporary file; a caller that is the only writer of `path` gives
+    one, so that a kill leaves nothing the next write does not take away. Otherwise it
+    gets a name of its own in the same folder, see `remove_temporaries`.
+    Raises as `storage_errors` does; the old content is then in place, except when the
+    folder's sync failed: then either may be.
+    """
+    if temp is None:
+        temp = path.with_name(f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}{_TEMPORARY_SUFFIX}")
+    with storage_errors(path, "writing"):
+        try:
+            _write_synced(temp, data, mode)
+            os.replace(temp, path)
+        except OSError:
+            discard(temp)
+            raise
+        sync_folder(path.parent)
+
+
+def _write_synced(path: Path, data: Writable, mode: int) -> None:
+    with suppress(FileNotFoundError):  # what a killed process left
+        os.unlink(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        write_at(None, fd, data, 0)
+        sync_file(fd)
+    finally:
+        os.close(fd)
+
+
+def discard(path: Path) -> None:
+    """Removes `path` if that is possible: for clean-up behind an error that matters more."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed `write_durable` calls left in `folder`. Only for its one owner:
+    a temporary file of a call that still runs goes too. Raises as `storage_errors` does."""
+    with storage_errors(folder, "cleaning"):
+        for name in os.listdir(folder):
+            if name.startswith(_TEMPORARY_PREFIX) and name.endswith(_TEMPORARY_SUFFIX):
+                os.unlink(folder / name)
+
+
+# -- space ----------------------------------------------------------------------------
+
+
+def free_bytes(path: Path) -> int:
+    """What an ordinary user may still write on the disk of `path`."""
+    with storage_errors(path, "asking for the free space of"):
+        return shutil.disk_usage(path).free
+
+
+def preallocate(fd: int, size: int, path: Path) -> None:
+    """Gives the file at least `size` bytes of disk, so that later writes cannot run out of it.
+
+    What the file holds stays. Where the file system cannot promise space only the length
+    is set. Raises NoSpace (retryable): the file then has its old length, and what had been
+    taken is free again. Not durable by itself.
+    """
+    with storage_errors(path, f"the {size} bytes of"):
+        before = os.fstat(fd).st_size
+        try:
+            _allocate(fd, size)
+        except OSError:
+            # A failed allocation keeps what it got so far: a full disk, for nothing.
+            os.ftruncate(fd, before)
+            raise
+        if os.fstat(fd).st_size < size:
+            os.ftruncate(fd, size)
+
+
+def _allocate(fd: int, size: int) -> None:
+    if size == 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in _NO_FALLOCATE:
+            raise
+
+
+def has_data(fd: int, offset: int, length: int) -> bool:
+    """False only where the file system knows that nothing was ever written to the range."""
+    if not hasattr(os, "SEEK_DATA"):
+        return True
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) < offset + length
+    except OSError as error:
+        return error.errno != errno.ENXIO  # ENXIO: a hole up to the end of the file
+
+
+def drop_cache(fd: int) -> None:
+    """Asks that the next reads come from the disk itself. Only clean pages go: sync first."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # advice; some file systems take none
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# -- reading and writing --------------------------------------------------------------
+
+
+def read_into(fd: int, view: memoryview, offset: int) -> int:
+    """Fills `view` from `offset`; fewer bytes than it holds mean the file ended. Raises OSError."""
+    done = 0
+    while done < len(view):
+        got = os.preadv(fd, [view[done:]], offset + done)
+        if got == 0:
+            break
+        done += got
+    return done
+
+
+def write_at(fd_direct: int | None, fd_cached: int, data: Writable, offset: int) -> int:
+    """Writes all of `data` at `offset`; returns how many bytes bypassed the page cache.
+
+    The part on the 4096 grid goes through `fd_direct` if there is one and the file
+    system takes it, the rest through `fd_cached`. Not durable: sync `fd_cached`
+    afterwards, which covers both. Raises OSError; parts may then be written.
+    """
+    view = memoryview(data)
+    if view.nbytes == 0:
+        return 0
+    view = view.cast("B")
+    done = 0
+    if fd_direct is not None and offset % ALIGNMENT == 0:
+        done = _write_direct(fd_direct, view[: _aligned(len(view))], offset)
+    _write_all(fd_cached, view[done:], offset + done)
+    return done
+
+
+def _aligned(length: int) -> int:
+    return length - length % ALIGNMENT
+
+
+def _write_direct(fd: int, view: memoryview, offset: int) -> int:
+    """How much went direct; stops at the first refusal, the caller writes the rest."""
+    done = 0
+    while done < len(view):
+        try:
+            wrote = os.pwrite(fd, view[done:], offset + done)
+        except OSError as error:
+            if error.errno in _NOT_DIRECT:
+                break
+            raise
+        if wrote % ALIGNMENT:  # a short write off the grid: its last piece is written anew
+            return done + _aligned(wrote)
+        if wrote == 0:
+            break
+        done += wrote
+    return done
+
+
+def _write_all(fd: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        wrote = os.pwrite(fd, view[done:], offset + done)
+        if wrote == 0:
+            raise OSError(errno.EIO, "the disk takes no more bytes")
+        done += wrote
+
+
+class DirectWriter:
+    """The one writer of one open file, past the page cache where that is possible.
+
+    `fd` is the cached descriptor, for reading too. Not thread-safe: two threads that
+    write one file would only wait for each other in the kernel.
+    """
+
+    def __init__(self, path: Path, flags: int = os.O_CREAT | os.O_EXCL) -> None:
+        """Opens `path` with `flags` for reading and writing. Raises as `storage_errors` does."""
+        self.path = path
+        with storage_errors(path, "opening"):
+            self.fd = os.open(path, os.O_RDWR | flags, 0o666)
+        self._direct = _open_direct(path)
+
+    def write_at(self, data: Writable, offset: int) -> int:
+        """As `write_at`; not durable before `sync`. Raises NoSpace (retryable), StorageFailure."""
+        with storage_errors(self.path, "writing"):
+            return write_at(self._direct, self.fd, data, offset)
+
+    def sync(self) -> None:
+        """On return all that was written is durable. StorageFailure: it is lost, do not retry."""
+        with storage_errors(self.path, "syncing"):
+            sync_file(self.fd)
+
+    def close(self) -> None:
+        """Closes both descriptors; a second call does nothing. Syncs nothing."""
+        fds, self.fd, self._direct = (self.fd, self._direct), -1, None
+        for fd in fds:
+            if fd is not None and fd >= 0:
+                os.close(fd)
+
+
+def _open_direct(path: Path) -> int | None:
+    """A descriptor past the page cache, or None where there is no such thing (EINVAL on
+    some file systems, no O_DIRECT on some systems): the cached one does everything then."""
+    flag = getattr(os, "O_DIRECT", None)
+    if flag is None:
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | flag)
+    except OSError:
+        return None

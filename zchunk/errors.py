@@ -1,0 +1,234 @@
+"""Every error a user, a tool or a peer can meet, under one base.
+
+Each class has a `code` (the wire's and the JSON output's name for it), an
+`exit_code` (SPEC "Command line") and says whether trying again unchanged may
+help (`retryable`). `to_wire` and `from_wire` are the one table between classes
+and codes. A bug is never one of these: machines that meet an event which their
+state forbids raise `IllegalEvent`, which nothing catches on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ZchunkError(Exception):
+    """What happened, to which peer or file, and what to do, in one line.
+
+    `details` are JSON-able facts for tools (`missing_peers`, `job_id`, ...);
+    they travel with the error over the wire and into `--json` output.
+    """
+
+    code: ClassVar[str] = "unexpected"
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    def to_json(self) -> dict[str, Any]:
+        """The `{"event": "error", ...}` object of SPEC "Machine-readable output"."""
+        known = {
+            "event": "error",
+            "code": self.code,
+            "exit_code": self.exit_code,
+            "message": self.message,
+        }
+        # Details may come from a peer: none of them stands in for what the error is.
+        return {**known, **self.details, **known}
+
+
+class IllegalEvent(RuntimeError):
+    """A pure machine was given an event its state forbids: a bug of ours."""
+
+
+# -- exit 1: what no user can mend by a better command --------------------------------
+
+
+class StorageFailure(ZchunkError):
+    """The disk refused a read, a write or a sync (EIO); the data is not trusted."""
+
+    code = "storage_failure"
+
+
+class StoreOffline(ZchunkError):
+    """A node's store lost its marker file (disk unplugged): nothing is read or deleted."""
+
+    code = "store_offline"
+    retryable = True
+
+
+class PeerUnreachable(ZchunkError):
+    code = "peer_unreachable"
+    retryable = True
+
+
+class Busy(ZchunkError):
+    """The other side is at its limit; asking again later helps."""
+
+    code = "busy"
+    retryable = True
+
+
+class MalformedMessage(ZchunkError):
+    """Bytes that are no message of ours: the other side's mistake."""
+
+    code = "malformed"
+
+
+class UnknownMessage(ZchunkError):
+    code = "unknown_message"
+
+
+class HelloFirst(ZchunkError):
+    """The tracker does not know this connection yet: say hello again."""
+
+    code = "hello_first"
+    retryable = True
+
+
+class StaleIncarnation(ZchunkError):
+    """A newer start of the same node is registered; this one must stop."""
+
+    code = "stale_incarnation"
+
+
+class NotYetStored(ZchunkError):
+    """A commit names chunks that no live peer has confirmed."""
+
+    code = "not_yet_stored"
+    retryable = True
+
+
+class ForeignStore(ZchunkError):
+    """A deletion ordered by another or an older tracker store (SPEC R8)."""
+
+    code = "foreign_store"
+
+
+# -- exit 2: usage --------------------------------------------------------------------
+
+
+class InvalidUsage(ZchunkError):
+    code = "usage"
+    exit_code = 2
+
+
+class ConfigError(InvalidUsage):
+    code = "config"
+
+
+class TargetExists(InvalidUsage):
+    code = "target_exists"
+
+
+class AmbiguousName(InvalidUsage):
+    code = "ambiguous_name"
+
+
+class NameTaken(InvalidUsage):
+    """Another peer has this name; `details["suggestion"]` is free."""
+
+    code = "name_taken"
+
+
+class AlreadyRunning(InvalidUsage):
+    """Another process works on this home, or on this target."""
+
+    code = "already_running"
+
+
+# -- exits 3 to 9, 130 ----------------------------------------------------------------
+
+
+class TooFewPeers(ZchunkError):
+    code = "too_few_peers"
+    exit_code = 3
+    retryable = True
+
+
+class PartialDownload(ZchunkError):
+    code = "partial"
+    exit_code = 4
+    retryable = True
+
+
+class IntegrityError(ZchunkError):
+    code = "integrity"
+    exit_code = 5
+
+
+class ChunkCorrupt(IntegrityError):
+    code = "chunk_corrupt"
+
+
+class FileChanged(IntegrityError):
+    """The file was written to while it was being uploaded."""
+
+    code = "file_changed"
+
+
+class ManifestInvalid(IntegrityError):
+    code = "manifest_invalid"
+
+
+class TrackerUnreachable(ZchunkError):
+    code = "tracker_unreachable"
+    exit_code = 6
+    retryable = True
+
+
+class NotAllowed(ZchunkError):
+    code = "not_allowed"
+    exit_code = 7
+
+
+class TokenRefused(NotAllowed):
+    code = "token_refused"
+
+
+class NotJoined(NotAllowed):
+    """This home is no member of a cluster yet."""
+
+    code = "not_joined"
+
+
+class UnsupportedVersion(NotAllowed):
+    code = "unsupported_version"
+
+
+class NoSpace(ZchunkError):
+    code = "no_space"
+    exit_code = 8
+    retryable = True
+
+
+class NotFound(ZchunkError):
+    code = "not_found"
+    exit_code = 9
+
+
+class Interrupted(ZchunkError):
+    code = "interrupted"
+    exit_code = 130
+    retryable = True
+
+
+def _all_classes(base: type[ZchunkError]) -> list[type[ZchunkError]]:
+    found = [base]
+    for child in base.__subclasses__():
+        found += _all_classes(child)
+    return found
+
+
+#: wire code <-> class; codes are unique (tests/unit/test_errors.py).
+BY_CODE: dict[str, type[ZchunkError]] = {cls.code: cls for cls in _all_classes(ZchunkError)}
+
+
+def from_wire(code: str, message: str, details: dict[str, Any]) -> ZchunkError:
+    """The error a peer sent; a code of a newer version becomes the plain base class."""
+    error = BY_CODE.get(code, ZchunkError)(message)
+    error.details = details
+    return error

@@ -1,0 +1,193 @@
+"""The poll loop of one plane: frames, posted calls and deadlines, one thread.
+
+Shells put sockets with handlers, and `Timed` objects (usually around a pure machine),
+into a loop. A handler never blocks: work that hashes, reads or writes goes to
+`Workers` and comes back as a posted call. A simulation drives the same loops with
+`turn` instead of `run`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from zchunk.clock import Clock
+from zchunk.errors import ZchunkError
+from zchunk.transport.base import Link, Poller, Received, Socket
+
+T = TypeVar("T")
+Handler = Callable[[Received | Link], None]
+Done = Callable[[T | None, ZchunkError | None], None]
+
+#: Messages taken from one socket before the others get their turn.
+_BURST = 16
+
+
+class Timed(Protocol):
+    """Something that wants to be woken."""
+
+    def deadline(self) -> float | None:
+        """Monotonic time of the next wish, None for none."""
+
+    def on_time(self, now: float) -> None: ...
+
+
+class Loop:
+    """One thread's event loop. Only `post`, `stop` and `failure` are for other threads."""
+
+    def __init__(self, poller: Poller, clock: Clock, name: str) -> None:
+        self.clock = clock
+        self.name = name
+        #: why `run` ended, when it was a bug and not `stop`
+        self.failure: BaseException | None = None
+        self._poller = poller
+        self._handlers: dict[Socket, Handler] = {}
+        self._timed: list[Timed] = []
+        self._posted: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._closers: list[Callable[[], None]] = []
+
+    def add_socket(self, socket: Socket, handler: Handler) -> None:
+        self._handlers[socket] = handler
+        self._poller.register(socket)
+
+    def remove_socket(self, socket: Socket) -> None:
+        """Stops listening to it and closes it."""
+        if self._handlers.pop(socket, None) is not None:
+            self._poller.unregister(socket)
+            socket.close()
+
+    def add_timed(self, timed: Timed) -> None:
+        self._timed.append(timed)
+
+    def remove_timed(self, timed: Timed) -> None:
+        self._timed.remove(timed)
+
+    def on_close(self, closer: Callable[[], None]) -> None:
+        """Called in this loop's thread when it ends, before its sockets close."""
+        self._closers.append(closer)
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run `call` in this loop's thread, soon. From any thread."""
+        self._posted.append(call)
+        self._poller.wake()
+
+    def stop(self) -> None:
+        """From any thread: `run` returns after the turn under way."""
+        self._stopping = True
+        self._poller.wake()
+
+    def run(self) -> None:
+        """Turn until `stop`; a bug ends the loop and is kept in `failure`."""
+        try:
+            while not self._stopping:
+                self.turn(self.timeout())
+        except BaseException as error:
+            self.failure = error
+            raise
+        finally:
+            self.close()
+
+    def timeout(self) -> float | None:
+        """Seconds until the next deadline; 0 when something is posted."""
+        if self._posted:
+            return 0.0
+        deadline = self.next_deadline()
+        return None if deadline is None else max(0.0, deadline - self.clock.monotonic())
+
+    def next_deadline(self) -> float | None:
+        return min((d for t in self._timed if (d := t.deadline()) is not None), default=None)
+
+    def turn(self, timeout_s: float | None = 0.0) -> None:
+        """Deal with what is there: sockets, then posted calls, then deadlines.
+
+        In this order, because a lease must not end while its heartbeat waits unread.
+        """
+        for socket in self._poller.wait(timeout_s):
+            self._receive(socket)
+        for _ in range(len(self._posted)):
+            self._posted.popleft()()
+        for timed in list(self._timed):
+            now = self.clock.monotonic()
+            deadline = timed.deadline()
+            if deadline is not None and deadline <= now:
+                timed.on_time(now)
+
+    def close(self) -> None:
+        for closer in self._closers:
+            closer()
+        for socket in list(self._handlers):
+            self.remove_socket(socket)
+        self._poller.close()
+
+    def _receive(self, socket: Socket) -> None:
+        for _ in range(_BURST):
+            handler = self._handlers.get(socket)
+            received = socket.receive() if handler is not None else None
+            if handler is None or received is None:
+                return
+            handler(received)
+
+
+class Workers(Protocol):
+    """Runs blocking work elsewhere; its outcome comes back into the loop."""
+
+    def submit(self, work: Callable[[], T], done: Done[T]) -> None:
+        """`done(value, None)`, or `done(None, error)` for a ZchunkError."""
+
+    def close(self) -> None: ...
+
+
+class ThreadWorkers:
+    """A small thread pool. Work that fails with anything but a ZchunkError is a bug and
+    ends the loop."""
+
+    def __init__(self, loop: Loop, threads: int, name: str) -> None:
+        self._loop = loop
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    def submit(self, work: Callable[[], T], done: Done[T]) -> None:
+        self._pool.submit(self._run, work, done)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, work: Callable[[], T], done: Done[T]) -> None:
+        try:
+            value = work()
+        except ZchunkError as error:
+            self._loop.post(lambda error=error: done(None, error))  # type: ignore[misc]
+        except BaseException as error:  # noqa: BLE001 - handed on to the loop, which ends with it
+            self._loop.post(lambda error=error: _raise(error))  # type: ignore[misc]
+        else:
+            self._loop.post(lambda: done(value, None))
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+class LoopThread:
+    """A loop running in a thread of its own. `on_failure` hears of a bug in it."""
+
+    def __init__(self, loop: Loop, on_failure: Callable[[BaseException], None]) -> None:
+        self.loop = loop
+        self._on_failure = on_failure
+        self._thread = threading.Thread(target=self._run, name=loop.name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Asks the loop to end and waits for it."""
+        self.loop.stop()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            self.loop.run()
+        except BaseException as error:  # noqa: BLE001 - the owner decides; nothing is swallowed
+            self._on_failure(error)

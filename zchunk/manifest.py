@@ -1,0 +1,212 @@
+"""A file's ordered chunks: the arithmetic, the canonical bytes, the file id. Pure.
+
+The canonical bytes are a disk format and the thing a file id is the SHA-256 of, so
+they may only ever be extended by raising `MANIFEST_VERSION`:
+
+    msgpack([version, name, size, sha256, chunk_size, rows, sealed])
+    row = [stored_size, encoding, sha256, blake3, plain_blake3]
+
+in the shortest msgpack forms, digests as 32-byte `bin`. `plain_blake3` is nil where
+the stored bytes are the plain bytes (`encoding` "identity": it equals `blake3`) and
+where the plain digests are sealed. `sealed` is nil for an unencrypted file; for an
+encrypted one it holds what only key holders may read, and `sha256` is nil.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgpack
+
+from zchunk.errors import ManifestInvalid
+
+MANIFEST_VERSION = 1
+DIGEST_BYTES = 32
+IDENTITY = "identity"
+#: How stored bytes were made from plain ones; more arrive with compression.
+ENCODINGS = frozenset({IDENTITY})
+
+MIN_CHUNK_SIZE = 64 * 1024
+MAX_CHUNK_SIZE = 64 * 1024 * 1024
+CHUNK_SIZE_STEP = 4096
+MAX_NAME_BYTES = 4096
+#: So that a manifest (84 bytes a row) fits the largest frame on the wire, 64 MiB.
+MAX_CHUNKS = 700_000
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRow:
+    """One chunk as it is stored and sent. Digests are 32 raw bytes."""
+
+    stored_size: int
+    encoding: str
+    sha256: bytes
+    blake3: bytes
+    plain_blake3: bytes | None
+
+    @property
+    def plain_digest(self) -> bytes | None:
+        """BLAKE3 of the plain bytes, or None where only a key holder knows it."""
+        if self.plain_blake3 is None and self.encoding == IDENTITY:
+            return self.blake3
+        return self.plain_blake3
+
+
+def chunk_count(size: int, chunk_size: int) -> int:
+    """How many chunks `size` bytes make: 0 for an empty file."""
+    return -(-size // chunk_size)
+
+
+def chunk_length(size: int, chunk_size: int, index: int) -> int:
+    """Plain bytes in chunk `index`: `chunk_size`, less in the last one."""
+    return min(chunk_size, size - index * chunk_size)
+
+
+def block_ranges(length: int, block_size: int) -> list[tuple[int, int]]:
+    """`[(offset, length), ...]` that cover a chunk of `length` bytes in order."""
+    return [(at, min(block_size, length - at)) for at in range(0, length, block_size)]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a file consists of; says nothing of time or peers, so equal files are equal."""
+
+    name: str
+    size: int
+    sha256: bytes | None
+    chunk_size: int
+    chunks: tuple[ChunkRow, ...]
+    sealed: bytes | None = None
+    version: int = MANIFEST_VERSION
+
+    def length(self, index: int) -> int:
+        return chunk_length(self.size, self.chunk_size, index)
+
+    def offset(self, index: int) -> int:
+        return index * self.chunk_size
+
+    @cached_property
+    def canonical(self) -> bytes:
+        rows = [(c.stored_size, c.encoding, c.sha256, c.blake3, c.plain_blake3) for c in self.chunks]
+        parts = (self.version, self.name, self.size, self.sha256, self.chunk_size, rows, self.sealed)
+        return bytes(msgpack.packb(parts, use_bin_type=True))
+
+    @cached_property
+    def file_id(self) -> str:
+        """Hex SHA-256 of the canonical bytes."""
+        return hashlib.sha256(self.canonical).hexdigest()
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(chunk.stored_size for chunk in self.chunks)
+
+
+def parse(data: bytes | memoryview, file_id: str | None = None) -> Manifest:
+    """Bytes from disk or network -> a checked manifest.
+
+    Raises ManifestInvalid for anything that is not the canonical form of a possible
+    manifest, and where `file_id` is given and is not the bytes' SHA-256.
+    """
+    if file_id is not None and hashlib.sha256(data).hexdigest() != file_id:
+        raise ManifestInvalid(f"the manifest does not belong to file {file_id[:12]}")
+    manifest = _build(_unpack(data))
+    _check(manifest)
+    if manifest.canonical != bytes(data):
+        raise ManifestInvalid("the manifest is not in its canonical form")
+    return manifest
+
+
+def _unpack(data: bytes | memoryview) -> Any:
+    try:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            use_list=False,
+            strict_map_key=True,
+            max_array_len=MAX_CHUNKS,
+            max_map_len=0,
+            max_ext_len=0,
+            max_bin_len=64 * 1024 * 1024,
+            max_str_len=MAX_NAME_BYTES,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise ManifestInvalid(f"the manifest cannot be read: {error}") from None
+
+
+def _build(parts: Any) -> Manifest:
+    if not (isinstance(parts, tuple) and len(parts) == 7):
+        raise ManifestInvalid("the manifest has not seven parts")
+    version, name, size, sha256, chunk_size, rows, sealed = parts
+    if version != MANIFEST_VERSION or isinstance(version, (bool, float)):
+        raise ManifestInvalid(f"manifest version {version!r} is unknown here; upgrade zchunk")
+    if not (isinstance(rows, tuple) and all(isinstance(r, tuple) and len(r) == 5 for r in rows)):
+        raise ManifestInvalid("a chunk row has not five fields")
+    chunks = tuple(ChunkRow(*row) for row in rows)
+    return Manifest(name, size, sha256, chunk_size, chunks, sealed, version)
+
+
+def _check(m: Manifest) -> None:
+    problem = name_problem(m.name) or _header_problem(m)
+    if problem is None:
+        problem = next((p for i, row in enumerate(m.chunks) if (p := _row_problem(m, i, row))), None)
+    if problem is not None:
+        raise ManifestInvalid(f"the manifest is invalid: {problem}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_digest(value: Any) -> bool:
+    return isinstance(value, bytes) and len(value) == DIGEST_BYTES
+
+
+def name_problem(name: Any) -> str | None:
+    """Why `name` cannot be a file's name, or None. Any text goes, `../` too: it is data."""
+    if not isinstance(name, str) or not name:
+        return "the name is empty"
+    if "\0" in name:
+        return "the name has a NUL character"
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "the name is not valid Unicode"
+    if len(encoded) > MAX_NAME_BYTES:
+        return f"the name is longer than {MAX_NAME_BYTES} bytes"
+    return None
+
+
+def chunk_size_problem(chunk_size: Any) -> str | None:
+    """Why `chunk_size` is not allowed, or None (SPEC U3)."""
+    if not _is_count(chunk_size) or not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE:
+        return f"chunk_size {chunk_size!r} is not from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}"
+    if chunk_size % CHUNK_SIZE_STEP:
+        return f"chunk_size {chunk_size} is no multiple of {CHUNK_SIZE_STEP}"
+    return None
+
+
+def _header_problem(m: Manifest) -> str | None:
+    if not _is_count(m.size):
+        return "the size is not a count of bytes"
+    if (problem := chunk_size_problem(m.chunk_size)) is not None:
+        return problem
+    if len(m.chunks) != chunk_count(m.size, m.chunk_size):
+        return f"{len(m.chunks)} chunks do not make {m.size} bytes"
+    if m.sealed is None:
+        return None if is_digest(m.sha256) else "sha256 is no digest"
+    return None if m.sha256 is None and isinstance(m.sealed, bytes) else "a sealed manifest shows its sha256"
+
+
+def _row_problem(m: Manifest, index: int, row: ChunkRow) -> str | None:
+    if not isinstance(row.encoding, str) or row.encoding not in ENCODINGS:
+        return f"chunk {index} has the unknown encoding {row.encoding!r}"
+    if not (is_digest(row.sha256) and is_digest(row.blake3)):
+        return f"chunk {index} has a digest of the wrong length"
+    if row.plain_blake3 is not None:
+        return f"chunk {index} gives its plain digest twice"
+    if not _is_count(row.stored_size) or row.stored_size != m.length(index):
+        return f"chunk {index} has {row.stored_size!r} bytes instead of {m.length(index)}"
+    return None

@@ -1,0 +1,163 @@
+"""Puts a node, or a client, together from its parts, on any transport and clock.
+
+The same functions build what runs in real processes and what a simulation drives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from zchunk import addresses
+from zchunk.config import Settings
+from zchunk.errors import ZchunkError
+from zchunk.interfaces import interface_addresses
+from zchunk.loop import Loop, Workers
+from zchunk.node.control import CONTROL, ControlPlane, Registrar
+from zchunk.node.links import BULK, PeerLinks
+from zchunk.node.manager import DistributedChunkManager
+from zchunk.node.membership import Membership
+from zchunk.node.server import NodeServer, raise_incarnation
+from zchunk.node.service import ChunkService
+from zchunk.node.session import Session
+from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.node.transfer import BulkPlane, Pools
+from zchunk.transport.base import Transport
+
+MakeWorkers = Callable[[Loop, int, str], Workers]
+
+
+def control_plane(
+    *,
+    loop: Loop,
+    transport: Transport,
+    membership: Membership,
+    settings: Settings,
+    registrar: Registrar | None = None,
+) -> ControlPlane:
+    session = Session(
+        storing=registrar is not None,
+        heartbeat_s=settings.tracker.heartbeat_interval_s,
+        lease_s=settings.tracker.lease_s,
+        # Jitter differs between peers, and is the same for one peer in a simulation.
+        rng=Random(membership.peer_id),
+        where=", ".join(membership.tracker),
+    )
+    return ControlPlane(
+        loop=loop,
+        session=session,
+        subscribe=lambda endpoints: transport.subscriber(endpoints, CONTROL),
+        events_at=membership.events,
+        tracker=transport.dealer(membership.tracker, CONTROL),
+        claim=membership.peer_id,
+        registrar=registrar,
+    )
+
+
+def bulk_plane(
+    *,
+    loop: Loop,
+    control: ControlPlane,
+    transport: Transport,
+    membership: Membership,
+    settings: Settings,
+    make_workers: MakeWorkers,
+) -> BulkPlane:
+    pools = Pools(
+        hashing=make_workers(loop, settings.transfer.workers, "hashing"),
+        writing=make_workers(loop, 1, "writing"),
+        digesting=make_workers(loop, 1, "digesting"),
+    )
+    loop.on_close(pools.close)
+    links = PeerLinks(loop, transport, membership.peer_id)
+    return BulkPlane(loop=loop, control=control, links=links, pools=pools, settings=settings)
+
+
+@dataclass
+class NodeParts:
+    endpoint: str
+    store: ChunkStore
+    control: ControlPlane
+    server: NodeServer
+    service: ChunkService
+    manager: DistributedChunkManager
+
+
+def node_parts(
+    *,
+    folder: Path,
+    membership: Membership,
+    settings: Settings,
+    control_loop: Loop,
+    bulk_loop: Loop,
+    control_transport: Transport,
+    bulk_transport: Transport,
+    make_workers: MakeWorkers,
+    interfaces: Callable[[], list[str]] = interface_addresses,
+    on_registered: Callable[[], None],
+    on_refused: Callable[[ZchunkError], None],
+) -> NodeParts:
+    """A node on HOME/node: its store opened, its sockets bound, its planes ready to run."""
+    store = ChunkStore.create_or_open(
+        folder / "store",
+        capacity=settings.node.capacity,
+        reserve=settings.node.reserve,
+        clock=control_loop.clock,
+    )
+    router = bulk_transport.router(addresses.parse(settings.node.bind).tcp, BULK)
+    at = addresses.parse(router.endpoint)
+    server: NodeServer
+    manager: DistributedChunkManager
+
+    reading = make_workers(bulk_loop, settings.transfer.workers, "reading")
+    storing = make_workers(bulk_loop, settings.transfer.workers, "storing")
+    housekeeping = make_workers(control_loop, 1, "housekeeping")
+    bulk_loop.on_close(reading.close)
+    bulk_loop.on_close(storing.close)
+    control_loop.on_close(housekeeping.close)
+    service = ChunkService(
+        loop=bulk_loop,
+        router=router,
+        store=store,
+        receive_chunk=lambda sha256, blake3, data, upload_id: manager.receive_chunk(
+            sha256, blake3, data, upload_id
+        ),
+        reading=reading,
+        storing=storing,
+        send_budget=settings.transfer.send_budget,
+        receive_budget=settings.transfer.receive_budget,
+        on_stored=lambda upload_id, sha256: server.stored(upload_id, sha256),
+    )
+    server = NodeServer(
+        store=store,
+        service=service,
+        workers=housekeeping,
+        settings=settings,
+        peer_id=membership.peer_id,
+        bound=at.host,
+        port=at.port,
+        incarnation=raise_incarnation(folder),
+        interfaces=interfaces,
+        on_registered=on_registered,
+        on_refused=on_refused,
+    )
+    control = control_plane(
+        loop=control_loop,
+        transport=control_transport,
+        membership=membership,
+        settings=settings,
+        registrar=server,
+    )
+    server.attach(control)
+    bulk = bulk_plane(
+        loop=bulk_loop,
+        control=control,
+        transport=bulk_transport,
+        membership=membership,
+        settings=settings,
+        make_workers=make_workers,
+    )
+    manager = DistributedChunkManager(bulk=bulk, keep_at=folder / "manifests", store=store)
+    return NodeParts(router.endpoint, store, control, server, service, manager)

@@ -1,0 +1,230 @@
+"""The control plane of a node or client: its sockets to the tracker, around `Session`.
+
+Requests and listeners may come from any thread: they are posted into this plane's loop,
+and answers are posted back into the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from zchunk.errors import UnknownMessage, ZchunkError
+from zchunk.loop import Loop
+from zchunk.node.session import (
+    Action,
+    AskHello,
+    CaughtUp,
+    EventSeen,
+    Outcome,
+    PeerChanged,
+    Registered,
+    RegistrationRefused,
+    Send,
+    Session,
+    TrackerSeen,
+)
+from zchunk.protocol import wire
+from zchunk.protocol.messages import (
+    ErrorReply,
+    Event,
+    Heartbeat,
+    Hello,
+    Message,
+    PeerRecord,
+    Request,
+    Welcome,
+)
+from zchunk.transport.base import Link, Received, Socket, SocketOptions
+
+log = logging.getLogger(__name__)
+
+CONTROL = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, heartbeats=True)
+
+Answer = Callable[[Message | None, ZchunkError | None], None]
+OnPeer = Callable[[PeerRecord], None]
+
+
+class Registrar(Protocol):
+    """What a storing node adds to its control plane; `server.py` is one. Called in its loop."""
+
+    def hello(self) -> Hello:
+        """What the tracker is told of this node now."""
+
+    def status(self) -> Heartbeat:
+        """What the next heartbeats say."""
+
+    def registered(self, welcome: Welcome) -> None: ...
+
+    def refused(self, error: ZchunkError) -> None:
+        """The tracker will not have this node, whatever is tried."""
+
+    def caught_up(self) -> None: ...
+
+    def event(self, event: Event) -> None: ...
+
+
+class ControlPlane:
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        session: Session,
+        tracker: Socket,
+        subscribe: Callable[[tuple[str, ...]], Socket],
+        events_at: tuple[str, ...],
+        claim: str | None,
+        registrar: Registrar | None = None,
+    ) -> None:
+        """`events_at`: where the tracker published when last heard of; `subscribe` connects
+        there. `claim` is our peer id in plain transport, None where the transport proves it."""
+        self.loop = loop
+        self.session = session
+        self._tracker = tracker
+        self._claim = claim
+        self._registrar = registrar
+        self._waiting: dict[int, tuple[Loop, Answer]] = {}
+        self._on_peer: list[tuple[Loop, OnPeer]] = []
+        self._on_caught_up: list[tuple[Loop, Callable[[], None]]] = []
+        self._subscribe = subscribe
+        self._events_at = events_at
+        self._events = subscribe(events_at)
+        loop.add_socket(tracker, self._on_tracker)
+        loop.add_socket(self._events, self._on_event)
+        loop.add_timed(self)
+
+    # -- for any thread -------------------------------------------------------------
+
+    def request(self, message: Request, timeout_s: float, loop: Loop, answer: Answer) -> None:
+        """Ask the tracker; `answer(reply, error)` runs once, in `loop`."""
+        self.loop.post(lambda: self._request(message, timeout_s, loop, answer))
+
+    def watch_peers(self, loop: Loop, on_peer: OnPeer, on_caught_up: Callable[[], None]) -> None:
+        """`on_peer(record)` runs in `loop` for each peer known now, and for each change;
+        `on_caught_up()` when the view is complete (at once if it is)."""
+        self.loop.post(lambda: self._watch(loop, on_peer, on_caught_up))
+
+    def say_hello(self) -> None:
+        """Tell the tracker of us again, because something in our hello changed."""
+        if self._registrar is not None and self.session.linked:
+            self._perform_one(AskHello())
+
+    # -- Timed ----------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        return self.session.deadline()
+
+    def on_time(self, now: float) -> None:
+        if self._registrar is not None:
+            self.session.set_status(self._registrar.status())
+        self._perform(self.session.on_time(now))
+
+    # -- inside the loop ------------------------------------------------------------
+
+    def _now(self) -> float:
+        return self.loop.clock.monotonic()
+
+    def _request(self, message: Request, timeout_s: float, loop: Loop, answer: Answer) -> None:
+        request_id, actions = self.session.request(message, timeout_s, self._now())
+        self._waiting[request_id] = (loop, answer)
+        self._perform(actions)
+
+    def _watch(self, loop: Loop, on_peer: OnPeer, on_caught_up: Callable[[], None]) -> None:
+        self._on_peer.append((loop, on_peer))
+        self._on_caught_up.append((loop, on_caught_up))
+        for record in list(self.session.peers.values()):
+            loop.post(lambda record=record: on_peer(record))  # type: ignore[misc]
+        if self.session.caught_up:
+            loop.post(on_caught_up)
+
+    def _on_tracker(self, received: Received | Link) -> None:
+        now = self._now()
+        if received is Link.UP:
+            self._perform(self.session.link_up(now))
+        elif received is Link.DOWN:
+            self._perform(self.session.link_down(now))
+        else:
+            self._on_reply(received, now)
+
+    def _on_reply(self, received: Received | Link, now: float) -> None:
+        assert isinstance(received, Received)
+        try:
+            envelope = wire.decode(received.frames)
+        except ZchunkError as error:
+            log.warning("the tracker sent what cannot be read: %s", error.message)
+            request_id = error.details.get("request_id")
+            if request_id is not None:
+                self._perform(self.session.reply(request_id, wire.error_reply(error), now))
+            return
+        self._perform(self.session.reply(envelope.request_id, envelope.message, now))
+
+    def _on_event(self, received: Received | Link) -> None:
+        if isinstance(received, Link):
+            return
+        try:
+            envelope = wire.decode(received.frames[1:])
+        except ZchunkError as error:
+            log.warning("an event cannot be read: %s", error.message)
+            return
+        if isinstance(envelope.message, Event):
+            self._perform(self.session.event(envelope.message, self._now()))
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            self._perform_one(action)
+
+    def _perform_one(self, action: Action) -> None:
+        if isinstance(action, Send):
+            # Not connected, or full: the session sends it again.
+            self._tracker.send(wire.encode(action.message, action.request_id, self._claim))
+        elif isinstance(action, Outcome):
+            self._answer(action)
+        elif isinstance(action, PeerChanged):
+            for loop, on_peer in self._on_peer:
+                loop.post(lambda on_peer=on_peer, record=action.record: on_peer(record))  # type: ignore[misc]
+        elif isinstance(action, TrackerSeen):
+            log.info("the tracker %s", "answers" if action.reachable else "does not answer")
+        elif isinstance(action, CaughtUp):
+            self._follow(action.events_at)
+            self._tell_caught_up()
+        elif self._registrar is not None:
+            self._register(action, self._registrar)
+
+    def _answer(self, outcome: Outcome) -> None:
+        loop, answer = self._waiting.pop(outcome.request_id)
+        loop.post(lambda: answer(outcome.reply, outcome.error))
+
+    def _follow(self, events_at: tuple[str, ...]) -> None:
+        """A tracker that was started anew may publish elsewhere. What is missed while the
+        subscription moves shows as a gap."""
+        if events_at and events_at != self._events_at:
+            self._events_at = events_at
+            self.loop.remove_socket(self._events)
+            self._events = self._subscribe(events_at)
+            self.loop.add_socket(self._events, self._on_event)
+
+    def _tell_caught_up(self) -> None:
+        for loop, on_caught_up in self._on_caught_up:
+            loop.post(on_caught_up)
+        if self._registrar is not None:
+            self._registrar.caught_up()
+
+    def _register(self, action: Action, registrar: Registrar) -> None:
+        if isinstance(action, AskHello):
+            self._perform(self.session.register(registrar.hello(), self._now()))
+        elif isinstance(action, Registered):
+            registrar.registered(action.welcome)
+        elif isinstance(action, RegistrationRefused):
+            registrar.refused(action.error)
+        elif isinstance(action, EventSeen):
+            registrar.event(action.event)
+
+
+def expect(reply: Message | None, kind: type[Message]) -> ZchunkError | None:
+    """An error unless `reply` is what its request may be answered with."""
+    if isinstance(reply, kind) and not isinstance(reply, ErrorReply):
+        return None
+    return UnknownMessage(
+        f"an answer of type {getattr(reply, 'TYPE', None)!r} to a request for {kind.TYPE!r}"
+    )

@@ -1,0 +1,619 @@
+"""The download job: which block of which chunk to ask from whom, and when it is done. Pure.
+
+What may not happen here: a chunk accepted unverified; a chunk lost (every chunk is in
+exactly one state, and one without a live holder waits for the event that revives it);
+more bytes begun than the budget; more asked of one peer than its window; a standstill
+while a peer that holds a wanted chunk is up and not set aside.
+
+Events come in through the methods, with the monotonic time; each returns the actions
+for the shell (`get.py`) to carry out in order. A chunk is begun only with a buffer for
+all of it, and all its blocks come from one peer, so that a corrupt chunk has an author.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from zchunk.errors import IllegalEvent, IntegrityError, ZchunkError
+from zchunk.manifest import block_ranges
+from zchunk.node.flow import Flow
+
+#: A peer that sent this many corrupt chunks is asked only for what nobody else has.
+_MAX_CORRUPT = 2
+#: A chunk that was corrupt so often from one peer is not asked there again: once may
+#: have been the line or its memory.
+_MAX_STRIKES = 3
+#: How many chunks of one peer may be begun at once: one being sent, one behind it.
+_BEGUN_PER_PEER = 2
+
+
+class JobState(Enum):
+    RUNNING = "running"
+    WAITING = "waiting"
+    PAUSED = "paused"
+    VERIFYING = "verifying"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class ChunkState(Enum):
+    WANTED = "wanted"
+    IN_FLIGHT = "in_flight"
+    VERIFYING = "verifying"
+    WRITING = "writing"
+    HELD = "held"
+
+
+#: The public names of SPEC "DownloadJob".
+PUBLIC_STATUS = {
+    ChunkState.WANTED: "pending",
+    ChunkState.IN_FLIGHT: "downloading",
+    ChunkState.VERIFYING: "downloading",
+    ChunkState.WRITING: "downloading",
+    ChunkState.HELD: "completed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BeginChunk:
+    """Reserve a buffer for the chunk: its blocks follow."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBlock:
+    peer_id: str
+    chunk: int
+    attempt: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyChunk:
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteChunk:
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropChunk:
+    """Give the chunk's buffer back; blocks of it that still arrive are ignored."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCorrupt:
+    peer_id: str
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Relocate:
+    """Ask the tracker again who holds what."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    state: JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A peer that the job waited for is asked again."""
+
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AllHeld:
+    """Every chunk is verified and written: check the whole file and finish it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: ZchunkError
+
+
+Action = (
+    BeginChunk
+    | RequestBlock
+    | VerifyChunk
+    | WriteChunk
+    | DropChunk
+    | ReportCorrupt
+    | Relocate
+    | StateChanged
+    | Resumed
+    | AllHeld
+    | Failed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes and seconds; see config.yaml, section transfer."""
+
+    budget: int
+    block_min: int
+    block_max: int
+    stall_s: float
+    relocate_s: float
+    auto_resume: bool = True
+
+
+@dataclass(slots=True)
+class _Chunk:
+    size: int
+    state: ChunkState = ChunkState.WANTED
+    peer_id: str = ""
+    #: raised each time it is begun: an answer to an older attempt is late
+    attempt: int = 0
+    #: blocks not asked for yet, as (offset, length), in reverse order
+    unasked: list[tuple[int, int]] = field(default_factory=list)
+    #: offset -> (length, when asked)
+    asked: dict[int, tuple[int, float]] = field(default_factory=dict)
+    #: peer -> how often its copy was corrupt; `_MAX_STRIKES` where it has none
+    strikes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Peer:
+    flow: Flow
+    up: bool = False
+    incarnation: int = 0
+    #: chunks in flight from it
+    begun: int = 0
+    corrupt: int = 0
+    #: chunks it holds that are wanted: a heap of (holders, index)
+    queue: list[tuple[int, int]] = field(default_factory=list)
+
+
+class DownloadJob:
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[int],
+        holders: Sequence[Collection[str]],
+        up: Mapping[str, int],
+        held: Collection[int],
+        limits: Limits,
+    ) -> None:
+        """`sizes`: stored bytes per chunk. `holders`: peer ids per chunk. `up`: peer id ->
+        incarnation of those that are up. `held`: chunks that an earlier run kept."""
+        self.state = JobState.RUNNING
+        self.waiting_since: float | None = None
+        self.bytes_received = 0
+        self._limits = limits
+        self._chunks = [_Chunk(size) for size in sizes]
+        self._holders = [frozenset(h) for h in holders]
+        self._peers: dict[str, _Peer] = {}
+        #: peers waited for that came back and, without auto-resume, are not asked yet
+        self._back: dict[str, int] = {}
+        self._begun_bytes = 0
+        self._held = 0
+        self._in_work: set[int] = set()
+        self._relocate_at: float | None = None
+        for index in held:
+            self._chunks[index].state = ChunkState.HELD
+            self._held += 1
+        for peer_id in sorted({p for h in self._holders for p in h}):
+            self._peer(peer_id)
+        for peer_id, incarnation in up.items():
+            peer = self._peer(peer_id)
+            peer.up, peer.incarnation = True, incarnation
+        self._queue_all()
+
+    # -- what is known --------------------------------------------------------------
+
+    @property
+    def chunks_completed(self) -> int:
+        return self._held
+
+    @property
+    def chunks_count(self) -> int:
+        return len(self._chunks)
+
+    @property
+    def begun_bytes(self) -> int:
+        """Bytes of buffers in use: never over the budget, but for a single chunk."""
+        return self._begun_bytes
+
+    @property
+    def in_work(self) -> int:
+        """Chunks in flight, being checked or written."""
+        return len(self._in_work)
+
+    def chunk_state(self, index: int) -> ChunkState:
+        return self._chunks[index].state
+
+    def attempt(self, index: int) -> int:
+        return self._chunks[index].attempt
+
+    def status(self, index: int) -> tuple[str, str | None]:
+        """(status, peer_id) as SPEC "DownloadJob" names them."""
+        chunk = self._chunks[index]
+        return PUBLIC_STATUS[chunk.state], chunk.peer_id or None
+
+    def missing(self) -> dict[str, int]:
+        """Down peers -> how many wanted chunks only down peers hold, counted at each."""
+        counts: dict[str, int] = {}
+        for index in self.missing_chunks():
+            for peer_id in self._askable(index):
+                counts[peer_id] = counts.get(peer_id, 0) + 1
+        return counts
+
+    def is_missing(self, index: int) -> bool:
+        """Wanted, and no live peer can be asked for it."""
+        return self._chunks[index].state is ChunkState.WANTED and not self._live(index)
+
+    def missing_chunks(self) -> list[int]:
+        """Wanted chunks without a live holder."""
+        return [index for index in range(len(self._chunks)) if self.is_missing(index)]
+
+    # -- events ---------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Action]:
+        return self._go_on(now)
+
+    def peer_up(self, peer_id: str, incarnation: int, now: float) -> list[Action]:
+        """It is up; with a new incarnation what was asked of the old one is void."""
+        peer = self._peer(peer_id)  # it may become a holder later
+        if peer.up and peer.incarnation == incarnation:
+            return []
+        actions = self._take_back(peer_id) if peer.up else []
+        waited_for = not peer.up and peer_id in self.missing()
+        if waited_for and not self._limits.auto_resume:
+            self._back[peer_id] = incarnation
+            return []
+        peer.up, peer.incarnation = True, incarnation
+        peer.flow.welcome_back(now)
+        self._queue_all()
+        if waited_for and self.state in (JobState.RUNNING, JobState.WAITING):
+            actions.append(Resumed(peer_id))
+        return actions + self._go_on(now)
+
+    def peer_down(self, peer_id: str, now: float) -> list[Action]:
+        self._back.pop(peer_id, None)
+        peer = self._peers.get(peer_id)
+        if peer is None or not peer.up:
+            return []
+        peer.up = False
+        actions = self._take_back(peer_id)
+        self._queue_all()
+        return actions + self._go_on(now)
+
+    def located(self, holders: Sequence[Collection[str]], now: float) -> list[Action]:
+        """The tracker's present answer to who holds what."""
+        if len(holders) != len(self._chunks):
+            raise IllegalEvent("holders of another file")
+        self._holders = [frozenset(h) for h in holders]
+        for peer_id in sorted({p for h in self._holders for p in h}):
+            self._peer(peer_id)
+        self._queue_all()
+        return self._go_on(now)
+
+    def block(self, chunk_index: int, attempt: int, offset: int, length: int, now: float) -> list[Action]:
+        """A block arrived; the shell has put its bytes into the chunk's buffer if, and
+        only if, `expects` said so before."""
+        if not self.expects(chunk_index, attempt, offset, length):
+            return []
+        chunk = self._chunks[chunk_index]
+        _, asked_at = chunk.asked.pop(offset)
+        self._peers[chunk.peer_id].flow.answered(length, now - asked_at, now)
+        self.bytes_received += length
+        actions: list[Action] = []
+        if not chunk.asked and not chunk.unasked:
+            chunk.state = ChunkState.VERIFYING
+            self._peers[chunk.peer_id].begun -= 1
+            actions.append(VerifyChunk(chunk_index))
+        return actions + self._go_on(now)
+
+    def expects(self, chunk_index: int, attempt: int, offset: int, length: int) -> bool:
+        """Whether this is an answer to a request that still counts."""
+        chunk = self._chunks[chunk_index]
+        if chunk.state is not ChunkState.IN_FLIGHT or chunk.attempt != attempt:
+            return False
+        asked = chunk.asked.get(offset)
+        return asked is not None and asked[0] == length
+
+    def refused(self, chunk_index: int, attempt: int, error: ZchunkError, now: float) -> list[Action]:
+        """The peer answered a block request with an error, or the link to it broke."""
+        chunk = self._chunks[chunk_index]
+        if chunk.state is not ChunkState.IN_FLIGHT or chunk.attempt != attempt:
+            return []
+        peer_id = chunk.peer_id
+        actions = self._give_up(chunk_index)
+        if not error.retryable:
+            # It does not have the chunk (any more), or cannot read it: ask others for it.
+            chunk.strikes[peer_id] = _MAX_STRIKES
+            self._relocate_at = now + 1.0
+        self._peers[peer_id].flow.set_aside(now)
+        self._queue_all()
+        return actions + self._go_on(now)
+
+    def verified(self, chunk_index: int, good: bool, now: float) -> list[Action]:
+        chunk = self._chunks[chunk_index]
+        if chunk.state is not ChunkState.VERIFYING:
+            return []
+        if good:
+            chunk.state = ChunkState.WRITING
+            return [WriteChunk(chunk_index)]
+        peer_id = chunk.peer_id
+        chunk.strikes[peer_id] = chunk.strikes.get(peer_id, 0) + 1
+        self._peers[peer_id].corrupt += 1
+        self._peers[peer_id].flow.set_aside(now)
+        actions = [*self._give_up(chunk_index), ReportCorrupt(peer_id, chunk_index)]
+        self._queue_all()
+        return actions + self._go_on(now)
+
+    def written(self, chunk_index: int, kept: bool, now: float) -> list[Action]:
+        """Verified and at its place. `kept`: its buffer is still needed (the file's digest
+        will get to it soon) and counts against the budget until `freed`."""
+        chunk = self._chunks[chunk_index]
+        if chunk.state is not ChunkState.WRITING:
+            return []
+        chunk.state = ChunkState.HELD
+        self._in_work.discard(chunk_index)
+        self._held += 1
+        if not kept:
+            self._begun_bytes -= chunk.size
+        return self._go_on(now)
+
+    def freed(self, chunk_index: int, now: float) -> list[Action]:
+        """The buffer of a chunk that was `kept` is free."""
+        self._begun_bytes -= self._chunks[chunk_index].size
+        return self._go_on(now)
+
+    def lost(self, chunk_indexes: Collection[int], now: float) -> list[Action]:
+        """The whole file's SHA-256 was wrong and these chunks are why: fetch them again."""
+        if self.state in (JobState.FAILED, JobState.CANCELLED):
+            return []
+        for index in chunk_indexes:
+            if self._chunks[index].state is ChunkState.HELD:
+                self._chunks[index].state = ChunkState.WANTED
+                self._held -= 1
+        self._queue_all()
+        actions = self._enter(JobState.RUNNING, now)
+        return actions + self._go_on(now)
+
+    def complete(self, now: float) -> list[Action]:
+        if self.state in (JobState.FAILED, JobState.CANCELLED):
+            return []
+        return self._enter(JobState.COMPLETE, now)
+
+    def fail(self, error: ZchunkError, now: float) -> list[Action]:
+        """Something the job cannot go on without (disk full, no permission)."""
+        if self.state in (JobState.COMPLETE, JobState.FAILED, JobState.CANCELLED):
+            return []
+        return [*self._drop_all(), *self._enter(JobState.FAILED, now), Failed(error)]
+
+    def pause(self, now: float) -> list[Action]:
+        if self.state not in (JobState.RUNNING, JobState.WAITING):
+            return []
+        return [*self._drop_all(), *self._enter(JobState.PAUSED, now)]
+
+    def resume(self, now: float) -> list[Action]:
+        """Go on after a pause, and ask the peers that came back meanwhile."""
+        if self.state is not JobState.PAUSED and not (self.state is JobState.WAITING and self._back):
+            return []
+        back, self._back = self._back, {}
+        for peer_id, incarnation in back.items():
+            peer = self._peers[peer_id]
+            peer.up, peer.incarnation = True, incarnation
+            peer.flow.welcome_back(now)
+        self._queue_all()
+        return [*self._enter(JobState.RUNNING, now), *self._go_on(now)]
+
+    def cancel(self, now: float) -> list[Action]:
+        if self.state in (JobState.COMPLETE, JobState.FAILED):
+            return []
+        return [*self._drop_all(), *self._enter(JobState.CANCELLED, now)]
+
+    def on_time(self, now: float) -> list[Action]:
+        """Stalled requests, ended pauses, and the safety reconcile with the tracker."""
+        if self.state not in (JobState.RUNNING, JobState.WAITING):
+            return []
+        actions: list[Action] = []
+        for peer_id in sorted(self._peers):
+            peer = self._peers[peer_id]
+            peer.flow.end_pause(now)
+            if peer.flow.stalled(self._limits.stall_s, now):
+                actions += self._take_back(peer_id)
+                peer.flow.set_aside(now)
+                self._queue_all()
+        if self._relocate_at is not None and self._relocate_at <= now:
+            self._relocate_at = now + self._limits.relocate_s
+            actions.append(Relocate())
+        return actions + self._go_on(now)
+
+    def deadline(self) -> float | None:
+        if self.state not in (JobState.RUNNING, JobState.WAITING):
+            return None
+        times = [t for peer in self._peers.values() for t in peer.flow.wakes_at(self._limits.stall_s)]
+        if self._relocate_at is not None:
+            times.append(self._relocate_at)
+        return min(times, default=None)
+
+    # -- going on -------------------------------------------------------------------
+
+    def _go_on(self, now: float) -> list[Action]:
+        if self.state not in (JobState.RUNNING, JobState.WAITING):
+            return []
+        actions: list[Action] = []
+        while True:
+            begun = self._begin_one(now)
+            asked = self._ask_blocks(now)
+            actions += begun + asked
+            if not begun:
+                break
+        if self._held == len(self._chunks):
+            return [*actions, *self._enter(JobState.VERIFYING, now), AllHeld()]
+        return actions + self._waiting_or_running(now)
+
+    def _waiting_or_running(self, now: float) -> list[Action]:
+        if self._in_work or any(self._usable_queue(p) for p in self._peers.values()):
+            return self._enter(JobState.RUNNING, now)
+        hopeless = self._hopeless()
+        if hopeless and len(hopeless) == self.chunks_count - self._held:
+            names = ", ".join(sorted({p[:8] for i in hopeless for p in self._chunks[i].strikes}))
+            error = IntegrityError(
+                f"{len(hopeless)} chunks were corrupt or missing at every holder ({names}); "
+                "restore the file from its source with `zchunk put`"
+            )
+            return self.fail(error, now)
+        return self._enter(JobState.WAITING, now)
+
+    def _hopeless(self) -> list[int]:
+        """Wanted chunks that no holder, up or down, can still be asked for."""
+        return [
+            index
+            for index, chunk in enumerate(self._chunks)
+            if chunk.state is ChunkState.WANTED and chunk.strikes and not self._askable(index)
+        ]
+
+    def _askable(self, index: int) -> list[str]:
+        """Holders, up or down, that may still have the chunk whole."""
+        strikes = self._chunks[index].strikes
+        return [p for p in self._holders[index] if strikes.get(p, 0) < _MAX_STRIKES]
+
+    def _begin_one(self, now: float) -> list[Action]:
+        """Begin the most urgent chunk that some peer can send now.
+
+        The rarest first, then in the file's order: so a slow peer's chunks, which are the
+        ones left behind, are begun before the fast ones' next.
+        """
+        ready = [
+            (urgency, -peer.flow.rate, peer_id)
+            for peer_id, peer in self._peers.items()
+            if peer.up and peer.begun < _BEGUN_PER_PEER and peer.flow.paused_until <= now
+            if (urgency := self._most_urgent(peer)) is not None
+        ]
+        if not ready:
+            return []
+        (_, index), _, peer_id = min(ready)
+        if not self._fits(self._chunks[index].size):
+            return []
+        self._begin(index, peer_id)
+        return [BeginChunk(index)]
+
+    def _most_urgent(self, peer: _Peer) -> tuple[int, int] | None:
+        """(holders, index) of the chunk to ask this peer for next."""
+        while peer.queue:
+            if self._chunks[peer.queue[0][1]].state is ChunkState.WANTED:
+                return peer.queue[0]
+            heapq.heappop(peer.queue)
+        return None
+
+    def _fits(self, size: int) -> bool:
+        return not self._begun_bytes or self._begun_bytes + size <= self._limits.budget
+
+    def _begin(self, index: int, peer_id: str) -> None:
+        chunk, peer = self._chunks[index], self._peers[peer_id]
+        heapq.heappop(peer.queue)
+        chunk.state, chunk.peer_id = ChunkState.IN_FLIGHT, peer_id
+        chunk.attempt += 1
+        chunk.unasked = block_ranges(chunk.size, peer.flow.block)[::-1]
+        chunk.asked = {}
+        peer.begun += 1
+        self._begun_bytes += chunk.size
+        self._in_work.add(index)
+
+    def _ask_blocks(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for index in sorted(self._in_work):
+            chunk = self._chunks[index]
+            if chunk.state is not ChunkState.IN_FLIGHT:
+                continue
+            peer = self._peers[chunk.peer_id]
+            while chunk.unasked and peer.flow.takes(chunk.unasked[-1][1]):
+                offset, length = chunk.unasked.pop()
+                chunk.asked[offset] = (length, now)
+                peer.flow.sent(length, now)
+                actions.append(RequestBlock(chunk.peer_id, index, chunk.attempt, offset, length))
+        return actions
+
+    # -- taking back ----------------------------------------------------------------
+
+    def _take_back(self, peer_id: str) -> list[Action]:
+        """What was asked of this peer is wanted again."""
+        actions: list[Action] = []
+        for index in sorted(self._in_work):
+            chunk = self._chunks[index]
+            if chunk.peer_id == peer_id and chunk.state is ChunkState.IN_FLIGHT:
+                actions += self._give_up(index)
+        return actions
+
+    def _give_up(self, index: int) -> list[Action]:
+        """A chunk in work becomes wanted; its buffer goes back."""
+        chunk = self._chunks[index]
+        peer = self._peers[chunk.peer_id]
+        if chunk.state is ChunkState.IN_FLIGHT:
+            peer.flow.taken_back(sum(length for length, _ in chunk.asked.values()))
+            peer.begun -= 1
+        chunk.state, chunk.peer_id = ChunkState.WANTED, ""
+        chunk.unasked, chunk.asked = [], {}
+        self._begun_bytes -= chunk.size
+        self._in_work.discard(index)
+        return [DropChunk(index)]
+
+    def _drop_all(self) -> list[Action]:
+        """Give up what is being fetched, to stand still or to end. What is being checked or
+        written goes on: threads are at its buffer."""
+        actions: list[Action] = []
+        for index in sorted(self._in_work):
+            if self._chunks[index].state is ChunkState.IN_FLIGHT:
+                actions += self._give_up(index)
+        self._queue_all()
+        return actions
+
+    # -- queues ---------------------------------------------------------------------
+
+    def _peer(self, peer_id: str) -> _Peer:
+        if peer_id not in self._peers:
+            self._peers[peer_id] = _Peer(Flow(self._limits.block_min, self._limits.block_max))
+        return self._peers[peer_id]
+
+    def _live(self, index: int) -> list[str]:
+        """Peers to ask for the chunk now: those that were never caught, while there are."""
+        strikes = self._chunks[index].strikes
+        live = [p for p in self._askable(index) if self._peers[p].up]
+        clean = [p for p in live if p not in strikes and self._peers[p].corrupt < _MAX_CORRUPT]
+        return clean or live
+
+    def _usable_queue(self, peer: _Peer) -> bool:
+        return peer.up and any(self._chunks[i].state is ChunkState.WANTED for _, i in peer.queue)
+
+    def _queue_all(self) -> None:
+        """Who can be asked for what changed: each live peer gets its wanted chunks, the
+        rarest first."""
+        for peer in self._peers.values():
+            peer.queue = []
+        for index, chunk in enumerate(self._chunks):
+            if chunk.state is ChunkState.WANTED:
+                live = self._live(index)
+                for peer_id in live:
+                    self._peers[peer_id].queue.append((len(live), index))
+        for peer in self._peers.values():
+            heapq.heapify(peer.queue)
+
+    def _enter(self, state: JobState, now: float) -> list[Action]:
+        if state is self.state:
+            return []
+        self.state = state
+        if state is JobState.WAITING:
+            self.waiting_since = now
+            self._relocate_at = now + self._limits.relocate_s
+        elif state is JobState.RUNNING:
+            self.waiting_since = None
+            self._relocate_at = None
+        return [StateChanged(state)]

@@ -1,0 +1,123 @@
+"""What the shells of an upload and a download share: the order of actions, blocking work,
+the peers' events. The decisions are the job's, the doing is `get.py`'s and `put.py`'s.
+
+What may not happen here: an action carried out before one that was decided earlier; a
+result of a thread used after the job has ended.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from zchunk.errors import ZchunkError
+from zchunk.loop import Workers
+from zchunk.node.transfer import BulkPlane
+from zchunk.protocol.messages import PeerRecord
+
+A = TypeVar("A")
+A_co = TypeVar("A_co", covariant=True)
+T = TypeVar("T")
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Job(Protocol[A_co]):
+    """The part of a pure job that peers' events and time drive."""
+
+    def peer_up(self, peer_id: str, incarnation: int, now: float) -> Sequence[A_co]: ...
+
+    def peer_down(self, peer_id: str, now: float) -> Sequence[A_co]: ...
+
+    def on_time(self, now: float) -> Sequence[A_co]: ...
+
+    def deadline(self) -> float | None: ...
+
+
+class JobDriver(ABC, Generic[A]):
+    """Runs in the bulk loop. A subclass sets `job`, then calls `follow`; it carries out
+    actions in `carry_out` and ends through `leave`."""
+
+    def __init__(self, bulk: BulkPlane, tell: Tell) -> None:
+        self.bulk = bulk
+        self.tell = tell
+        self.ended = False
+        self._following: Job[A] | None = None
+        self._actions: deque[A] = deque()
+        self._performing = False
+
+    # -- for subclasses to fill ---------------------------------------------------------
+
+    @abstractmethod
+    def carry_out(self, action: A) -> None:
+        """Do what the job decided."""
+
+    def after_actions(self) -> None:
+        """When everything decided so far was carried out."""
+
+    @abstractmethod
+    def fail(self, error: ZchunkError) -> None:
+        """Blocking work failed."""
+
+    # -- Timed --------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        return self._following.deadline() if self._following is not None else None
+
+    def on_time(self, now: float) -> None:
+        if self._following is not None:
+            self.perform(self._following.on_time(now))
+
+    # -- for subclasses to call -----------------------------------------------------------
+
+    def now(self) -> float:
+        return self.bulk.loop.clock.monotonic()
+
+    def follow(self, job: Job[A]) -> None:
+        """From now on the job hears of peers and of time."""
+        self._following = job
+        self.bulk.listen(self._on_peer)
+        self.bulk.loop.add_timed(self)
+
+    def leave(self) -> None:
+        """The job has ended: nothing reaches it any more."""
+        self.ended = True
+        if self._following is not None:
+            self._following = None
+            self.bulk.unlisten(self._on_peer)
+            self.bulk.loop.remove_timed(self)
+
+    def perform(self, actions: Sequence[A]) -> None:
+        """In order, also when carrying out one leads to more."""
+        self._actions.extend(actions)
+        if self._performing:
+            return
+        self._performing = True
+        while self._actions:
+            self.carry_out(self._actions.popleft())
+        self._performing = False
+        if not self.ended:
+            self.after_actions()
+
+    def submit(self, workers: Workers, work: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Blocking work. Its result does not count after the end; an error in it is `fail`."""
+
+        def done(value: T | None, error: ZchunkError | None) -> None:
+            if self.ended:
+                return
+            if error is not None:
+                self.fail(error)
+            else:
+                then(value)  # type: ignore[arg-type]
+
+        workers.submit(work, done)
+
+    def _on_peer(self, record: PeerRecord) -> None:
+        if self._following is None:
+            return
+        if record.status == "up":
+            self.perform(self._following.peer_up(record.peer_id, record.incarnation, self.now()))
+        else:
+            self.perform(self._following.peer_down(record.peer_id, self.now()))

@@ -1,0 +1,487 @@
+"""Carries out a download job: blocks into buffers, checks, the part file, the finish.
+
+Decisions are `DownloadJob`'s. Everything here runs in the bulk loop; blocking work goes
+to its threads. What the user sees comes out as events (dicts, SPEC "Machine-readable
+output") through `tell`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from zchunk import hashing
+from zchunk.buffers import Buffer, BufferPool
+from zchunk.clock import iso_utc
+from zchunk.errors import IntegrityError, Interrupted, PartialDownload, ZchunkError
+from zchunk.node.control import expect
+from zchunk.node.download import (
+    Action,
+    AllHeld,
+    BeginChunk,
+    ChunkState,
+    DownloadJob,
+    DropChunk,
+    Failed,
+    JobState,
+    Limits,
+    Relocate,
+    ReportCorrupt,
+    RequestBlock,
+    Resumed,
+    StateChanged,
+    VerifyChunk,
+    WriteChunk,
+)
+from zchunk.node.driver import JobDriver, Tell
+from zchunk.node.filedigest import RunningDigest
+from zchunk.node.located import MAX_LISTED, Location, location
+from zchunk.node.partfile import PartFile
+from zchunk.node.progress import Progress
+from zchunk.node.transfer import TRACKER_TIMEOUT_S, BulkPlane
+from zchunk.protocol.messages import Block, Locate, Located, Message
+from zchunk.protocol.messages import ReportCorrupt as ReportMessage
+
+log = logging.getLogger(__name__)
+
+#: The journal is a hint (the content decides), so it is not written for each chunk.
+_SAVE_EVERY_S = 10.0
+#: So often chunks that turned out bad on our own disk are fetched again.
+_BAD_ROUNDS = 3
+
+
+class Download(JobDriver[Action]):
+    """One download into one part file. `start`, then events; ends with exactly one `done`
+    or `error` event. `stop` makes it end early, kept."""
+
+    def __init__(
+        self,
+        *,
+        bulk: BulkPlane,
+        where: Location,
+        part: PartFile,
+        wait: bool,
+        tell: Tell,
+        auto_resume: bool = True,
+    ) -> None:
+        """`wait`: stay for missing peers; else end as partial when only they are left."""
+        super().__init__(bulk, tell)
+        self.where = where
+        self.part = part
+        self.manifest = where.manifest
+        #: payload bytes per peer in this run
+        self.received_from: dict[str, int] = {}
+        self._wait = wait and auto_resume
+        self._auto_resume = auto_resume
+        self._job: DownloadJob | None = None
+        self._buffers: dict[int, Buffer] = {}
+        budget = bulk.settings.transfer.receive_budget
+        # One chunk may be larger than the budget; page rounding is a few kilobytes each.
+        self._pool = BufferPool(budget + self.manifest.chunk_size)
+        self._digest: RunningDigest | None = None
+        self._progress = Progress(tell, self.manifest.size, len(self.manifest.chunks))
+        self._started = 0.0
+        self._save_at = 0.0
+        self._finishing = False
+        self._bad_rounds = 0
+
+    # -- the owner's calls, in the bulk loop ----------------------------------------
+
+    def start(self) -> None:
+        """Looks at what an earlier run kept, then fetches the rest."""
+        self._started = self.now()
+        self._save_at = self._started + _SAVE_EVERY_S
+        self.bulk.pools.digesting.submit(self.part.scan, self._scanned)
+
+    def stop(self, error: ZchunkError | None = None) -> None:
+        """End now and keep what is there; the outcome is `error` (default: interrupted).
+        Too late when the file is being put in its place: then that is the outcome."""
+        if self._finishing:
+            return
+        if self._job is not None:
+            self.perform(self._job.pause(self.now()))
+        self._end(error or Interrupted("interrupted; the part is kept: run the same command to go on"))
+
+    # -- Timed ----------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        times = [super().deadline(), self._progress.deadline(), self._save_at]
+        return min(t for t in times if t is not None)
+
+    def on_time(self, now: float) -> None:
+        super().on_time(now)
+        if self.ended or self._job is None:
+            return
+        self._progress.on_time(now, self._job.chunks_completed, self._job.bytes_received)
+        if self._save_at <= now and not self._finishing:
+            self._save_at = now + _SAVE_EVERY_S
+            self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+
+    # -- start ----------------------------------------------------------------------
+
+    def _scanned(self, held: set[int] | None, error: ZchunkError | None) -> None:
+        if self.ended:
+            return
+        if error is not None:
+            self._end(error)
+            return
+        transfer, chunking = self.bulk.settings.transfer, self.bulk.settings.chunking
+        for record in self.where.peers.values():
+            self.bulk.learn(record)
+        self._job = DownloadJob(
+            sizes=[row.stored_size for row in self.manifest.chunks],
+            holders=self.where.holder_ids(),
+            up=self.bulk.up(),
+            held=held or set(),
+            limits=Limits(
+                budget=transfer.receive_budget,
+                block_min=transfer.block_size_min,
+                block_max=transfer.block_size_max,
+                stall_s=transfer.request_timeout_s,
+                relocate_s=chunking.resume_check_interval,
+                auto_resume=self._auto_resume,
+            ),
+        )
+        self._new_digest()
+        self.follow(self._job)
+        self.tell(self._plan_event(held or set()))
+        self.perform(self._job.start(self.now()))
+        if self._digest is not None:
+            self._digest.go_on()
+
+    def _plan_event(self, held: set[int]) -> dict[str, Any]:
+        per_peer: dict[str, int] = {}
+        for chunk in self.where.holders:
+            for peer_id, _ in chunk:
+                per_peer[peer_id] = per_peer.get(peer_id, 0) + 1
+        peers = [
+            {"peer_id": r.peer_id, "name": r.name, "status": r.status, "chunks": per_peer.get(r.peer_id, 0)}
+            for r in self.where.peers.values()
+        ]
+        event = {
+            "event": "plan",
+            "job_id": self.part.job_id,
+            "file_id": self.manifest.file_id,
+            "name": self.manifest.name,
+            "size": self.manifest.size,
+            "target": str(self.part.target),
+            "chunks_count": len(self.manifest.chunks),
+            "chunks_kept": len(held),
+            "peers": peers,
+        }
+        if len(self.where.holders) <= MAX_LISTED:
+            event["map"] = self.where.distribution_map()
+        return event
+
+    def _new_digest(self) -> None:
+        self._digest = RunningDigest(
+            part=self.part,
+            workers=self.bulk.pools.digesting,
+            reach=self.bulk.settings.transfer.receive_budget // self.manifest.chunk_size,
+            is_coming=lambda index: self._job is not None and not self._job.is_missing(index),
+            is_held=lambda index: self._state(index) is ChunkState.HELD,
+            on_freed=self._freed,
+            on_done=self._digested,
+            on_error=self.fail,
+        )
+
+    # -- what happens ---------------------------------------------------------------
+
+    def _on_block(self, ask: RequestBlock, reply: Message | None, error: ZchunkError | None) -> None:
+        job = self._job
+        if job is None or self.ended:
+            return
+        now = self.now()
+        if error is None:
+            error = expect(reply, Block)
+        if error is None and len(reply.data) != ask.length:  # type: ignore[union-attr]
+            error = IntegrityError(f"peer {ask.peer_id[:8]} sent a block of the wrong length")
+        if error is not None:
+            self.perform(job.refused(ask.chunk, ask.attempt, error, now))
+            return
+        if job.expects(ask.chunk, ask.attempt, ask.offset, ask.length):
+            view = self._buffers[ask.chunk].view(ask.offset + ask.length)
+            view[ask.offset :] = reply.data  # type: ignore[union-attr]
+            self.received_from[ask.peer_id] = self.received_from.get(ask.peer_id, 0) + ask.length
+        self.perform(job.block(ask.chunk, ask.attempt, ask.offset, ask.length, now))
+
+    # -- actions --------------------------------------------------------------------
+
+    def carry_out(self, action: Action) -> None:
+        if not self.ended or isinstance(action, DropChunk):
+            self._perform_one(action)
+
+    def after_actions(self) -> None:
+        if (
+            self._job is not None
+            and self._digest is not None
+            and not self._job.in_work
+            and self._digest.waits
+        ):
+            self._digest.make_room()
+
+    def _perform_one(self, action: Action) -> None:
+        if isinstance(action, RequestBlock):
+            self._request(action)
+        elif isinstance(action, BeginChunk):
+            self._begin(action.chunk)
+        elif isinstance(action, DropChunk):
+            self._buffers.pop(action.chunk).release()
+        elif isinstance(action, VerifyChunk):
+            self._verify(action.chunk)
+        elif isinstance(action, WriteChunk):
+            self._write(action.chunk)
+        else:
+            self._perform_rare(action)
+
+    def _perform_rare(self, action: Action) -> None:
+        if isinstance(action, StateChanged):
+            self._state_changed(action.state)
+        elif isinstance(action, Resumed):
+            self.tell({"event": "resumed", "peer_id": action.peer_id, "name": self._name(action.peer_id)})
+        elif isinstance(action, Relocate):
+            ask = Locate(name_or_id=self.manifest.file_id, unique=False)
+            self.bulk.control.request(ask, TRACKER_TIMEOUT_S, self.bulk.loop, self._relocated)
+        elif isinstance(action, ReportCorrupt):
+            self._report(action)
+        elif isinstance(action, AllHeld):
+            assert self._digest is not None
+            self._digest.go_on()
+        elif isinstance(action, Failed):
+            self._end(action.error)
+
+    def _request(self, ask: RequestBlock) -> None:
+        self.bulk.links.get_block(
+            ask.peer_id,
+            self.manifest.chunks[ask.chunk].sha256,
+            ask.offset,
+            ask.length,
+            # The job notices a stall itself; this ends what it has given up.
+            2 * self.bulk.settings.transfer.request_timeout_s,
+            lambda reply, error: self._on_block(ask, reply, error),
+        )
+
+    def _begin(self, index: int) -> None:
+        buffer = self._pool.try_reserve(self.manifest.chunks[index].stored_size)
+        assert buffer is not None  # the job's budget is less than the pool's
+        self._buffers[index] = buffer
+
+    def _verify(self, index: int) -> None:
+        row = self.manifest.chunks[index]
+        view = self._buffers[index].view(row.stored_size)
+
+        def then(good: bool) -> None:
+            assert self._job is not None
+            self.perform(self._job.verified(index, good, self.now()))
+
+        self.submit(self.bulk.pools.hashing, lambda: hashing.sha256(view) == row.sha256, then)
+
+    def _write(self, index: int) -> None:
+        view = self._buffers[index].view(self.manifest.length(index))
+
+        def work() -> None:
+            self.part.write_chunk(index, view)
+            self.part.mark(index)
+
+        def then(_: None) -> None:
+            assert self._job is not None
+            assert self._digest is not None
+            buffer = self._buffers.pop(index)
+            kept = self._digest.take(index, buffer)
+            if not kept:
+                buffer.release()
+            self.perform(self._job.written(index, kept, self.now()))
+            self._digest.go_on()
+
+        self.submit(self.bulk.pools.writing, work, then)
+
+    def _state(self, index: int) -> ChunkState:
+        assert self._job is not None
+        return self._job.chunk_state(index)
+
+    def _freed(self, index: int) -> None:
+        assert self._job is not None
+        self.perform(self._job.freed(index, self.now()))
+
+    def fail(self, error: ZchunkError) -> None:
+        if self._job is None:
+            self._end(error)
+        else:
+            self.perform(self._job.fail(error, self.now()))
+
+    def _report(self, action: ReportCorrupt) -> None:
+        sha256 = self.manifest.chunks[action.chunk].sha256
+        log.warning("peer %s sent a corrupt chunk %d", self._name(action.peer_id), action.chunk)
+        message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
+        self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, lambda reply, error: None)
+        self.tell({"event": "corrupt", "peer_id": action.peer_id, "chunk_index": action.chunk})
+
+    def _relocated(self, reply: Message | None, error: ZchunkError | None) -> None:
+        if self._job is None or self.ended or not isinstance(reply, Located):
+            return  # the known holders do (SPEC D9)
+        try:
+            where = location(reply)
+        except ZchunkError as problem:
+            log.warning("the tracker's answer is of no use: %s", problem.message)
+            return
+        if where.manifest.file_id != self.manifest.file_id:
+            return
+        for record in where.peers.values():
+            self.bulk.learn(record)
+        self.perform(self._job.located(where.holder_ids(), self.now()))
+
+    def _state_changed(self, state: JobState) -> None:
+        self.part.state = state.value
+        if state is JobState.WAITING:
+            self._waiting()
+
+    def _waiting(self) -> None:
+        event = self.waiting_event()
+        self.tell(event)
+        if not self._wait:
+            self.stop(partial(event, self._chunks_text()))
+
+    def waiting_event(self) -> dict[str, Any]:
+        """For whom the job waits, since when, for how many chunks (SPEC D4)."""
+        assert self._job is not None
+        missing = self._job.missing()
+        rows = [self._missing_row(peer_id, chunks) for peer_id, chunks in sorted(missing.items())]
+        return {
+            "event": "waiting",
+            "missing_peers": sorted(missing),
+            "missing": rows,
+            "chunks_missing": len(self._job.missing_chunks()),
+            "chunks_completed": self._job.chunks_completed,
+            "chunks_count": self._job.chunks_count,
+            "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
+        }
+
+    def _missing_row(self, peer_id: str, chunks: int) -> dict[str, Any]:
+        record = self.bulk.peers.get(peer_id)
+        seen = iso_utc(record.last_seen_ms / 1000) if record is not None and record.last_seen_ms else None
+        return {"peer_id": peer_id, "name": self._name(peer_id), "chunks": chunks, "last_seen": seen}
+
+    def _chunks_text(self) -> str:
+        assert self._job is not None
+        return f"{self._job.chunks_completed} of {self._job.chunks_count} chunks are kept"
+
+    # -- the end --------------------------------------------------------------------
+
+    def _digested(self, sha256: bytes) -> None:
+        if self.ended or self._job is None:
+            return
+        if self.manifest.sha256 in (None, sha256):
+            self._finishing = True
+            self.bulk.pools.writing.submit(self.part.finish, self._finished)
+            return
+        log.warning("the file's SHA-256 is wrong; checking every chunk")
+        self.bulk.pools.digesting.submit(self._find_bad, self._found_bad)
+
+    def _find_bad(self) -> list[int]:
+        """Chunks on disk whose SHA-256 is wrong (SPEC D7)."""
+        view = memoryview(bytearray(self.manifest.chunk_size))
+        return [
+            index
+            for index, row in enumerate(self.manifest.chunks)
+            if hashing.sha256(self.part.read_chunk(index, view)) != row.sha256
+        ]
+
+    def _found_bad(self, bad: list[int] | None, error: ZchunkError | None) -> None:
+        if self.ended or self._job is None:
+            return
+        if error is None and not bad:
+            error = IntegrityError(
+                f"every chunk of {self.manifest.name!r} is right but the file's SHA-256 is not; "
+                "its manifest is wrong: put the file again from its source"
+            )
+        if error is not None:
+            self.fail(error)
+            return
+        self._bad_rounds += 1
+        if self._bad_rounds > _BAD_ROUNDS:
+            self.fail(
+                IntegrityError(f"the disk of {self.part.target} does not keep what is written; check it")
+            )
+            return
+        for index in bad or []:
+            self.part.unmark(index)
+        self._new_digest()
+        self.perform(self._job.lost(bad or [], self.now()))
+
+    def _finished(self, _: None, error: ZchunkError | None) -> None:
+        if self.ended or self._job is None:
+            return
+        if error is not None:
+            self.fail(error)
+            return
+        self._job.complete(self.now())
+        self._progress.last(self._job.chunks_completed, self._job.bytes_received, self.now())
+        self._close()
+        self.tell(self._done_event())
+
+    def _done_event(self) -> dict[str, Any]:
+        assert self._job is not None
+        assert self._digest is not None
+        return {
+            "event": "done",
+            "job_id": self.part.job_id,
+            "file_id": self.manifest.file_id,
+            "name": self.manifest.name,
+            "target": str(self.part.target),
+            "size": self.manifest.size,
+            "sha256": self.manifest.sha256.hex() if self.manifest.sha256 is not None else None,
+            "seconds": round(self.now() - self._started, 3),
+            "bytes_received": self._job.bytes_received,
+            "bytes_received_by_peer": dict(sorted(self.received_from.items())),
+            "chunks_count": self._job.chunks_count,
+            "chunks_read_back": self._digest.read_back,
+        }
+
+    def _end(self, error: ZchunkError) -> None:
+        """Close the part file once its threads are through, then tell the outcome."""
+        if self.ended:
+            return
+        completed = self._job.bytes_received if self._job is not None else 0
+        self._close()
+
+        def close_part() -> None:
+            try:
+                if not self.part.closed:
+                    self.part.save()
+            except ZchunkError as problem:
+                # The journal is a hint; the content is found again by the next run's scan.
+                log.warning("the job's journal could not be written: %s", problem.message)
+            finally:
+                self.part.keep()
+
+        def told(_: None, problem: ZchunkError | None) -> None:
+            error.details.setdefault("job_id", self.part.job_id)
+            error.details.setdefault("bytes_received", completed)
+            self.tell(error.to_json() | {"_error": error})
+
+        # Through both threads that use the file: what they still do comes before.
+        self.bulk.pools.digesting.submit(
+            lambda: None, lambda value, problem: self.bulk.pools.writing.submit(close_part, told)
+        )
+
+    def _close(self) -> None:
+        self.leave()
+        if self._digest is not None:
+            self._digest.close()
+        self.bulk.links.acknowledge_all()
+
+    def _name(self, peer_id: str) -> str:
+        record = self.bulk.peers.get(peer_id) or self.where.peers.get(peer_id)
+        return record.name if record is not None else peer_id[:8]
+
+
+def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
+    """The error of a download that does not wait for the peers of a `waiting` event."""
+    names = ", ".join(row["name"] for row in waiting["missing"]) or "no known peer"
+    return PartialDownload(
+        f"{kept}; {waiting['chunks_missing']} wait for {names}: run the same command when it is back",
+        missing_peers=waiting["missing_peers"],
+        chunks_missing=waiting["chunks_missing"],
+        chunks_completed=waiting["chunks_completed"],
+        chunks_count=waiting["chunks_count"],
+    )

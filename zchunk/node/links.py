@@ -1,0 +1,211 @@
+"""Connections of the bulk plane to other nodes: a DEALER each, requests with deadlines.
+
+What may not happen here: a request without exactly one answer; a request sent twice
+(the jobs decide about trying again); control traffic (it has its own connections).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from zchunk.errors import PeerUnreachable, ZchunkError
+from zchunk.loop import Loop
+from zchunk.protocol import wire
+from zchunk.protocol.messages import Acknowledge, ErrorReply, GetBlock, Message, Request
+from zchunk.transport.base import Delivery, Link, Received, Socket, SocketOptions, Transport
+
+log = logging.getLogger(__name__)
+
+#: A bulk frame is a block, or a manifest.
+BULK = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, linger_ms=0)
+
+Answer = Callable[[Message | None, ZchunkError | None], None]
+
+
+@dataclass(slots=True)
+class _Pending:
+    deadline: float
+    answer: Answer
+    #: payload that the answer brings: counted as settled when it ends
+    payload: int = 0
+
+
+@dataclass(slots=True)
+class _Peer:
+    endpoints: tuple[str, ...]
+    socket: Socket
+    linked: bool = False
+    pending: dict[int, _Pending] = field(default_factory=dict)
+    #: encoded requests that wait for the connection
+    unsent: list[tuple[int, Sequence[wire.Buffer]]] = field(default_factory=list)
+    #: payload bytes that arrived or were given up, for `GetBlock.received`
+    settled: int = 0
+    #: how much of `settled` the peer was told
+    told: int = 0
+
+
+class PeerLinks:
+    def __init__(self, loop: Loop, transport: Transport, claim: str | None) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._claim = claim
+        self._endpoints: dict[str, tuple[str, ...]] = {}
+        self._peers: dict[str, _Peer] = {}
+        self._next_id = 1
+        #: requests sent per peer, for tests and `status`
+        self.requests_sent: dict[str, int] = {}
+        loop.add_timed(self)
+
+    # -- who is where ---------------------------------------------------------------
+
+    def set_endpoints(self, peer_id: str, endpoints: Sequence[str]) -> None:
+        """Where the peer is; when that changed, the old connection ends."""
+        self._endpoints[peer_id] = tuple(endpoints)
+        peer = self._peers.get(peer_id)
+        if peer is not None and peer.endpoints != tuple(endpoints):
+            self.drop(peer_id, PeerUnreachable("the peer has a new address"))
+
+    def drop(self, peer_id: str, error: ZchunkError) -> None:
+        """End the connection; what waits for it is answered with `error`."""
+        peer = self._peers.pop(peer_id, None)
+        if peer is None:
+            return
+        self._loop.remove_socket(peer.socket)
+        self._fail(peer, error)
+
+    # -- requests -------------------------------------------------------------------
+
+    def get_block(
+        self, peer_id: str, sha256: bytes, offset: int, length: int, timeout_s: float, answer: Answer
+    ) -> None:
+        peer = self._connected(peer_id)
+        settled = peer.settled if peer is not None else 0
+        if peer is not None:
+            peer.told = settled
+        message = GetBlock(sha256=sha256, offset=offset, length=length, received=settled)
+        self._request(peer_id, peer, message, timeout_s, answer, payload=length)
+
+    def request(self, peer_id: str, message: Request, timeout_s: float, answer: Answer) -> None:
+        """`answer(reply, error)` runs once: with the reply, the peer's error, or
+        PeerUnreachable when the deadline passes or the connection ends."""
+        self._request(peer_id, self._connected(peer_id), message, timeout_s, answer, payload=0)
+
+    def acknowledge_all(self) -> None:
+        """Tell every peer what arrived, so that its budget is free for others."""
+        for peer_id, peer in list(self._peers.items()):
+            if peer.linked and peer.settled:
+                self._acknowledge(peer_id, peer)
+
+    # -- Timed ----------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        return min((p.deadline for peer in self._peers.values() for p in peer.pending.values()), default=None)
+
+    def on_time(self, now: float) -> None:
+        for peer_id, peer in list(self._peers.items()):
+            for request_id, pending in list(peer.pending.items()):
+                if pending.deadline <= now:
+                    self._settle(peer, request_id)
+                    error = PeerUnreachable(f"{self._where(peer_id)} did not answer in time")
+                    pending.answer(None, error)
+
+    # -- inside ---------------------------------------------------------------------
+
+    def _connected(self, peer_id: str) -> _Peer | None:
+        peer = self._peers.get(peer_id)
+        if peer is None and self._endpoints.get(peer_id):
+            endpoints = self._endpoints[peer_id]
+            socket = self._transport.dealer(endpoints, BULK)
+            peer = self._peers[peer_id] = _Peer(endpoints, socket)
+            self._loop.add_socket(socket, lambda received: self._on_received(peer_id, received))
+        return peer
+
+    def _request(
+        self,
+        peer_id: str,
+        peer: _Peer | None,
+        message: Request,
+        timeout_s: float,
+        answer: Answer,
+        payload: int,
+    ) -> None:
+        if peer is None:
+            answer(None, PeerUnreachable(f"no address of peer {peer_id[:8]} is known"))
+            return
+        request_id = self._next_id
+        self._next_id += 1
+        self.requests_sent[peer_id] = self.requests_sent.get(peer_id, 0) + 1
+        peer.pending[request_id] = _Pending(self._loop.clock.monotonic() + timeout_s, answer, payload)
+        frames = wire.encode(message, request_id, self._claim)
+        if peer.unsent or peer.socket.send(frames) is not Delivery.SENT:
+            peer.unsent.append((request_id, frames))
+
+    def _on_received(self, peer_id: str, received: Received | Link) -> None:
+        peer = self._peers[peer_id]
+        if received is Link.UP:
+            peer.linked = True
+            self._flush(peer)
+        elif received is Link.DOWN:
+            peer.linked = False
+            # Nobody answers on a connection that ended: what was sent on it is void.
+            self._fail_sent(peer, PeerUnreachable(f"the connection to {self._where(peer_id)} broke"))
+        else:
+            assert isinstance(received, Received)
+            self._on_reply(peer_id, peer, received)
+
+    def _flush(self, peer: _Peer) -> None:
+        unsent, peer.unsent = peer.unsent, []
+        for at, (request_id, frames) in enumerate(unsent):
+            if request_id in peer.pending and peer.socket.send(frames) is not Delivery.SENT:
+                peer.unsent = unsent[at:]
+                return
+
+    def _on_reply(self, peer_id: str, peer: _Peer, received: Received) -> None:
+        request_id, message, error = _decoded(received)
+        pending = self._settle(peer, request_id, refused=error is not None)
+        if pending is None:
+            return
+        pending.answer(message, error)
+        # Usually that has asked for the next block. Where it has not, the peer must not hold
+        # what it still has for us, or for others, until its budget is free.
+        if peer.linked and peer.settled > peer.told and self._peers.get(peer_id) is peer:
+            self._acknowledge(peer_id, peer)
+
+    def _acknowledge(self, peer_id: str, peer: _Peer) -> None:
+        peer.told = peer.settled
+        message = Acknowledge(received=peer.settled)
+        self._request(peer_id, peer, message, 1.0, lambda reply, error: None, payload=0)
+
+    def _settle(self, peer: _Peer, request_id: int, refused: bool = False) -> _Pending | None:
+        pending = peer.pending.pop(request_id, None)
+        if pending is not None and not refused:
+            peer.settled += pending.payload
+        return pending
+
+    def _fail_sent(self, peer: _Peer, error: ZchunkError) -> None:
+        waiting = {request_id for request_id, _ in peer.unsent}
+        failed = [r for r in peer.pending if r not in waiting]
+        for pending in [peer.pending.pop(request_id) for request_id in failed]:
+            pending.answer(None, error)
+        peer.settled = peer.told = 0
+
+    def _fail(self, peer: _Peer, error: ZchunkError) -> None:
+        pending, peer.pending = peer.pending, {}
+        for entry in pending.values():
+            entry.answer(None, error)
+
+    def _where(self, peer_id: str) -> str:
+        return f"peer {peer_id[:8]} at {', '.join(self._endpoints.get(peer_id, ()))}"
+
+
+def _decoded(received: Received) -> tuple[int, Message | None, ZchunkError | None]:
+    """(request id, reply, error); request id 0 answers nothing."""
+    try:
+        envelope = wire.decode(received.frames)
+    except ZchunkError as problem:
+        return problem.details.get("request_id", 0), None, problem
+    if isinstance(envelope.message, ErrorReply):
+        return envelope.request_id, None, wire.raised(envelope.message)
+    return envelope.request_id, envelope.message, None

@@ -1,0 +1,59 @@
+"""The tracker's answer to `Locate` as Python values. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zchunk.errors import MalformedMessage
+from zchunk.manifest import Manifest, parse
+from zchunk.protocol import columns
+from zchunk.protocol.messages import FileRecord, Located, PeerRecord
+
+#: Above so many chunks, events leave per-chunk lists out.
+MAX_LISTED = 1000
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file and who holds it. `holders[i]` are chunk i's (peer id, stored_at in
+    milliseconds), in order of storing."""
+
+    file: FileRecord
+    manifest: Manifest
+    peers: dict[str, PeerRecord]
+    holders: list[list[tuple[str, int]]]
+
+    def holder_ids(self) -> list[list[str]]:
+        return [[peer_id for peer_id, _ in chunk] for chunk in self.holders]
+
+    def live_copies(self) -> list[int]:
+        """Per chunk, how many of its holders are up."""
+        return [sum(self.peers[peer_id].status == "up" for peer_id, _ in row) for row in self.holders]
+
+    def distribution_map(self) -> dict[str, str]:
+        """{chunk index: peer id}: each chunk's earliest live holder, then the lowest id
+        (SPEC "Data"). A chunk without a live holder is left out."""
+        chosen = {}
+        for index, chunk in enumerate(self.holders):
+            live = [(at, peer_id) for peer_id, at in chunk if self.peers[peer_id].status == "up"]
+            if live:
+                chosen[str(index)] = min(live)[1]
+        return chosen
+
+
+def location(reply: Located) -> Location:
+    """Raises ManifestInvalid where the manifest is not that of the file id (then nobody
+    but the tracker is wrong), MalformedMessage for tables that do not fit it."""
+    manifest = parse(bytes(reply.manifest), reply.file.file_id)
+    counts = columns.unpack(2, reply.holder_counts)
+    peers = columns.unpack(2, reply.holder_peers)
+    times = columns.unpack(8, reply.holder_times)
+    if len(counts) != len(manifest.chunks) or len(peers) != len(times) or sum(counts) != len(peers):
+        raise MalformedMessage("the tracker's table of holders does not fit the file")
+    if any(at >= len(reply.peers) for at in peers):
+        raise MalformedMessage("the tracker's table of holders names an unknown peer")
+    holders, at = [], 0
+    for count in counts:
+        holders.append([(reply.peers[peers[i]].peer_id, times[i]) for i in range(at, at + count)])
+        at += count
+    return Location(reply.file, manifest, {p.peer_id: p for p in reply.peers}, holders)

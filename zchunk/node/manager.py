@@ -1,0 +1,225 @@
+"""The operations of the upload side, under the names that the specification gives them.
+
+`DistributedChunkManager` is what a client, a node's chunk service and (later) a watched
+folder use; the work itself is `put.py`'s, `service.py`'s and the store's.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from zchunk import hashing
+from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, ZchunkError
+from zchunk.manifest import block_ranges, name_problem
+from zchunk.node.control import expect
+from zchunk.node.driver import Tell
+from zchunk.node.put import Upload
+from zchunk.node.source import SourceFile
+from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
+from zchunk.protocol.messages import (
+    BlockTaken,
+    Message,
+    Offer,
+    Offered,
+    PeerRecord,
+    Plan,
+    Planned,
+    PutBlock,
+)
+
+Sent = Callable[[ZchunkError | None], None]
+
+
+@dataclass(frozen=True)
+class PutOptions:
+    """How to put a file; None takes the configuration's value."""
+
+    name: str | None = None
+    replicas: int | None = None
+    strategy: str | None = None
+    chunk_size: int | None = None
+    min_peers: int | None = None
+
+
+class DistributedChunkManager:
+    """Lives beside a bulk plane. Methods that start something run in its loop; their outcome
+    comes through the given callbacks, there."""
+
+    def __init__(self, *, bulk: BulkPlane, keep_at: Path, store: ChunkStore | None = None) -> None:
+        """`keep_at`: where the manifests of uploads are kept; `store`: this peer's chunks,
+        None for a client."""
+        self.bulk = bulk
+        self._keep_at = keep_at
+        self._store = store
+
+    # -- deciding -------------------------------------------------------------------
+
+    def should_distribute(self, size: int) -> bool:
+        """Whether a file of `size` bytes is spread over several peers (SPEC U1)."""
+        return size >= self.bulk.settings.chunking.min_file_size_for_distribution
+
+    def get_available_peers(self) -> list[PeerRecord]:
+        """Storing peers that are up, as the tracker's events last said; sorted by id."""
+        return [record for _, record in sorted(self.bulk.peers.items()) if record.status == "up"]
+
+    def plan_request(self, size: int, options: PutOptions, own_peer: str | None) -> Plan:
+        """What to ask the tracker for a new upload of `size` bytes. Raises InvalidUsage for
+        options that cannot be."""
+        try:
+            return self._plan_request(size, options, own_peer)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise InvalidUsage(f"{first['loc'][0]}: {first['msg']}") from None
+
+    def _plan_request(self, size: int, options: PutOptions, own_peer: str | None) -> Plan:
+        chunking = self.bulk.settings.chunking
+        return Plan(
+            upload_id=secrets.token_hex(16),
+            size=size,
+            chunk_size=_given(options.chunk_size, chunking.chunk_size),
+            distribute=self.should_distribute(size),
+            replicas=_given(options.replicas, chunking.replicas),
+            min_peers=_given(options.min_peers, chunking.min_peers_for_distribution),
+            strategy=options.strategy or chunking.distribution_strategy,
+            own_peer=own_peer,
+            avoid=(),
+            held_peers=(),
+            only=b"",
+            held=b"",
+        )
+
+    # -- uploading ------------------------------------------------------------------
+
+    def distribute_chunks(
+        self, *, source: SourceFile, name: str, plan: Plan, planned: Planned, tell: Tell
+    ) -> Upload:
+        """The upload that carries out an agreed plan; `start` it in the bulk loop."""
+        return Upload(
+            bulk=self.bulk,
+            source=source,
+            name=name,
+            plan=plan,
+            planned=planned,
+            keep_at=self._keep_at,
+            tell=tell,
+        )
+
+    def scan_and_distribute_large_file(
+        self, path: Path, tell: Tell, *, options: PutOptions | None = None, own_peer: str | None = None
+    ) -> bool:
+        """Distributes the file if it is large enough, without a question; False if not.
+
+        Progress and the end come as events through `tell`. Raises NotFound, NotAllowed or
+        InvalidUsage for the file.
+        """
+        source = SourceFile(path)
+        if not self.should_distribute(source.size):
+            source.close()
+            return False
+        self.upload(source, tell, options=options or PutOptions(), own_peer=own_peer)
+        return True
+
+    def upload(self, source: SourceFile, tell: Tell, *, options: PutOptions, own_peer: str | None) -> None:
+        """Plans and starts in one go, whatever the size; closes `source` at the end."""
+        try:
+            name = file_name(source.path, options)
+            plan = self.plan_request(source.size, options, own_peer)
+        except InvalidUsage:
+            source.close()
+            raise
+
+        def telling(event: dict[str, Any]) -> None:
+            if event["event"] in ("done", "error"):
+                source.close()
+            tell(event)
+
+        def planned(reply: Message | None, error: ZchunkError | None) -> None:
+            problem = error or expect(reply, Planned)
+            if problem is not None:
+                telling(problem.to_json() | {"_error": problem})
+            elif isinstance(reply, Planned):
+                try:
+                    upload = self.distribute_chunks(
+                        source=source, name=name, plan=plan, planned=reply, tell=telling
+                    )
+                except MalformedMessage as odd:
+                    telling(odd.to_json() | {"_error": odd})
+                else:
+                    upload.start()
+
+        self.bulk.control.request(plan, TRACKER_TIMEOUT_S, self.bulk.loop, planned)
+
+    def send_chunk_to_peer(self, peer_id: str, data: bytes | memoryview, upload_id: str, sent: Sent) -> None:
+        """Sends one chunk; `sent(None)` once the peer holds it verified and durably, else
+        `sent(error)`. For single chunks: whole files go by `distribute_chunks`."""
+        sha256 = hashing.sha256(data)
+        offer = Offer(upload_id=upload_id, sha256=sha256, blake3=hashing.blake3(data), size=len(data))
+
+        def offered(reply: Message | None, error: ZchunkError | None) -> None:
+            problem = error or expect(reply, Offered)
+            if problem is not None or (isinstance(reply, Offered) and reply.have):
+                sent(problem)
+            else:
+                self._send_blocks(peer_id, sha256, memoryview(data), upload_id, sent)
+
+        self.bulk.links.request(peer_id, offer, OFFER_TIMEOUT_S, offered)
+
+    def _send_blocks(self, peer_id: str, sha256: bytes, data: memoryview, upload_id: str, sent: Sent) -> None:
+        """One block after the other; the answer to the last says whether it is stored."""
+        ranges = block_ranges(len(data), self.bulk.settings.transfer.block_size_min)
+
+        def send(at: int) -> None:
+            offset, length = ranges[at]
+            block = PutBlock(
+                upload_id=upload_id, sha256=sha256, offset=offset, data=data[offset : offset + length]
+            )
+            timeout_s = self.bulk.settings.transfer.request_timeout_s
+            self.bulk.links.request(
+                peer_id, block, timeout_s, lambda reply, error: answered(at, reply, error)
+            )
+
+        def answered(at: int, reply: Message | None, error: ZchunkError | None) -> None:
+            problem = error or expect(reply, BlockTaken)
+            if problem is not None or (isinstance(reply, BlockTaken) and reply.stored):
+                sent(problem)
+            elif at + 1 == len(ranges):
+                sent(Busy(f"peer {peer_id[:8]} lost a part of the chunk; send it again"))
+            else:
+                send(at + 1)
+
+        send(0)
+
+    # -- taking in ------------------------------------------------------------------
+
+    def receive_chunk(
+        self, sha256: bytes, blake3: bytes, data: bytes | bytearray | memoryview, upload_id: str
+    ) -> None:
+        """Stores one chunk here. On return it is verified and durable. Blocks: call it in a
+        worker thread. Raises ChunkCorrupt, NoSpace, StorageFailure, StoreOffline."""
+        if self._store is None:
+            raise StoreOffline("this peer stores no chunks; start a node here with `zchunk node`")
+        self._store.put(sha256, blake3, data, upload_id)
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def file_name(path: Path, options: PutOptions) -> str:
+    """The name a file is put under; bytes that are no UTF-8 become replacement characters.
+
+    Raises InvalidUsage for a name that no file can have.
+    """
+    name = options.name
+    if name is None:
+        name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if (problem := name_problem(name)) is not None:
+        raise InvalidUsage(f"the file cannot be put as {name!r}: {problem}")
+    return name

@@ -1,0 +1,76 @@
+"""A home's membership: its key, and the tracker it joined. A JSON file, kept durable.
+
+HOME/node and HOME/client have one each; a client of a home where only a node has
+joined acts as that node.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zchunk import disk
+from zchunk.errors import NotJoined, StorageFailure
+from zchunk.transport.auth import KeyPair, load_or_make_key
+
+_FILE = "membership.json"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Where the tracker is and who we are to it. Addresses are `tcp://host:port`."""
+
+    peer_id: str
+    name: str
+    role: str
+    store_id: str
+    tracker: tuple[str, ...]
+    tracker_key: str  # hex
+    events: tuple[str, ...]
+    transport: str
+
+
+def key_of(folder: Path) -> KeyPair:
+    """The key pair of this role, made at its first start."""
+    return load_or_make_key(folder / "key.json")
+
+
+def save(folder: Path, membership: Membership) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    data = json.dumps(asdict(membership), indent=1).encode()
+    disk.write_durable(folder / _FILE, data, mode=0o600)
+
+
+def load(folder: Path) -> Membership | None:
+    """None where this role has not joined; StorageFailure for a file that is damaged."""
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text())
+        raw["tracker"], raw["events"] = tuple(raw["tracker"]), tuple(raw["events"])
+        return Membership(**raw)
+    except (ValueError, KeyError, TypeError):
+        raise StorageFailure(f"{path} is damaged; join again with a new token") from None
+
+
+def of_home(home: Path) -> tuple[Path, Membership]:
+    """The role folder whose key a command of this home uses, and its membership.
+
+    Raises NotJoined."""
+    for role in ("client", "node"):
+        membership = load(home / role)
+        if membership is not None:
+            return home / role, membership
+    raise NotJoined(
+        f"{home} has not joined a cluster; run `zchunk join TOKEN` "
+        "(`zchunk token --role client` on the tracker's PC prints a token)"
+    )
+
+
+def own_node(home: Path) -> str | None:
+    """The peer id of the node of this home, or None."""
+    membership = load(home / "node")
+    return membership.peer_id if membership is not None else None

@@ -1,0 +1,555 @@
+"""A download on disk: `<target>.zpart`, `<target>.zjob`, and the last step to `<target>`.
+
+The .zpart has the file's full length from the start, each chunk at its place. The .zjob
+is a JSON journal: which file, which job, which chunks are in place. Bytes on disk are
+the truth (`scan`), the journal is a hint and says which file the bytes are of: a .zpart
+without a .zjob of the same file id counts for nothing and is moved aside, never deleted.
+
+What each kill leaves, and what the next run makes of it:
+- a .zjob alone (before the .zpart, or after the final rename): the job goes on from
+  nothing; `remove_leftovers` takes it away where the target is complete;
+- both: the job goes on with every chunk that `scan` finds whole;
+- a `.zlock` nobody holds: taken over. It is held by the process, not by the file.
+
+May not happen here: a journal that vouches for data which is not durable; a second
+writer of one target; a sync tried again after it failed; an open descriptor across the
+final rename.
+
+One thread writes (`write_chunk`); `mark` and `save` may be called from another one.
+Callers: node/transfer and the client, through their disk thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import io
+import itertools
+import json
+import mmap
+import os
+import re
+import stat
+import threading
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from zchunk import disk, hashing
+from zchunk.clock import Clock, SystemClock, iso_utc
+from zchunk.errors import (
+    AlreadyRunning,
+    ChunkCorrupt,
+    ManifestInvalid,
+    NotFound,
+    StorageFailure,
+    TargetExists,
+    ZchunkError,
+)
+from zchunk.manifest import Manifest, parse
+
+JOB_VERSION = 1
+PART, JOB, LOCK = ".zpart", ".zjob", ".zlock"
+MAX_NAME_BYTES = 200
+
+_TEMP = ".zjob.tmp"  # one writer per target, so one name: the next save takes a stray one away
+_ASIDE = ".aside-"
+_READ_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What a .zjob says. `completed` is a hint; the manifest is checked against `file_id`."""
+
+    job_id: str
+    file_id: str
+    name: str
+    size: int
+    chunk_size: int
+    target: str
+    state: str
+    created_at: str
+    completed: frozenset[int]
+    manifest: Manifest
+
+
+# -- the job's journal ----------------------------------------------------------------
+
+
+def load_job(path: Path) -> JobInfo | None:
+    """The job of a .zjob file; None where there is none or it cannot be trusted."""
+    try:
+        raw = json.loads(path.read_bytes())
+        return _job(raw)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ManifestInvalid):
+        return None
+
+
+def _job(raw: Any) -> JobInfo:
+    """Raises ValueError, KeyError, TypeError or ManifestInvalid for anything but a job."""
+    if raw["version"] != JOB_VERSION:
+        raise ValueError("a job of another version")
+    texts = {key: raw[key] for key in ("job_id", "file_id", "name", "target", "state", "created_at")}
+    if not all(isinstance(text, str) and text for text in texts.values()):
+        raise TypeError("a job's texts")
+    manifest = parse(_decode(raw["manifest"]), raw["file_id"])
+    if (raw["size"], raw["chunk_size"], raw["name"]) != (manifest.size, manifest.chunk_size, manifest.name):
+        raise ValueError("a job of another manifest")
+    completed = frozenset(_indexes(raw["completed"], len(manifest.chunks)))
+    return JobInfo(
+        size=manifest.size, chunk_size=manifest.chunk_size, completed=completed, manifest=manifest, **texts
+    )
+
+
+def _decode(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError("a job's manifest") from error
+
+
+def _ranges(indexes: Iterable[int]) -> list[list[int]]:
+    """`{0, 1, 2, 7}` -> `[[0, 2], [7, 7]]`: both ends belong to it."""
+    found: list[list[int]] = []
+    for index in sorted(indexes):
+        if found and found[-1][1] == index - 1:
+            found[-1][1] = index
+        else:
+            found.append([index, index])
+    return found
+
+
+def _indexes(ranges: Any, count: int) -> Iterator[int]:
+    last = -1
+    for first, end in ranges:
+        if not (isinstance(first, int) and isinstance(end, int) and last < first <= end < count):
+            raise ValueError("a job's ranges")
+        last = end
+        yield from range(first, end + 1)
+
+
+# -- names ----------------------------------------------------------------------------
+
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+#: control characters, lone surrogates, line and paragraph separators
+_INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])", re.IGNORECASE)
+_OURS = (PART, JOB, LOCK)
+
+
+def safe_target_name(name: str) -> str:
+    """The last part of a file's name, made safe: no separator, control or direction
+    character, no name Windows reserves, no dot or space at its end (so not dots alone), none
+    that our own files beside a target have; never empty, at most 200 bytes UTF-8."""
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    kept = "".join(c for c in last if unicodedata.category(c) not in _INVISIBLE and c not in _BIDI)
+    safe = kept.strip().rstrip(". ") or "download"
+    if _RESERVED.fullmatch(safe.split(".")[0].rstrip()):
+        safe = f"_{safe}"
+    safe = _shorten(safe)
+    return f"{safe}_" if safe.lower().endswith(_OURS) else safe
+
+
+def _shorten(name: str) -> str:
+    limit = MAX_NAME_BYTES - 1  # room for the "_" behind a name like ours
+    if len(name.encode()) <= limit:
+        return name
+    stem, dot, suffix = name.rpartition(".")
+    if not stem or len(suffix.encode()) > 20:
+        stem, dot, suffix = name, "", ""
+    room = limit - len((dot + suffix).encode())
+    cut = stem.encode()[:room].decode(errors="ignore").rstrip(". ")
+    return f"{cut}{dot}{suffix}"
+
+
+def _beside(target: Path, suffix: str) -> Path:
+    return target.with_name(target.name + suffix)
+
+
+# -- the target -----------------------------------------------------------------------
+
+
+def target_has_content(target: Path, manifest: Manifest) -> bool:
+    """Whether the target is already the file: by size, then by SHA-256 of all of it. False
+    where only a key holder knows the SHA-256. Raises NotAllowed, StorageFailure."""
+    with disk.storage_errors(target, "reading"):
+        try:
+            with open(target, "rb", opener=_open_regular) as file:
+                if manifest.sha256 is None or os.fstat(file.fileno()).st_size != manifest.size:
+                    return False
+                return _file_sha256(file) == manifest.sha256
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
+
+
+def _open_regular(path: str, flags: int) -> int:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+        raise IsADirectoryError(errno.EISDIR, "not a regular file", path)
+    return os.open(path, flags)
+
+
+def _file_sha256(file: io.BufferedReader) -> bytes:
+    digest = hashing.FileDigest()
+    with memoryview(bytearray(_READ_BYTES)) as buffer:
+        while got := file.readinto(buffer):
+            digest.update(buffer[:got])
+    return digest.digest()
+
+
+def remove_leftovers(target: Path) -> None:
+    """Removes a .zjob without a .zpart, and a lock file nobody holds: what a run leaves that
+    is killed right after its final rename. For a target that has its content; does nothing
+    while another process works on it. A .zpart is never touched."""
+    part, job = _beside(target, PART), _beside(target, JOB)
+    if os.path.lexists(part) or not (job.exists() or _beside(target, LOCK).exists()):
+        return
+    try:
+        lock = _lock(target)
+    except AlreadyRunning:
+        return
+    try:
+        if not os.path.lexists(part):
+            disk.discard(job)
+            disk.discard(_beside(target, _TEMP))
+    finally:
+        _unlock(lock, target)
+
+
+# -- one writer per target ------------------------------------------------------------
+
+
+def _lock(target: Path) -> FileLock:
+    path = _beside(target, LOCK)
+    lock = FileLock(path, timeout=0, thread_local=False)
+    with disk.storage_errors(path, "locking"):
+        try:
+            lock.acquire()
+        except Timeout:
+            job = load_job(_beside(target, JOB))
+            raise _already_running(target, job.job_id if job else None) from None
+    return lock
+
+
+def _already_running(target: Path, job_id: str | None) -> AlreadyRunning:
+    who = f"job {job_id}" if job_id else "another job"
+    return AlreadyRunning(f"{who} is already downloading to {target}", job_id=job_id, target=str(target))
+
+
+def _unlock(lock: FileLock, target: Path) -> None:
+    # Removed while held: who waits at the old file finds that it has no name any more.
+    disk.discard(_beside(target, LOCK))
+    lock.release()
+
+
+# -- opening --------------------------------------------------------------------------
+
+
+def open_part(target: Path, manifest: Manifest, job_id: str, *, clock: Clock | None = None) -> PartFile:
+    """Begins the download of `manifest` to `target`, or goes on with it, whichever the files
+    beside the target say; then `PartFile.job_id` is the earlier job's.
+
+    On return the journal is durable and all space is taken. Raises AlreadyRunning (details:
+    the other's `job_id`), TargetExists (a folder), NotFound (no such folder), NotAllowed,
+    NoSpace (retryable: the job is kept), StorageFailure.
+    """
+    _check_target(target)
+    lock = _lock(target)
+    try:
+        job = _own_job(target, manifest)
+        if job is not None:
+            return PartFile(target, manifest, job.job_id, job.created_at, set(job.completed), lock)
+        created_at = iso_utc((clock or SystemClock()).wall())
+        return PartFile(target, manifest, job_id, created_at, set(), lock)
+    except BaseException:
+        _unlock(lock, target)
+        raise
+
+
+def _check_target(target: Path) -> None:
+    if target.is_dir():
+        raise TargetExists(f"{target} is a folder: name a file in it", target=str(target))
+    if not target.parent.is_dir():
+        raise NotFound(f"the folder {target.parent} does not exist: make it first", target=str(target))
+
+
+def _own_job(target: Path, manifest: Manifest) -> JobInfo | None:
+    """The job to go on with. What belongs to another one is moved aside first."""
+    part, path = _beside(target, PART), _beside(target, JOB)
+    job = load_job(path)
+    is_ours = job is not None and job.file_id == manifest.file_id
+    if is_ours and _is_file_or_absent(part):
+        return job
+    if is_ours:
+        _move_aside(target, (PART,))
+        return job
+    _move_aside(target, (PART, JOB))
+    return None
+
+
+def _is_file_or_absent(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)  # not through a link: it is not our file
+    except FileNotFoundError:
+        return True
+
+
+def _move_aside(target: Path, suffixes: tuple[str, ...]) -> None:
+    """Keeps what we may not use as `<name>.aside-N`, the pair under one number."""
+    found = [path for suffix in suffixes if os.path.lexists(path := _beside(target, suffix))]
+    if not found:
+        return
+    number = next(n for n in itertools.count(1) if not _aside_taken(target, n))
+    with disk.storage_errors(target, "moving an older download aside for"):
+        for path in found:
+            os.rename(path, f"{path}{_ASIDE}{number}")
+        disk.sync_folder(target.parent)
+
+
+def _aside_taken(target: Path, number: int) -> bool:
+    return any(os.path.lexists(_beside(target, f"{suffix}{_ASIDE}{number}")) for suffix in (PART, JOB))
+
+
+# -- the part file --------------------------------------------------------------------
+
+
+class PartFile:
+    """One download's files, open for its one writer; made by `open_part`.
+
+    It ends by exactly one of `finish`, `keep` and `abandon`; leaving a `with` block keeps.
+    """
+
+    def __init__(
+        self, target: Path, manifest: Manifest, job_id: str, created_at: str, hint: set[int], lock: FileLock
+    ) -> None:
+        self.target = target
+        self.manifest = manifest
+        self.job_id = job_id
+        self.created_at = created_at
+        #: DownloadJob.state, written by the next `save`
+        self.state = "running"
+        #: why nothing more is written or vouched for: a sync failed
+        self.flag: str | None = None
+        self._part, self._job = _beside(target, PART), _beside(target, JOB)
+        self._temp = _beside(target, _TEMP)
+        self._lock = lock
+        self._guard = threading.Lock()  # for _completed
+        self._saving = threading.Lock()  # one journal at a time
+        self._completed = hint
+        self._encoded = base64.b64encode(manifest.canonical).decode()
+        self._writer: disk.DirectWriter | None = None
+        self._open()
+
+    def _open(self) -> None:
+        # The journal first: a .zpart alone would be nobody's, and moved aside.
+        if not self._part.exists():
+            self._completed = set()
+            self._write_journal(self._completed)
+        writer = disk.DirectWriter(self._part, os.O_CREAT)
+        try:
+            disk.preallocate(writer.fd, self.manifest.size, self._part)
+        except BaseException:
+            writer.close()
+            raise
+        self._writer = writer
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.keep()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended, by whatever way."""
+        return self._writer is None
+
+    @property
+    def completed(self) -> frozenset[int]:
+        """Chunks that are marked; before `scan` what the journal claims."""
+        with self._guard:
+            return frozenset(self._completed)
+
+    # reading
+
+    def scan(self, progress: Callable[[int, int], None] | None = None) -> set[int]:
+        """The chunks that are whole on disk, by BLAKE3 of their plain bytes; marks exactly those.
+
+        Reads from the disk itself, not what memory has of it, and skips what was never
+        written. `progress(chunks looked at, chunks)` is called after each. A chunk that
+        cannot be read is not there. Raises StorageFailure when the data does not sync.
+        """
+        self._sync()
+        disk.drop_cache(self._open_writer.fd)
+        count = len(self.manifest.chunks)
+        found = set()
+        with mmap.mmap(-1, self.manifest.chunk_size) as memory, memoryview(memory) as buffer:
+            for index in range(count):
+                if self._is_whole(index, buffer):
+                    found.add(index)
+                if progress is not None:
+                    progress(index + 1, count)
+        with self._guard:
+            self._completed = set(found)
+        return found
+
+    def _is_whole(self, index: int, buffer: memoryview) -> bool:
+        fd, offset, length = self._open_writer.fd, self.manifest.offset(index), self.manifest.length(index)
+        expected = self.manifest.chunks[index].plain_digest
+        if expected is None or not disk.has_data(fd, offset, length):
+            return False
+        with buffer[:length] as view:
+            try:
+                got = disk.read_into(fd, view, offset)
+            except OSError:
+                return False  # fetched again, which may mend the sector
+            return got == length and hashing.blake3(view) == expected
+
+    def read_chunk(self, index: int, into: memoryview) -> memoryview:
+        """The chunk's plain bytes, as a slice of `into`; not verified.
+
+        Raises ChunkCorrupt where the file ends before them, StorageFailure."""
+        view = into[: self._length_of(index)]
+        with disk.storage_errors(self._part, "reading"):
+            got = disk.read_into(self._open_writer.fd, view, self.manifest.offset(index))
+        if got != len(view):
+            raise ChunkCorrupt(f"chunk {index} in {self._part} is cut short", chunk_index=index)
+        return view
+
+    # writing
+
+    def write_chunk(self, index: int, view: disk.Writable) -> None:
+        """Writes a chunk's plain bytes at their place, past the page cache where possible.
+        Durable after `save` or `finish`. Raises NoSpace (retryable), StorageFailure."""
+        if memoryview(view).nbytes != self._length_of(index):
+            raise ValueError(f"chunk {index} has {self._length_of(index)} bytes")
+        self._check_flag()
+        self._open_writer.write_at(view, self.manifest.offset(index))
+
+    def mark(self, index: int) -> None:
+        """The chunk was verified and `write_chunk` returned: the next `save` vouches for it."""
+        self._length_of(index)
+        with self._guard:
+            self._completed.add(index)
+
+    def unmark(self, index: int) -> None:
+        """The chunk turned out bad (SPEC D7): to be fetched again."""
+        with self._guard:
+            self._completed.discard(index)
+
+    def save(self) -> None:
+        """On return the marked chunks and the journal that names them are durable, in this
+        order. Raises NoSpace (retryable: the earlier journal stands), StorageFailure: what
+        was written since the last save is lost, nothing more is written, `scan` in the next
+        run finds out what is there."""
+        with self._saving:
+            marked = set(self.completed)  # before the sync: it covers these, perhaps not later ones
+            self._sync()
+            self._write_journal(marked)
+
+    def _write_journal(self, completed: set[int]) -> None:
+        m = self.manifest
+        job = {
+            "version": JOB_VERSION,
+            "job_id": self.job_id,
+            "file_id": m.file_id,
+            "name": m.name,
+            "size": m.size,
+            "chunk_size": m.chunk_size,
+            "target": str(self.target.absolute()),
+            "state": self.state,
+            "created_at": self.created_at,
+            "completed": _ranges(completed),
+            "manifest": self._encoded,
+        }
+        disk.write_durable(self._job, json.dumps(job).encode(), temp=self._temp)
+
+    def _sync(self) -> None:
+        self._check_flag()
+        try:
+            self._open_writer.sync()
+        except ZchunkError as error:  # whatever it is called: the data may be lost
+            self.flag = error.message
+            raise
+
+    # ending
+
+    def finish(self) -> None:
+        """The part becomes the target: on return the file is durable under its name, and
+        journal and lock are gone. Replaces what is at the target; the caller has decided
+        about that, and has verified every chunk and the whole.
+
+        Raises NotFound (the folder or the .zpart was removed meanwhile), NoSpace, NotAllowed,
+        StorageFailure. The job is then kept as by `keep`.
+        """
+        try:
+            self._seal()
+            with disk.storage_errors(self.target, "putting the finished download at"):
+                os.replace(self._part, self.target)
+                disk.sync_folder(self.target.parent)
+            disk.discard(self._job)
+            disk.discard(self._temp)
+        finally:
+            self.keep()
+
+    def _seal(self) -> None:
+        """Length set, all bytes durable, nothing open."""
+        writer = self._open_writer
+        try:
+            with disk.storage_errors(self._part, "finishing"):
+                if not os.path.samestat(os.fstat(writer.fd), os.lstat(self._part)):
+                    raise FileNotFoundError(errno.ENOENT, "replaced by another file")
+                os.ftruncate(writer.fd, self.manifest.size)
+            self._sync()
+        finally:
+            self._close_writer()
+
+    def keep(self) -> None:
+        """Ends here and leaves .zpart and .zjob for the next run; `save` first, so that the
+        journal is up to date. A second call, or one after an end, does nothing."""
+        self._close_writer()
+        if self._lock.is_locked:
+            _unlock(self._lock, self.target)
+
+    def abandon(self) -> None:
+        """Ends here and deletes .zpart and .zjob; durable on return. Raises NotAllowed,
+        StorageFailure; what could not be deleted stays a job."""
+        self._close_writer()
+        try:
+            with disk.storage_errors(self._part, "deleting"):
+                # The journal last: a .zpart without one would be kept aside for ever.
+                for path in (self._part, self._job, self._temp):
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
+                disk.sync_folder(self.target.parent)
+        finally:
+            self.keep()
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    @property
+    def _open_writer(self) -> disk.DirectWriter:
+        if self._writer is None:
+            raise RuntimeError("the part file was closed")
+        return self._writer
+
+    def _check_flag(self) -> None:
+        if self.flag is not None:
+            text = f"{self._part} takes nothing more: {self.flag}; get it again to go on"
+            raise StorageFailure(text, path=str(self._part))
+
+    def _length_of(self, index: int) -> int:
+        if not 0 <= index < len(self.manifest.chunks):
+            raise IndexError(f"no chunk {index} of {len(self.manifest.chunks)}")
+        return self.manifest.length(index)

@@ -1,0 +1,105 @@
+"""A node as a process: real sockets, threads, a clean start and end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from zchunk.clock import SystemClock
+from zchunk.config import Settings
+from zchunk.errors import AlreadyRunning, TrackerUnreachable, ZchunkError
+from zchunk.loop import Loop, LoopThread, ThreadWorkers
+from zchunk.node.assembly import node_parts
+from zchunk.node.membership import Membership
+from zchunk.protocol.messages import Goodbye
+from zchunk.transport.zeromq import ZmqTransport
+
+log = logging.getLogger(__name__)
+
+_GOODBYE_S = 1.0
+
+
+class NodeProcess:
+    """A node on HOME/node. `start`, wait for `registered`, later `stop`."""
+
+    def __init__(self, folder: Path, membership: Membership, settings: Settings) -> None:
+        """Raises AlreadyRunning, StoreOffline, InvalidUsage (port taken)."""
+        self._lock = _lock(folder)
+        clock = SystemClock()
+        # A context each, so that a heartbeat never waits for an I/O thread full of chunks.
+        self._control_transport, self._bulk_transport = ZmqTransport(), ZmqTransport()
+        control_loop = Loop(self._control_transport.poller(), clock, "node-control")
+        bulk_loop = Loop(self._bulk_transport.poller(), clock, "node-bulk")
+        self.failure: BaseException | None = None
+        #: set when `registered`, refused or failed
+        self.settled = threading.Event()
+        self.registered = False
+        self.on_end: Callable[[], None] = lambda: None
+        self.parts = node_parts(
+            folder=folder,
+            membership=membership,
+            settings=settings,
+            control_loop=control_loop,
+            bulk_loop=bulk_loop,
+            control_transport=self._control_transport,
+            bulk_transport=self._bulk_transport,
+            make_workers=ThreadWorkers,
+            on_registered=self._on_registered,
+            on_refused=self._on_failure,
+        )
+        self._where = ", ".join(membership.tracker)
+        self._threads = [LoopThread(bulk_loop, self._on_failure), LoopThread(control_loop, self._on_failure)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def wait_registered(self, timeout_s: float) -> None:
+        """Raises what refused us, or TrackerUnreachable when nothing came in time."""
+        self.settled.wait(timeout_s)
+        if self.failure is not None:
+            raise self.failure
+        if not self.registered:
+            raise TrackerUnreachable(f"the tracker at {self._where} does not answer; is it running?")
+
+    def stop(self) -> None:
+        """Says goodbye, ends the planes, closes the store."""
+        self._say_goodbye()
+        for thread in reversed(self._threads):
+            thread.stop()
+        self.parts.store.close()
+        for transport in (self._control_transport, self._bulk_transport):
+            transport.close()
+        self._lock.release()
+
+    def _say_goodbye(self) -> None:
+        said = threading.Event()
+        loop = self.parts.control.loop
+        message = Goodbye(incarnation=self.parts.server.incarnation)
+        self.parts.control.request(message, _GOODBYE_S, loop, lambda reply, error: said.set())
+        said.wait(_GOODBYE_S)
+
+    def _on_registered(self) -> None:
+        self.registered = True
+        self.settled.set()
+
+    def _on_failure(self, error: BaseException) -> None:
+        if not isinstance(error, ZchunkError):
+            log.error("a bug ended this node", exc_info=error)
+        self.failure = error
+        self.settled.set()
+        self.on_end()
+
+
+def _lock(folder: Path) -> FileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(folder / "node.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AlreadyRunning(f"another node runs on {folder}; stop it first") from None
+    return lock

@@ -1,0 +1,486 @@
+"""Carries out an upload job: one pass over the file, offers and blocks, the commit.
+
+Decisions are `UploadJob`'s. Everything here runs in the bulk loop; blocking work goes
+to its threads. What may not happen here: a chunk's buffer given back while the running
+file digest still needs it; a commit before the manifest is durable at every holder and
+beside the client's own record of the upload.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from zchunk import disk, hashing
+from zchunk.buffers import Buffer, BufferPool
+from zchunk.errors import (
+    FileChanged,
+    Interrupted,
+    MalformedMessage,
+    ManifestInvalid,
+    NotYetStored,
+    PeerUnreachable,
+    ZchunkError,
+)
+from zchunk.hashing import FileDigest
+from zchunk.manifest import IDENTITY, ChunkRow, Manifest, chunk_count, chunk_length
+from zchunk.node.control import expect
+from zchunk.node.driver import JobDriver, Tell
+from zchunk.node.progress import Progress
+from zchunk.node.source import SourceFile
+from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
+from zchunk.node.upload import (
+    Action,
+    AllStored,
+    Failed,
+    Limits,
+    OfferChunk,
+    ReadChunk,
+    ReleaseChunk,
+    Replan,
+    SendBlock,
+    StateChanged,
+    UploadJob,
+    UploadState,
+)
+from zchunk.protocol import columns
+from zchunk.protocol.messages import (
+    Abandon,
+    BlockTaken,
+    Commit,
+    Committed,
+    Conclude,
+    Message,
+    Offer,
+    Offered,
+    Ok,
+    Plan,
+    Planned,
+    PutBlock,
+    PutManifest,
+)
+
+log = logging.getLogger(__name__)
+
+_MANIFEST_TRIES = 3
+_CONCLUDE_S = 2.0
+
+
+def assignment(planned: Planned, count: int) -> list[list[str]]:
+    """The plan's peer ids per chunk. Raises MalformedMessage for a plan of `count` chunks
+    that does not fit itself."""
+    rows = columns.rows(columns.unpack(2, planned.assignment), planned.replicas)
+    known = (*range(len(planned.peers)), columns.NOBODY)
+    if len(rows) != count or any(at not in known for row in rows for at in row):
+        raise MalformedMessage("the tracker's plan does not fit the file")
+    return [[planned.peers[at].peer_id for at in row if at != columns.NOBODY] for row in rows]
+
+
+class Upload(JobDriver[Action]):
+    """One upload of one file by one plan; ends with exactly one `done` or `error` event."""
+
+    def __init__(
+        self,
+        *,
+        bulk: BulkPlane,
+        source: SourceFile,
+        name: str,
+        plan: Plan,
+        planned: Planned,
+        keep_at: Path,
+        tell: Tell,
+    ) -> None:
+        """`plan` is what was asked, `planned` the answer that the user agreed to; `keep_at`
+        the folder where the uploader keeps the manifests of its files (SPEC U4).
+        Raises MalformedMessage for a plan that does not fit the file."""
+        super().__init__(bulk, tell)
+        self.source = source
+        self.name = name
+        self._plan = plan
+        self._planned = planned
+        self._keep_at = keep_at
+        count = chunk_count(plan.size, plan.chunk_size)
+        self._rows: list[ChunkRow | None] = [None] * count
+        self._targets = assignment(planned, count)
+        self._buffers: dict[int, Buffer] = {}
+        # One chunk may be larger than the budget; page rounding is a few kilobytes each.
+        self._pool = BufferPool(bulk.settings.transfer.receive_budget + plan.chunk_size)
+        self._digest = FileDigest()
+        self._next_digest = 0
+        self._digest_busy = False
+        self._all_stored = False
+        self._manifest: Manifest | None = None
+        self._keeping = False
+        #: raised when a peer goes after everything was stored: older answers do not count
+        self._round = 0
+        self._job: UploadJob | None = None
+        self._progress = Progress(tell, plan.size, count)
+        self._started = 0.0
+
+    # -- the owner's calls, in the bulk loop ----------------------------------------
+
+    def start(self) -> None:
+        transfer = self.bulk.settings.transfer
+        self._started = self.now()
+        for record in self._planned.peers:
+            self.bulk.learn(record)
+        self._job = UploadJob(
+            sizes=[chunk_length(self._plan.size, self._plan.chunk_size, i) for i in range(len(self._rows))],
+            assignment=self._targets,
+            replicas=self._plan.replicas,
+            up=self.bulk.up(),
+            limits=Limits(
+                budget=transfer.receive_budget,
+                block_min=transfer.block_size_min,
+                block_max=transfer.block_size_max,
+                stall_s=transfer.request_timeout_s,
+            ),
+        )
+        self.follow(self._job)
+        self.perform(self._job.start(self.now()))
+
+    def stop(self) -> None:
+        """End now; what nodes stored stays leased, so the same put goes on from there."""
+        self.fail(Interrupted("interrupted; run the same command to go on: what is stored is not sent again"))
+
+    # -- Timed ----------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        job, progress = super().deadline(), self._progress.deadline()
+        return progress if job is None else min(job, progress)
+
+    def on_time(self, now: float) -> None:
+        super().on_time(now)
+        if not self.ended and self._job is not None:
+            self._progress.on_time(now, self._job.chunks_completed, self._job.bytes_sent)
+
+    # -- what happens ---------------------------------------------------------------
+
+    def carry_out(self, action: Action) -> None:
+        if not self.ended:
+            self._perform_one(action)
+
+    def _perform_one(self, action: Action) -> None:
+        if isinstance(action, SendBlock):
+            self._send(action)
+        elif isinstance(action, OfferChunk):
+            self._offer(action)
+        elif isinstance(action, ReadChunk):
+            self._read(action.chunk)
+        elif isinstance(action, ReleaseChunk):
+            buffer = self._buffers.pop(action.chunk)
+            buffer.release() if action.clean else buffer.discard()
+        elif isinstance(action, Replan):
+            self._replan(action)
+        elif isinstance(action, AllStored):
+            self._all_stored = True
+            self._finish_if_ready()
+        elif isinstance(action, StateChanged):
+            self._state_changed(action.state)
+        elif isinstance(action, Failed):
+            self.fail(action.error)
+
+    # -- reading and hashing, once --------------------------------------------------
+
+    def _read(self, index: int) -> None:
+        size = chunk_length(self._plan.size, self._plan.chunk_size, index)
+        buffer = self._pool.try_reserve(size)
+        assert buffer is not None  # the job's budget is less than the pool's
+        self._buffers[index] = buffer
+
+        def work() -> ChunkRow:
+            view = self.source.read_chunk(index, self._plan.chunk_size, buffer.view(size))
+            return ChunkRow(size, IDENTITY, hashing.sha256(view), hashing.blake3(view), None)
+
+        def then(row: ChunkRow) -> None:
+            if self._rows[index] not in (None, row):
+                self.fail(
+                    FileChanged(f"{self.source.path} changed while it was being uploaded; put it again")
+                )
+                return
+            self._rows[index] = row
+            self._digest_next()
+            assert self._job is not None
+            self.perform(self._job.read(index, self.now()))
+
+        self.submit(self.bulk.pools.hashing, work, then)
+
+    def _digest_next(self) -> None:
+        """Feed the file's digest, in order, from chunks that are in memory."""
+        index = self._next_digest
+        if self._digest_busy or index >= len(self._rows) or self._rows[index] is None:
+            self._finish_if_ready()
+            return
+        self._digest_busy = True
+        view = self._buffers[index].view(chunk_length(self._plan.size, self._plan.chunk_size, index))
+
+        def then(_: None) -> None:
+            assert self._job is not None
+            self._digest_busy = False
+            self._next_digest += 1
+            self.perform(self._job.digested(index, self.now()))
+            self._digest_next()
+
+        self.submit(self.bulk.pools.digesting, lambda: self._digest.update(view), then)
+
+    # -- sending --------------------------------------------------------------------
+
+    def _offer(self, action: OfferChunk) -> None:
+        row = self._rows[action.chunk]
+        assert row is not None
+        offer = Offer(
+            upload_id=self._plan.upload_id, sha256=row.sha256, blake3=row.blake3, size=row.stored_size
+        )
+
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            if self._job is None or self.ended:
+                return
+            problem = error or expect(reply, Offered)
+            if problem is not None:
+                self._refused(action, problem)
+                return
+            have: bool = reply.have  # type: ignore[union-attr]
+            now = self.now()
+            self.perform(self._job.offered(action.peer_id, action.chunk, action.attempt, have, now))
+
+        self.bulk.links.request(action.peer_id, offer, OFFER_TIMEOUT_S, answer)
+
+    def _send(self, action: SendBlock) -> None:
+        row = self._rows[action.chunk]
+        assert row is not None
+        view = self._buffers[action.chunk].view(action.offset + action.length)
+        block = PutBlock(
+            upload_id=self._plan.upload_id,
+            sha256=row.sha256,
+            offset=action.offset,
+            data=view[action.offset :],
+        )
+
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            if self._job is None or self.ended:
+                return
+            problem = error or expect(reply, BlockTaken)
+            if problem is not None:
+                self._refused(action, problem)
+                return
+            stored: bool = reply.stored  # type: ignore[union-attr]
+            self.perform(
+                self._job.taken(
+                    action.peer_id, action.chunk, action.attempt, action.offset, stored, self.now()
+                )
+            )
+
+        timeout_s = 2 * self.bulk.settings.transfer.request_timeout_s
+        self.bulk.links.request(action.peer_id, block, timeout_s, answer)
+
+    def _refused(self, action: OfferChunk | SendBlock, error: ZchunkError) -> None:
+        assert self._job is not None
+        log.info("peer %s refused chunk %d: %s", action.peer_id[:8], action.chunk, error.message)
+        now = self.now()
+        self.perform(self._job.refused(action.peer_id, action.chunk, action.attempt, error, now))
+
+    # -- places for chunks whose peer cannot take them -------------------------------
+
+    def _replan(self, action: Replan) -> None:
+        """Asks about every chunk, also those that need nothing: only so does the whole file
+        come out even, and on enough different peers."""
+        assert self._job is not None
+        copies = self._job.copies()
+        held_peers = sorted({peer_id for peers in copies for peer_id in peers})
+        at = {peer_id: i for i, peer_id in enumerate(held_peers)}
+        width = self._plan.replicas
+        held = (
+            [at[p] for p in peers[:width]] + [columns.NOBODY] * (width - len(peers[:width]))
+            for peers in copies
+        )
+        ask = replace(
+            self._plan,
+            avoid=action.avoid,
+            held_peers=tuple(held_peers),
+            only=columns.pack(4, range(len(copies))),
+            held=columns.pack(2, (entry for row in held for entry in row)),
+        )
+
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            if self._job is None or self.ended:
+                return
+            problem = error or expect(reply, Planned)
+            if problem is not None:
+                self.perform(self._job.not_replanned(action.chunks, problem, self.now()))
+                return
+            try:
+                peers = assignment(reply, len(copies))  # type: ignore[arg-type]
+            except MalformedMessage as odd:
+                self.fail(odd)
+                return
+            for record in reply.peers:  # type: ignore[union-attr]
+                self.bulk.learn(record)
+            places = [peers[index] for index in action.chunks]
+            self.perform(self._job.replanned(action.chunks, places, self.now()))
+
+        self.bulk.control.request(ask, TRACKER_TIMEOUT_S, self.bulk.loop, answer)
+
+    def _state_changed(self, state: UploadState) -> None:
+        if state is UploadState.RUNNING:
+            self._all_stored = False
+            self._round += 1
+        if state is UploadState.WAITING:
+            assert self._job is not None
+            self.tell(
+                {
+                    "event": "waiting",
+                    "missing_peers": [],
+                    "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
+                }
+            )
+
+    # -- manifest and commit --------------------------------------------------------
+
+    def _finish_if_ready(self) -> None:
+        digested = self._next_digest == len(self._rows)
+        if not (self._all_stored and digested) or self.ended:
+            return
+        if self._keeping:
+            return
+        if self._manifest is None:
+            rows = tuple(row for row in self._rows if row is not None)
+            plan = self._plan
+            manifest = Manifest(self.name, plan.size, self._digest.digest(), plan.chunk_size, rows)
+            self._keeping = True
+            keep = partial(self._keep_manifest, manifest)
+            self.submit(self.bulk.pools.writing, keep, lambda _: self._kept(manifest))
+        else:
+            self._put_manifests()
+
+    def _keep_manifest(self, manifest: Manifest) -> None:
+        """Durable before the commit: a crash after it finds the same file, not a second one."""
+        self.source.check_unchanged()
+        self._keep_at.mkdir(parents=True, exist_ok=True)
+        disk.write_durable(self._keep_at / manifest.file_id, manifest.canonical)
+
+    def _kept(self, manifest: Manifest) -> None:
+        self._manifest, self._keeping = manifest, False
+        self._finish_if_ready()  # a peer may have gone meanwhile
+
+    def _put_manifests(self) -> None:
+        assert self._job is not None
+        holders = self._job.all_holders() or [record.peer_id for record in self._planned.peers]
+        waiting = set(holders)
+
+        def stored(peer_id: str) -> None:
+            waiting.discard(peer_id)
+            if not waiting and self._all_stored:
+                self._commit()
+
+        for peer_id in holders:
+            self._put_manifest(peer_id, stored, _MANIFEST_TRIES)
+
+    def _put_manifest(self, peer_id: str, stored: Callable[[str], None], tries: int) -> None:
+        assert self._manifest is not None
+        message = PutManifest(
+            upload_id=self._plan.upload_id,
+            file_id=self._manifest.file_id,
+            manifest=self._manifest.canonical,
+        )
+        this_round = self._round
+
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            if self.ended or this_round != self._round:
+                return  # a peer went: the job starts over with what is left
+            problem = error or expect(reply, Ok)
+            if problem is None:
+                stored(peer_id)
+            elif isinstance(problem, (PeerUnreachable, ManifestInvalid)) and tries > 1:
+                self._put_manifest(peer_id, stored, tries - 1)
+            else:
+                self.fail(problem)
+
+        self.bulk.links.request(peer_id, message, self.bulk.settings.transfer.request_timeout_s, answer)
+
+    def _commit(self, tries: int = _MANIFEST_TRIES) -> None:
+        assert self._manifest is not None
+        plan = self._plan
+        commit = Commit(
+            upload_id=plan.upload_id,
+            replicas=plan.replicas,
+            min_peers=plan.min_peers,
+            distribute=plan.distribute,
+            file_id=self._manifest.file_id,
+            manifest=self._manifest.canonical,
+        )
+        this_round = self._round
+
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            if self.ended or (this_round != self._round and not isinstance(reply, Committed)):
+                return  # refused for what the job is mending already
+            problem = error or expect(reply, Committed)
+            if isinstance(problem, (ManifestInvalid, NotYetStored)) and tries > 1:
+                self._commit(tries - 1)  # damaged on its way, or a node's report is late
+            elif problem is not None:
+                self.fail(problem)
+            else:
+                self._conclude(reply)  # type: ignore[arg-type]
+
+        self.bulk.control.request(commit, TRACKER_TIMEOUT_S, self.bulk.loop, answer)
+
+    def _conclude(self, committed: Committed) -> None:
+        """End the leases, so that a removal frees the space at once. A node that does not
+        hear it lets them run out."""
+        assert self._job is not None
+        waiting = set(self._job.all_holders())
+        if not waiting:
+            self._done(committed)
+
+        def answer(peer_id: str) -> None:
+            waiting.discard(peer_id)
+            if not waiting and not self.ended:
+                self._done(committed)
+
+        for peer_id in sorted(waiting):
+            self.bulk.links.request(
+                peer_id,
+                Conclude(upload_id=self._plan.upload_id),
+                _CONCLUDE_S,
+                lambda reply, error, peer_id=peer_id: answer(peer_id),  # type: ignore[misc]
+            )
+
+    # -- the end --------------------------------------------------------------------
+
+    def _done(self, committed: Committed) -> None:
+        assert self._job is not None
+        self._progress.last(self._job.chunks_completed, self._job.bytes_sent, self.now())
+        holders = self._job.all_holders()
+        self.leave()
+        file = committed.file
+        self.tell(
+            {
+                "event": "done",
+                "file_id": file.file_id,
+                "name": file.name,
+                "size": file.size,
+                "sha256": file.sha256.hex() if file.sha256 is not None else None,
+                "chunks_count": file.chunks_count,
+                "is_chunked": file.is_chunked,
+                "is_distributed": file.is_distributed,
+                "peers": holders,
+                "seconds": round(self.now() - self._started, 3),
+                "bytes_sent": self._job.bytes_sent,
+                "already": committed.already,
+            }
+        )
+
+    def fail(self, error: ZchunkError) -> None:
+        if self.ended:
+            return
+        abandon = Abandon(upload_id=self._plan.upload_id)
+        self.bulk.control.request(abandon, 1.0, self.bulk.loop, lambda reply, problem: None)
+        self.leave()
+        sent = self._job.bytes_sent if self._job is not None else 0
+        error.details.setdefault("bytes_sent", sent)
+        # Behind what the threads still do with the file.
+        self.bulk.pools.writing.submit(
+            lambda: None, lambda value, problem: self.tell(error.to_json() | {"_error": error})
+        )

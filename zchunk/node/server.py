@@ -1,0 +1,276 @@
+"""A node's process: its store, its two planes, its registration at the tracker."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zchunk import addresses, disk
+from zchunk.config import Settings
+from zchunk.errors import ZchunkError
+from zchunk.interfaces import interface_addresses
+from zchunk.loop import Workers
+from zchunk.node.control import ControlPlane, Registrar
+from zchunk.node.garbage import GarbageCollector
+from zchunk.node.service import ChunkService
+from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.protocol.messages import Event, Heartbeat, Hello, Inventory, Message, Stored, Welcome
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 30.0
+_REPORT_AGAIN_S = 1.0
+#: An upload id for reports that belong to none.
+_NO_UPLOAD = "0" * 32
+_INVENTORY_PAGE = 50_000  # digests per message
+#: The machine's own addresses are looked at this often; a change is announced.
+_ADDRESSES_S = 5.0
+
+
+def raise_incarnation(folder: Path) -> int:
+    """The number of this start: one more than the last, durable on return."""
+    path = folder / "incarnation.json"
+    try:
+        last = int(json.loads(path.read_text())["incarnation"])
+    except FileNotFoundError:
+        last = 0
+    disk.write_durable(path, json.dumps({"incarnation": last + 1}).encode())
+    return last + 1
+
+
+@dataclass
+class _Reports:
+    """Chunks that became durable and that the tracker has not confirmed to know of."""
+
+    by_upload: dict[str, list[bytes]] = field(default_factory=dict)
+    under_way: bool = False
+
+    def add(self, upload_id: str, sha256: bytes) -> None:
+        self.by_upload.setdefault(upload_id, []).append(sha256)
+
+
+class NodeServer(Registrar):
+    """Keeps the tracker informed: hello, inventory, heartbeats, what was stored.
+
+    Lives in the control loop; `stored` may be called from the bulk loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ChunkStore,
+        service: ChunkService,
+        workers: Workers,
+        settings: Settings,
+        peer_id: str,
+        bound: str,
+        port: int,
+        incarnation: int,
+        interfaces: Callable[[], list[str]] = interface_addresses,
+        on_registered: Callable[[], None],
+        on_refused: Callable[[ZchunkError], None],
+    ) -> None:
+        self._store = store
+        self._service = service
+        self._workers = workers
+        self._settings = settings
+        self._peer_id = peer_id
+        self._bound = bound
+        self._port = port
+        self.incarnation = incarnation
+        self._list_interfaces = interfaces
+        self._on_registered = on_registered
+        self._on_refused = on_refused
+        self._reports = _Reports()
+        self._registered = False
+        #: how many inventories the tracker was sent, and whether the last may be outdated
+        self._inventories = 0
+        self._hello_again = False
+        self._last_moved = 0
+        self._last_status = 0.0
+        self._announced: list[str] = []
+        self._addresses_at = 0.0
+        self._report_at: float | None = None
+        self.control: ControlPlane
+        self.garbage: GarbageCollector
+
+    def attach(self, control: ControlPlane) -> None:
+        self.control = control
+        self._addresses_at = control.loop.clock.monotonic() + _ADDRESSES_S
+        self.garbage = GarbageCollector(
+            loop=control.loop,
+            control=control,
+            store=self._store,
+            workers=self._workers,
+            trash_keep_s=self._settings.node.trash_keep_s,
+            inventory=lambda: self._inventories if self._registered else None,
+            on_kept=self._kept,
+            on_outdated=self._outdated,
+        )
+        control.loop.add_timed(self)
+
+    # -- Timed: addresses that change under us ----------------------------------------
+
+    def deadline(self) -> float | None:
+        return self._addresses_at if self._report_at is None else min(self._addresses_at, self._report_at)
+
+    def on_time(self, now: float) -> None:
+        if self._report_at is not None and self._report_at <= now:
+            self._report_at = None
+            self._report()
+        if self._addresses_at > now:
+            return
+        self._addresses_at = now + _ADDRESSES_S
+        if self._registered and self._interfaces() != self._announced:
+            log.info("this PC's addresses changed; telling the tracker")
+            self._say_hello()
+
+    def _interfaces(self) -> list[str]:
+        """The machine's addresses; the last known ones when they cannot be listed now."""
+        try:
+            return self._list_interfaces()
+        except OSError as error:
+            log.warning("this PC's addresses cannot be listed: %s", error)
+            return self._announced
+
+    # -- Registrar --------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        self._registered = self._hello_again = False
+        self._announced = self._interfaces()
+        bound = self._bound if not addresses.is_wildcard(self._bound) else "*"
+        return Hello(
+            incarnation=self.incarnation,
+            bound=bound,
+            port=self._port,
+            advertise=tuple(self._settings.node.advertise),
+            interfaces=tuple(self._announced[:16]),
+            capacity=self._capacity(),
+            free=self._free(),
+            chunks=self._store.count,
+            inventory_digest=self._store.digest,
+        )
+
+    def status(self) -> Heartbeat:
+        now, moved = self.control.loop.clock.monotonic(), self._service.bytes_moved
+        load = (moved - self._last_moved) / max(now - self._last_status, 1e-3)
+        if now - self._last_status >= 1.0:
+            self._last_moved, self._last_status = moved, now
+        return Heartbeat(incarnation=self.incarnation, free=self._free(), chunks=self._store.count, load=load)
+
+    def registered(self, welcome: Welcome) -> None:
+        self._workers.submit(
+            lambda: self._store.seen_store(welcome.store_id, welcome.commit_number),
+            lambda _, error: self._store_accepted(welcome, error),
+        )
+
+    def refused(self, error: ZchunkError) -> None:
+        self._on_refused(error)
+
+    def caught_up(self) -> None:
+        self.garbage.collect()
+
+    def event(self, event: Event) -> None:
+        if event.topic == "file.removed":
+            self.garbage.collect()
+
+    # -- registration -----------------------------------------------------------------
+
+    def _store_accepted(self, welcome: Welcome, error: ZchunkError | None) -> None:
+        self.garbage.allowed = error is None
+        if error is not None:
+            # Not fatal: the node serves what it has and obeys no deletion (SPEC R8).
+            log.warning("%s", error.message)
+        if welcome.inventory_wanted:
+            hashes = self._store.hashes()
+            self._inventories += 1
+            pages = [hashes[at : at + _INVENTORY_PAGE] for at in range(0, len(hashes), _INVENTORY_PAGE)]
+            self._send_inventory(pages or [[]], 0)
+        else:
+            self._up()
+
+    def _send_inventory(self, pages: list[list[bytes]], at: int) -> None:
+        last = at == len(pages) - 1
+        page = Inventory(page=at, last=last, hashes=b"".join(pages[at]))
+
+        def answer(_: Message | None, error: ZchunkError | None) -> None:
+            if error is not None:
+                log.warning("the inventory was not taken: %s", error.message)
+                self._say_hello()
+            elif last:
+                self._up()
+            else:
+                self._send_inventory(pages, at + 1)
+
+        self.control.request(page, _TIMEOUT_S, self.control.loop, answer)
+
+    def _up(self) -> None:
+        self._registered = True
+        self._on_registered()
+        if self._hello_again:
+            self._say_hello()
+            return
+        self._report()
+        self.garbage.collect()
+
+    def _outdated(self) -> None:
+        """The hello's digest shows it, so the tracker asks for an inventory again."""
+        self._hello_again = True
+        if self._registered:
+            self._say_hello()
+
+    def _say_hello(self) -> None:
+        self.control.say_hello()
+
+    # -- what was stored ----------------------------------------------------------------
+
+    def stored(self, upload_id: str, sha256: bytes) -> None:
+        """A chunk is durable here: the tracker must know. From any thread."""
+
+        def add() -> None:
+            self._reports.add(upload_id, sha256)
+            self._report()
+
+        self.control.loop.post(add)
+
+    def _kept(self, hashes: list[bytes]) -> None:
+        for sha256 in hashes:
+            self._reports.add(_NO_UPLOAD, sha256)
+        self._report()
+
+    def _report(self) -> None:
+        """One report at a time: what comes meanwhile goes together in the next."""
+        if self._reports.under_way or not self._reports.by_upload or not self._registered:
+            return
+        upload_id = next(iter(self._reports.by_upload))
+        hashes = self._reports.by_upload.pop(upload_id)
+        self._reports.under_way = True
+
+        def answer(_: Message | None, error: ZchunkError | None) -> None:
+            self._reports.under_way = False
+            if error is not None:
+                log.info("a report of stored chunks goes again: %s", error.message)
+                for sha256 in hashes:
+                    self._reports.add(upload_id, sha256)
+                self._report_at = self.control.loop.clock.monotonic() + _REPORT_AGAIN_S
+            else:
+                self._report()
+
+        message = Stored(upload_id=upload_id, hashes=b"".join(hashes))
+        self.control.request(message, _TIMEOUT_S, self.control.loop, answer)
+
+    # -- numbers ------------------------------------------------------------------------
+
+    def _free(self) -> int:
+        try:
+            return self._store.free()
+        except ZchunkError:
+            return 0  # offline, or its disk does not answer: nothing is put here
+
+    def _capacity(self) -> int:
+        if self._store.capacity is not None:
+            return self._store.capacity
+        return self._store.used + self._free()

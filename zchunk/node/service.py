@@ -1,0 +1,279 @@
+"""The chunk service: answers other nodes' and clients' requests on the node's ROUTER.
+
+Who is served next, and whose chunk is admitted, is `serving.py`'s decision; the chunks
+are `chunkstore.py`'s. What may not happen here: a `stored` for a chunk that is not
+verified and durable; memory for a chunk that was not admitted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from zchunk.buffers import Buffer, BufferPool
+from zchunk.errors import Busy, MalformedMessage, NoSpace, NotFound, UnknownMessage, ZchunkError
+from zchunk.loop import Loop, Workers
+from zchunk.manifest import MAX_CHUNK_SIZE
+from zchunk.node.serving import Admission, BlockWanted, ChunkKey, Incoming, Outgoing
+from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.protocol import wire
+from zchunk.protocol.messages import (
+    Acknowledge,
+    Block,
+    BlockTaken,
+    Conclude,
+    GetBlock,
+    Message,
+    Offer,
+    Offered,
+    Ok,
+    PutBlock,
+    PutManifest,
+)
+from zchunk.transport.base import Delivery, Link, Received, Socket
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+#: Told of each chunk that became durable here: (upload id, sha256).
+OnStored = Callable[[str, bytes], None]
+#: Verifies and stores: (sha256, blake3, bytes, upload id); see `DistributedChunkManager`.
+ReceiveChunk = Callable[[bytes, bytes, memoryview, str], None]
+
+
+class ChunkService:
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        router: Socket,
+        store: ChunkStore,
+        receive_chunk: ReceiveChunk,
+        reading: Workers,
+        storing: Workers,
+        send_budget: int,
+        receive_budget: int,
+        on_stored: OnStored,
+    ) -> None:
+        self._loop = loop
+        self._router = router
+        self._store = store
+        self._receive_chunk = receive_chunk
+        self._reading = reading
+        self._storing = storing
+        self._on_stored = on_stored
+        self._outgoing = Outgoing(send_budget)
+        self._incoming = Incoming(receive_budget)
+        self._pool = BufferPool(receive_budget)
+        self._buffers: dict[ChunkKey, Buffer] = {}
+        #: requests that were answered with an error
+        self.refused = 0
+        #: payload bytes sent and stored since the start
+        self.bytes_moved = 0
+        self._handlers: dict[type[Message], Callable[[bytes, int, Any], None]] = {
+            GetBlock: self._get_block,
+            Acknowledge: self._acknowledge,
+            Offer: self._offer,
+            PutBlock: self._put_block,
+            PutManifest: self._put_manifest,
+            Conclude: self._conclude,
+        }
+        loop.add_socket(router, self._on_message)
+        loop.add_timed(self)
+
+    # -- Timed ----------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        times = [self._outgoing.deadline(), self._incoming.deadline()]
+        return min((t for t in times if t is not None), default=None)
+
+    def on_time(self, now: float) -> None:
+        for connection in self._outgoing.on_time(now):
+            log.info("a receiver went silent; %s", connection.hex())
+        for chunk in self._incoming.on_time(now):
+            self._give_up(chunk)
+        self._pump()
+        self._admit()
+
+    # -- dispatch -------------------------------------------------------------------
+
+    def _on_message(self, received: Received | Link) -> None:
+        if isinstance(received, Link):
+            return
+        request_id: int | None = None
+        try:
+            envelope = wire.decode(received.frames)
+            request_id = envelope.request_id
+            handler = self._handlers.get(type(envelope.message))
+            if handler is None:
+                raise UnknownMessage(f"a node does not answer {envelope.message.TYPE!r}")
+            handler(received.connection, request_id, envelope.message)
+        except ZchunkError as error:
+            request_id = error.details.get("request_id", request_id)
+            if request_id is not None:
+                self._refuse(received.connection, request_id, error)
+
+    def _reply(self, connection: bytes, request_id: int, message: Message) -> Delivery:
+        return self._router.send(wire.encode(message, request_id), connection)
+
+    def _refuse(self, connection: bytes, request_id: int, error: ZchunkError) -> None:
+        self.refused += 1
+        log.info("refused %s: %s", error.code, error.message)
+        # A requester that is gone needs no answer; a full one runs into its deadline.
+        self._reply(connection, request_id, wire.error_reply(error))
+
+    def _now(self) -> float:
+        return self._loop.clock.monotonic()
+
+    # -- sending --------------------------------------------------------------------
+
+    def _get_block(self, connection: bytes, request_id: int, ask: GetBlock) -> None:
+        if not self._store.has(ask.sha256):
+            raise NotFound(f"chunk {ask.sha256.hex()[:12]} is not held here")
+        if ask.length > MAX_CHUNK_SIZE:
+            raise MalformedMessage(f"a block of {ask.length} bytes")
+        wanted = BlockWanted(connection, request_id, ask.sha256, ask.offset, ask.length)
+        self._outgoing.request(wanted, ask.received, self._now())
+        self._pump()
+
+    def _acknowledge(self, connection: bytes, request_id: int, ask: Acknowledge) -> None:
+        self._outgoing.acknowledge(connection, ask.received, self._now())
+        self._reply(connection, request_id, Ok())
+        self._pump()
+
+    def _pump(self) -> None:
+        for wanted in self._outgoing.next():
+            read = partial(self._store.read_block, wanted.sha256, wanted.offset, wanted.length)
+            self._reading.submit(read, partial(self._send_block, wanted))
+
+    def _send_block(self, wanted: BlockWanted, data: bytes | None, error: ZchunkError | None) -> None:
+        if error is not None:
+            self._outgoing.not_sent(wanted)
+            self._refuse(wanted.connection, wanted.request_id, error)
+        else:
+            delivery = self._reply(wanted.connection, wanted.request_id, Block(data=data))
+            if delivery is Delivery.GONE:
+                self._outgoing.gone(wanted.connection)
+            elif delivery is Delivery.FULL:
+                self._outgoing.park(wanted)
+            else:
+                self.bytes_moved += wanted.length
+        self._pump()
+
+    # -- taking in ------------------------------------------------------------------
+
+    def _offer(self, connection: bytes, request_id: int, offer: Offer) -> None:
+        if offer.size > MAX_CHUNK_SIZE:
+            raise MalformedMessage(f"a chunk of {offer.size} bytes")
+        if self._store.has(offer.sha256):
+            self._take_lease(connection, request_id, offer)
+            return
+        key = (offer.upload_id, offer.sha256)
+        known = self._incoming.offer(key, offer.size, offer.blake3, connection, request_id, self._now())
+        if known is not None:
+            self._reply(connection, request_id, Offered(have=False))
+        self._admit()
+
+    def _take_lease(self, connection: bytes, request_id: int, offer: Offer) -> None:
+        now_wall = self._loop.clock.wall()
+
+        def done(_: None, error: ZchunkError | None) -> None:
+            if error is not None:
+                self._refuse(connection, request_id, error)
+                return
+            self._on_stored(offer.upload_id, offer.sha256)
+            self._reply(connection, request_id, Offered(have=True))
+
+        self._storing.submit(lambda: self._store.lease(offer.sha256, offer.upload_id, now_wall), done)
+
+    def _admit(self) -> None:
+        for chunk in self._incoming.admit_more():
+            # Disk space is reserved before a byte of the chunk comes.
+            self._storing.submit(
+                partial(self._store.reserve_space, chunk.size), partial(self._admitted, chunk)
+            )
+
+    def _admitted(self, chunk: Admission, fits: bool | None, error: ZchunkError | None) -> None:
+        if error is None and not fits:
+            error = NoSpace("this node has no room for the chunk")
+        asks, chunk.asks = chunk.asks, []
+        chunk.last_sign = self._now()
+        if error is not None:
+            for request_id in asks:
+                self._refuse(chunk.connection, request_id, error)
+            self._incoming.done(chunk.key)
+            self._admit()
+            return
+        buffer = self._pool.try_reserve(chunk.size)
+        assert buffer is not None  # `Incoming` admits within the same budget
+        self._buffers[chunk.key] = buffer
+        for request_id in asks:
+            self._reply(chunk.connection, request_id, Offered(have=False))
+
+    def _put_block(self, connection: bytes, request_id: int, block: PutBlock) -> None:
+        key, length = (block.upload_id, block.sha256), len(block.data)
+        if key not in self._buffers or not self._incoming.block(
+            key, block.offset, length, connection, self._now()
+        ):
+            raise Busy("this block was not asked for; offer its chunk again")
+        chunk = self._incoming.get(key)
+        assert chunk is not None
+        self._buffers[key].view(chunk.size)[block.offset : block.offset + length] = block.data
+        if chunk.complete:
+            self._store_chunk(chunk, request_id)
+        else:
+            self._reply(connection, request_id, BlockTaken(stored=False))
+
+    def _store_chunk(self, chunk: Admission, request_id: int) -> None:
+        upload_id, sha256 = chunk.key
+        view = self._buffers[chunk.key].view(chunk.size)
+
+        def done(_: None, error: ZchunkError | None) -> None:
+            self._release(chunk)
+            if error is not None:
+                self._refuse(chunk.connection, request_id, error)
+            else:
+                self.bytes_moved += chunk.size
+                self._on_stored(upload_id, sha256)
+                self._reply(chunk.connection, request_id, BlockTaken(stored=True))
+            for again in chunk.asks:  # offered once more while it was being stored
+                if error is not None:
+                    self._refuse(chunk.connection, again, error)
+                else:
+                    self._reply(chunk.connection, again, Offered(have=True))
+            self._admit()
+
+        self._storing.submit(lambda: self._receive_chunk(sha256, chunk.blake3, view, upload_id), done)
+
+    def _give_up(self, chunk: Admission) -> None:
+        """Its sender went silent."""
+        log.info("a sender went silent; chunk %s is given up", chunk.key[1].hex()[:12])
+        if chunk.key in self._buffers:
+            self._release(chunk)
+
+    def _release(self, chunk: Admission) -> None:
+        self._buffers.pop(chunk.key).release()
+        self._store.unreserve(chunk.size)
+        self._incoming.done(chunk.key)
+
+    # -- manifests, the end of an upload --------------------------------------------
+
+    def _put_manifest(self, connection: bytes, request_id: int, message: PutManifest) -> None:
+        data = bytes(message.manifest)
+        self._do(connection, request_id, partial(self._store.put_manifest, message.file_id, data))
+
+    def _conclude(self, connection: bytes, request_id: int, message: Conclude) -> None:
+        self._do(connection, request_id, partial(self._store.end_leases, message.upload_id))
+
+    def _do(self, connection: bytes, request_id: int, work: Callable[[], None]) -> None:
+        """Disk work that is answered with Ok or its error."""
+
+        def done(_: None, error: ZchunkError | None) -> None:
+            if error is not None:
+                self._refuse(connection, request_id, error)
+            else:
+                self._reply(connection, request_id, Ok())
+
+        self._storing.submit(work, done)

@@ -1,0 +1,515 @@
+"""A node's chunks on disk: verified, durable, leased, trashed; and the manifests beside them.
+
+Responsible for what must be true together of folder, index and memory, and for the order
+in which they change. The parts know one thing each: `storefolder.py` (the layout, marker
+and lock), `chunkfiles.py`, `manifestfolder.py`, `trash.py`, `chunkindex.py`,
+`inventory.py` (the numbers in memory), `chunkreaders.py`, `clustermemory.py`, and
+`reconcile.py` for the time after a stop that was not `close()`. Not responsible for who may
+store or order what. Callers: the node's server, scrub and upload side, through its thread
+pool.
+
+The folders are the truth, the index is their index and may be deleted. After an unclean
+stop the listing is compared with it, and chunks that no manifest needs get a lease, since
+their real one may be among what a power cut took from the index.
+
+May not happen here: a chunk in memory or index whose file is not verified, durable and
+under its final name; a leased or referenced chunk in the trash; anything deleted, moved
+or written while the marker is missing; a sync tried again after it failed.
+
+Thread-safe: workers call any method. `_index_lock` is for the index, the trash, and moves
+that must agree with them; locks of the parts are taken inside it and held for moments, so
+that `has` never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zchunk import disk, hashing, manifest
+from zchunk.clock import Clock
+from zchunk.errors import (
+    ChunkCorrupt,
+    InvalidUsage,
+    NoSpace,
+    NotFound,
+    StorageFailure,
+    StoreOffline,
+    ZchunkError,
+)
+from zchunk.node.store import storefolder
+from zchunk.node.store.chunkfiles import ChunkFiles, check_bytes
+from zchunk.node.store.chunkindex import LEASE_S, open_index
+from zchunk.node.store.chunkreaders import ChunkReaders
+from zchunk.node.store.clustermemory import ClusterMemory
+from zchunk.node.store.inventory import Inventory, not_held
+from zchunk.node.store.manifestfolder import ManifestFolder
+from zchunk.node.store.reconcile import Reconciler
+from zchunk.node.store.storefolder import MARKER, StoreFolder
+from zchunk.node.store.trash import Trash
+
+log = logging.getLogger(__name__)
+
+OPEN_READERS = 64
+
+
+class ChunkStore:
+    """The chunks, leases and manifests under one folder.
+
+    Every method that touches the disk raises StoreOffline (retryable, once the disk is
+    back and the store opened again) when the marker is missing, and changes nothing then.
+    """
+
+    def __init__(self, root: Path, *, capacity: int | None, reserve: int, clock: Clock) -> None:
+        """Opens an existing store. `capacity` bounds the bytes of all chunks, None leaves it
+        to the disk; `reserve` bytes of the disk are left free.
+
+        After an unclean stop this lists all chunks; without an index it reads them all.
+        Raises StoreOffline (no marker), AlreadyRunning (another process has it),
+        StorageFailure, NoSpace, NotAllowed.
+        """
+        self.root = root
+        self.capacity = capacity
+        self.reserve = reserve
+        #: why nothing is stored any more until the store is opened again
+        self.flag: str | None = None
+        #: what a person should know about how the store was found
+        self.notes: list[str] = []
+        self._clock = clock
+        self._closing = False
+        #: index and folder may differ in a way only a listing finds: `close` is not clean then
+        self._in_doubt = False
+        self._folder = StoreFolder(root)
+        try:
+            self._open()
+        except BaseException:
+            self._folder.release()
+            raise
+
+    @classmethod
+    def create_or_open(cls, root: Path, *, capacity: int | None, reserve: int, clock: Clock) -> ChunkStore:
+        """Opens the store; makes one where there is nothing yet. Never makes one beside an
+        index or chunks without a marker: that is StoreOffline."""
+        if not (root / MARKER).exists():
+            storefolder.create(root, clock)
+        return cls(root, capacity=capacity, reserve=reserve, clock=clock)
+
+    # -- opening and closing
+
+    def _open(self) -> None:
+        self._index_lock = threading.RLock()
+        self._turn = threading.Condition()
+        self._writing: set[bytes] = set()  # guarded by _turn: one put per chunk at a time
+        self._readers = ChunkReaders(OPEN_READERS)
+        self._held = Inventory(self.capacity, self.reserve)
+        self.uuid = self._folder.read_uuid()
+        self._cluster = ClusterMemory(self._folder.cluster)
+        self._folder.prepare()
+        self._files = ChunkFiles(self._folder.chunks, self._folder.tmp)
+        self._trash = Trash(self._folder.trash, self._clock)
+        self._index, clean = open_index(self._folder.index, self._note)
+        self._manifests = ManifestFolder(self._folder, self._index, self._trash, self._note)
+        self._reconciler = self._make_reconciler()
+        try:
+            self._index.set_clean(False)
+            self._reconciler.load(clean)
+        except BaseException:
+            self._index.close()
+            raise
+
+    def _make_reconciler(self) -> Reconciler:
+        return Reconciler(
+            folder=self._folder,
+            files=self._files,
+            manifests=self._manifests,
+            index=self._index,
+            held=self._held,
+            trash=self._trash,
+            readers=self._readers,
+            clock=self._clock,
+            note=self._note,
+        )
+
+    def close(self) -> None:
+        """Ends all use; on return the index is durable and says that nothing was cut off
+        (unless the store is flagged or offline). A second call does nothing."""
+        with self._turn:
+            if self._closing:
+                return
+            self._closing = True  # no put begins any more, and those that began may end
+            self._turn.wait_for(lambda: not self._writing)
+        with self._index_lock:
+            self._folder.closed = True
+            self._readers.close()
+            try:
+                if not (self.flag or self._in_doubt) and self._folder.has_marker():
+                    self._index.set_clean(True)
+            finally:
+                self._index.close()
+                self._folder.release()
+
+    def rebuild_index(self) -> None:
+        """Makes the index say what the folders hold: missing chunks are verified and added,
+        vanished ones and wrong sizes leave it, manifests are read again. Other work on the
+        index waits. Raises StorageFailure, NoSpace; run it again then."""
+        with self._index_lock:
+            self._folder.check_online()
+            self._reconciler.rebuild()
+
+    def _note(self, note: str) -> None:
+        log.warning("%s: %s", self.root, note)
+        self.notes.append(note)
+
+    # -- storing
+
+    def put(self, sha256: bytes, blake3: bytes, view: disk.Writable, upload_id: str) -> None:
+        """Stores one chunk. On return it is verified, durable, indexed and leased for 24 h.
+
+        A chunk that is there is only leased. Reserve its space before its transfer.
+        Raises ChunkCorrupt (not retryable: other bytes than promised), NoSpace
+        (retryable), StoreOffline (retryable), StorageFailure: the store is then flagged
+        and refuses every further chunk until it is opened again. On any error nothing
+        of the chunk counts as stored.
+        """
+        self._check_writable()
+        with self._claimed(sha256):
+            if self._lease_if_held(sha256, upload_id, self._clock.wall()):
+                return
+            check_bytes(sha256, blake3, view)
+            size = memoryview(view).nbytes
+            self._check_capacity(size)
+            with self._index_lock:
+                self._check_writable()
+                self._index.intend(sha256)
+            self._store_file(sha256, view)
+            self._record(sha256, size, blake3, upload_id)
+
+    def _check_writable(self) -> None:
+        self._folder.check_online()
+        if self.flag is not None:
+            raise StorageFailure(f"the store takes nothing until the node is restarted: {self.flag}")
+
+    @contextmanager
+    def _flagging(self) -> Iterator[None]:
+        """A disk that failed once to make data durable is not asked again."""
+        try:
+            yield
+        except StorageFailure as error:
+            self.flag = self.flag or error.message
+            log.error("%s takes no more chunks: %s", self.root, error.message)
+            raise
+
+    @contextmanager
+    def _claimed(self, sha256: bytes) -> Iterator[None]:
+        """One put per chunk at a time: a second one finds it held, or takes its turn."""
+        with self._turn:
+            self._turn.wait_for(lambda: sha256 not in self._writing)
+            if self._closing:
+                raise StoreOffline(f"the store {self.root} is being closed")
+            self._writing.add(sha256)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._writing.discard(sha256)
+                self._turn.notify_all()
+
+    def _check_capacity(self, size: int) -> None:
+        # The wall behind reserve_space: reached only by a caller that has not reserved.
+        if not self._held.fits(size):
+            text = f"the store {self.root} is full: {self.used} of {self.capacity} bytes are used"
+            raise NoSpace(text, path=str(self.root))
+
+    def _store_file(self, sha256: bytes, view: disk.Writable) -> None:
+        """Durable under its final name on return; on an error neither name is left."""
+        try:
+            with self._flagging():
+                self._files.write(sha256, view)
+        except ZchunkError:
+            self._undo_put(sha256)
+            self._folder.check_online()  # an unplugged disk says "not found", or worse
+            raise
+
+    def _undo_put(self, sha256: bytes) -> None:
+        with self._index_lock:
+            if self._folder.closed or self.has(sha256):
+                return
+            disk.discard(self._files.path(sha256))
+            self._index.forget_intent(sha256)
+
+    def _record(self, sha256: bytes, size: int, blake3: bytes, upload_id: str) -> None:
+        # Failing here leaves a whole file whose intent stands: the next opening verifies and
+        # adds it. Flagged meanwhile by another put: the kernel reports a failed sync once, so
+        # that our own sync succeeded after it proves nothing.
+        with self._index_lock:
+            self._check_writable()
+            self._index.add(sha256, size, blake3, (upload_id, self._clock.wall() + LEASE_S))
+            self._held.add(sha256, size)
+
+    # -- leases
+
+    def lease(self, sha256: bytes, upload_id: str, now_wall: float) -> None:
+        """Keeps the chunk from the trash for 24 h more. Raises NotFound when it is not held:
+        only a lease that was taken makes a "have" true. Not durable before the next clean
+        close, see the module."""
+        self._folder.check_online()
+        if not self._lease_if_held(sha256, upload_id, now_wall):
+            raise not_held(sha256)
+
+    def _lease_if_held(self, sha256: bytes, upload_id: str, now_wall: float) -> bool:
+        with self._index_lock:  # no `trash` between the question and the lease
+            if not self.has(sha256):
+                return False
+            self._folder.check_online()
+            self._index.lease(sha256, upload_id, now_wall + LEASE_S)
+            return True
+
+    def leased(self, sha256: bytes, now_wall: float) -> bool:
+        with self._index_lock:
+            self._folder.check_online()
+            return self._index.leased(sha256, now_wall)
+
+    def end_leases(self, upload_id: str) -> None:
+        """The upload ended, well or not: its chunks live on only by manifests."""
+        with self._index_lock:
+            self._folder.check_online()
+            self._index.end_leases(upload_id)
+
+    # -- reading
+
+    def has(self, sha256: bytes) -> bool:
+        return self._held.has(sha256)
+
+    def size_of(self, sha256: bytes) -> int:
+        """Raises NotFound."""
+        return self._held.size_of(sha256)
+
+    def read_block(self, sha256: bytes, offset: int, length: int) -> bytes:
+        """`length` bytes of the chunk in memory of their own, not verified: the receiver does.
+
+        Raises NotFound, InvalidUsage (a range outside the chunk), ChunkCorrupt (the file
+        is shorter than it was), StorageFailure; all of them not retryable here.
+        """
+        self._folder.check_online()
+        size = self.size_of(sha256)
+        if offset < 0 or length < 0 or offset + length > size:
+            raise InvalidUsage(f"chunk {sha256.hex()[:12]} has {size} bytes, not {length} from {offset}")
+        data = self._pread(sha256, offset, length)
+        if len(data) != length:
+            raise ChunkCorrupt(f"chunk {sha256.hex()[:12]} in {self.root} is cut short", chunk=sha256.hex())
+        return data
+
+    def _pread(self, sha256: bytes, offset: int, length: int) -> bytes:
+        path = self._files.path(sha256)
+        try:
+            with disk.storage_errors(path, "reading"), self._readers.reading(sha256, path) as fd:
+                return os.pread(fd, length, offset)
+        except (NotFound, StorageFailure):
+            self._folder.check_online()  # unplugged since the first look
+            raise
+
+    def hashes(self) -> list[bytes]:
+        """All held chunks, ascending."""
+        return self._held.hashes()
+
+    @property
+    def count(self) -> int:
+        return self._held.count
+
+    @property
+    def used(self) -> int:
+        """Bytes of all held chunks."""
+        return self._held.used
+
+    @property
+    def digest(self) -> bytes:
+        """`hashing.inventory_digest` of `hashes()`."""
+        return self._held.digest
+
+    # -- space
+
+    def free(self) -> int:
+        """Bytes of chunks that may still come: by capacity and by the disk, less what is
+        reserved; never negative; 0 for a flagged store."""
+        self._folder.check_online()
+        if self.flag is not None:
+            return 0
+        return self._held.room(disk.free_bytes(self.root))
+
+    def reserve_space(self, size: int) -> bool:
+        """Holds `size` bytes for a transfer, to be given back by `unreserve` after its `put`.
+
+        The oldest trash is purged for it when space is short. False: there is no room.
+        Raises StorageFailure for a flagged store, StoreOffline (retryable).
+        """
+        with self._index_lock:
+            self._check_writable()
+            short = self._held.shortfall(size, disk.free_bytes(self.root), self._trash.bytes)
+            if short is None:
+                return False
+            if short:
+                self._trash.purge_bytes(short)
+            if self.free() < size:
+                return False
+            self._held.hold(size)
+            return True
+
+    def unreserve(self, size: int) -> None:
+        self._held.give_back(size)
+
+    # -- manifests
+
+    def put_manifest(self, file_id: str, data: bytes) -> None:
+        """Keeps a file's manifest: durable on return, and its chunks are referenced.
+
+        Raises ManifestInvalid (not retryable), NoSpace, StoreOffline (retryable),
+        StorageFailure (the store is then flagged).
+        """
+        self._check_writable()
+        parsed = manifest.parse(data, file_id)
+        if self._manifests.has_whole(file_id):
+            return
+        with self._flagging():
+            self._manifests.write(file_id, data)
+        with self._index_lock:
+            self._folder.check_online()
+            self._manifests.add(file_id, parsed)
+
+    def manifest(self, file_id: str) -> bytes:
+        """The canonical bytes, checked against `file_id`. Raises NotFound, ManifestInvalid
+        (the disk changed them), StorageFailure."""
+        return self._manifests.read(file_id)
+
+    def manifests(self) -> list[str]:
+        """File ids, ascending."""
+        return self._manifests.ids()
+
+    def forget_manifest(self, file_id: str) -> None:
+        """The file was removed: its manifest goes to the trash and names no chunk any more.
+        Durable on return; one that is not kept is no error."""
+        with self._index_lock:
+            self._folder.check_online()
+            if self._manifests.has(file_id):
+                self._manifests.forget(file_id, self.store_id or "local", self._clock.wall())
+
+    # -- garbage and trash
+
+    def garbage(self, now_wall: float) -> list[bytes]:
+        """Chunks that no kept manifest names and no lease holds, ascending."""
+        with self._index_lock:
+            self._folder.check_online()
+            return self._index.garbage(now_wall)
+
+    def trash(self, hashes: list[bytes], store_id: str, now_wall: float) -> list[bytes]:
+        """Moves chunks to the trash of that day and order, durably; returns the moved ones.
+
+        One that is leased or referenced meanwhile stays, one that is not held is skipped.
+        Raises ForeignStore when another cluster's tracker orders it, StorageFailure.
+        """
+        with self._index_lock:
+            self._folder.check_online()
+            self._cluster.check(store_id)
+            wanted = [h for h in dict.fromkeys(hashes) if self._is_removable(h, now_wall)]
+            if not wanted:
+                return []
+            folder = self._trash.day_folder(store_id, now_wall)
+            moved = [h for h in wanted if self._remove(h, folder / h.hex())]
+            with disk.storage_errors(folder, "syncing"):
+                self._trash.sync({folder} | {self._files.path(h).parent for h in moved})
+            return moved
+
+    def _is_removable(self, sha256: bytes, now_wall: float) -> bool:
+        return (
+            self.has(sha256)
+            and not self._index.leased(sha256, now_wall)
+            and not self._index.referenced(sha256)
+        )
+
+    def _remove(self, sha256: bytes, to: Path) -> bool:
+        """Out of folder, memory and index, in this order: killed in between, the next
+        opening's listing does the rest. False: the file had gone already."""
+        source = self._files.path(sha256)
+        self._readers.drop(sha256)  # before the move: no open handle across a rename ...
+        with disk.storage_errors(source, "removing"):
+            existed = self._trash.move(source, to)
+        self._held.remove(sha256)
+        self._readers.drop(sha256)  # ... and after it: a reader may have opened it meanwhile
+        try:
+            self._index.remove(sha256)
+        except ZchunkError:
+            self._in_doubt = True  # the row of a chunk that has gone must not outlive this run
+            raise
+        return existed
+
+    def purge_trash(self, older_than_wall: float) -> int:
+        """Deletes for good what was trashed, by date, entirely before that moment; returns
+        the bytes. Forgets leases that ended before it, too."""
+        with self._index_lock:
+            self._folder.check_online()
+            self._index.forget_leases(older_than_wall)
+            return self._trash.purge_before(older_than_wall)
+
+    # -- scrub
+
+    def verify(self, sha256: bytes) -> bool:
+        """Reads the chunk from the disk, not from memory, and checks it: BLAKE3 against the
+        index first, SHA-256 where that differs. False: it is damaged, unreadable or gone.
+        Raises NotFound for a chunk that is not held."""
+        self._folder.check_online()
+        size = self.size_of(sha256)
+        data = self._files.read_whole(sha256)
+        if data is None or len(data) != size:
+            self._folder.check_online()  # an unplugged disk is not a corrupt chunk
+            return False
+        with self._index_lock:
+            self._folder.check_online()
+            expected = self._index.blake3(sha256)
+        found = hashing.blake3(data)
+        if found == expected:
+            return True
+        if hashing.sha256(data) != sha256:
+            return False
+        self._correct_blake3(sha256, size, found)
+        return True
+
+    def _correct_blake3(self, sha256: bytes, size: int, blake3: bytes) -> None:
+        # The index was wrong, not the chunk.
+        with self._index_lock:
+            self._folder.check_online()
+            if self.has(sha256):
+                self._index.add(sha256, size, blake3)
+
+    def drop_corrupt(self, sha256: bytes) -> None:
+        """Moves a chunk that failed `verify` to trash/corrupt, durably; it is no longer held.
+        Raises NotFound for a chunk that is not held."""
+        with self._index_lock:
+            self._folder.check_online()
+            self.size_of(sha256)
+            self._remove(sha256, self._trash.corrupt_path(sha256.hex()))
+            self._trash.sync_corrupt(self._files.path(sha256).parent)
+
+    # -- the cluster this store belongs to
+
+    @property
+    def store_id(self) -> str | None:
+        """The tracker store this node first joined."""
+        return self._cluster.store_id
+
+    @property
+    def commit_number(self) -> int:
+        """The highest commit number seen; 0 before the first."""
+        return self._cluster.commit_number
+
+    def seen_store(self, store_id: str, commit_number: int) -> None:
+        """Remembers, durably on return, the cluster's store and its highest commit number.
+
+        Raises ForeignStore for another store than the first one, and for an older state of
+        it (a backup put back): their deletions must not be obeyed. Nothing changes then.
+        """
+        with self._index_lock:
+            self._folder.check_online()
+            self._cluster.remember(store_id, commit_number)

@@ -1,0 +1,64 @@
+"""The cluster a chunk store belongs to, and how far it has seen it (SPEC R8).
+
+Kept in `cluster.json`, not in the index, since it cannot be rebuilt from anything.
+Responsible for whose deletions may be obeyed; who obeys them is `chunkstore.py`, the one
+caller, which holds its index lock.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from zchunk import disk
+from zchunk.errors import ForeignStore
+from zchunk.node.store.storefolder import damaged, read_json
+
+_STORE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class ClusterMemory:
+    """Changes only by `remember`, and never to another cluster."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StorageFailure for a damaged file."""
+        self._path = path
+        self._seen = _read(path)
+
+    @property
+    def store_id(self) -> str | None:
+        return self._seen[0] if self._seen else None
+
+    @property
+    def commit_number(self) -> int:
+        return self._seen[1] if self._seen else 0
+
+    def check(self, store_id: str) -> None:
+        """Raises ForeignStore unless it is the store remembered, or the first one."""
+        if not _STORE_ID.fullmatch(store_id):
+            raise ForeignStore("the tracker's store id is not a store id")
+        if self.store_id not in (None, store_id):
+            raise ForeignStore(f"this node's chunks belong to store {self.store_id}, not to {store_id}")
+
+    def remember(self, store_id: str, commit_number: int) -> None:
+        """Durable on return. Raises ForeignStore, also for a number lower than before,
+        NoSpace (retryable), StorageFailure; what is believed is then as it was."""
+        self.check(store_id)
+        if commit_number < self.commit_number:
+            text = f"the tracker's store is older than what this node has seen: {commit_number}"
+            raise ForeignStore(f"{text} after {self.commit_number}; was a backup put back?")
+        if self._seen != (store_id, commit_number):
+            memory = {"store_id": store_id, "commit_number": commit_number}
+            disk.write_durable(self._path, json.dumps(memory).encode())
+            self._seen = (store_id, commit_number)
+
+
+def _read(path: Path) -> tuple[str, int] | None:
+    if not path.exists():
+        return None
+    memory = read_json(path)
+    try:
+        return str(memory["store_id"]), int(memory["commit_number"])
+    except (KeyError, TypeError, ValueError):
+        raise damaged(path) from None

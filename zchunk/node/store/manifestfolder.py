@@ -1,0 +1,119 @@
+"""The files `manifests/<file id>`: a manifest's canonical bytes, and the references it makes.
+
+Responsible for folder, index and memory saying the same of manifests: a chunk that a kept
+one names is referenced. Not responsible for chunks, nor for when a manifest may go. Called
+by `chunkstore.py`, which holds its index lock for every method that changes the index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+
+from zchunk import disk, manifest
+from zchunk.errors import ManifestInvalid, NotFound, StorageFailure
+from zchunk.manifest import Manifest
+from zchunk.node.store.chunkindex import ChunkIndex
+from zchunk.node.store.storefolder import HEX_DIGEST, StoreFolder
+from zchunk.node.store.trash import Trash
+
+
+class ManifestFolder:
+    """The kept manifests. Nothing is kept before `reconcile` was called."""
+
+    def __init__(
+        self, folder: StoreFolder, index: ChunkIndex, trash: Trash, note: Callable[[str], None]
+    ) -> None:
+        """`note` is told what a person should know."""
+        self._store = folder
+        self._folder = folder.manifests
+        self._index = index
+        self._trash = trash
+        self._note = note
+        self._lock = threading.Lock()  # held for moments, inside which no other is taken
+        self._ids: set[str] = set()
+
+    def has(self, file_id: str) -> bool:
+        with self._lock:
+            return file_id in self._ids
+
+    def ids(self) -> list[str]:
+        """Ascending."""
+        with self._lock:
+            return sorted(self._ids)
+
+    def read(self, file_id: str) -> bytes:
+        """See `ChunkStore.manifest`."""
+        self._store.check_online()
+        if not self.has(file_id):
+            raise NotFound(f"no manifest of file {file_id[:12]} is kept here")
+        path = self._folder / file_id
+        with disk.storage_errors(path, "reading"):
+            data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != file_id:
+            raise ManifestInvalid(f"the manifest {path} is damaged", file_id=file_id)
+        return data
+
+    def has_whole(self, file_id: str) -> bool:
+        """Kept, and its bytes are still right. Raises StoreOffline (retryable)."""
+        if not self.has(file_id):
+            return False
+        try:
+            self.read(file_id)
+        except (ManifestInvalid, NotFound, StorageFailure):
+            return False
+        return True
+
+    def write(self, file_id: str, data: bytes) -> None:
+        """Durable on return, but not kept before `add`."""
+        disk.write_durable(self._folder / file_id, data)
+
+    def add(self, file_id: str, parsed: Manifest) -> None:
+        """Its file was written: it is kept, and its chunks are referenced."""
+        self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
+        with self._lock:
+            self._ids.add(file_id)
+
+    def forget(self, file_id: str, store_id: str, now_wall: float) -> None:
+        """To the trash of that day and order, durably; it names no chunk any more."""
+        source = self._folder / file_id
+        folder = self._trash.day_folder(store_id, now_wall)
+        with disk.storage_errors(source, "removing"):
+            self._trash.move(source, folder / f"{file_id}.manifest")
+            self._trash.sync({folder, self._folder})
+        self._index.remove_manifest(file_id)
+        with self._lock:
+            self._ids.discard(file_id)
+
+    def reconcile(self, *, trust_index: bool = True) -> None:
+        """Rows and memory become equal to the folder. Few files, so at each opening.
+
+        Rows of a manifest are replaced in one transaction: at no moment are the chunks of
+        a kept one unreferenced."""
+        with disk.storage_errors(self._folder, "listing"):
+            names = {n for n in os.listdir(self._folder) if HEX_DIGEST.fullmatch(n)}
+        rows = set(self._index.manifests())
+        kept = names & rows if trust_index else set()
+        if new := sorted(names - kept):
+            with disk.storage_errors(self._folder, "syncing"):
+                disk.sync_folder(self._folder)  # perhaps killed between rename and sync
+            kept |= {file_id for file_id in new if self._adopt(file_id)}
+        for file_id in sorted(rows - kept):
+            self._index.remove_manifest(file_id)
+        with self._lock:
+            self._ids = kept
+
+    def _adopt(self, file_id: str) -> bool:
+        path = self._folder / file_id
+        try:
+            with disk.storage_errors(path, "reading"):
+                parsed = manifest.parse(path.read_bytes(), file_id)
+        except (ManifestInvalid, StorageFailure) as error:
+            self._store.check_online()  # an unplugged disk is not a damaged manifest
+            self._note(f"the manifest of file {file_id[:12]} went to trash/corrupt: {error.message}")
+            self._trash.set_apart(path)
+            return False
+        self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
+        return True

@@ -1,0 +1,142 @@
+"""The folder of a chunk store: its marker, its lock, its sub-folders.
+
+    root/zchunk-store.json   the marker: without it the store is offline
+    root/cluster.json        see `clustermemory.py`
+    root/lock                one process per store
+    root/chunks/ab/<sha256>  see `chunkfiles.py`
+    root/manifests/<file id> see `manifestfolder.py`
+    root/tmp/                what is being written
+    root/trash/              see `trash.py`
+    root/index.sqlite        see `chunkindex.py`
+
+Responsible for whose folder this is and whether it is there; what lies in the sub-folders
+is their modules' matter. Called by `chunkstore.py` and by those modules.
+
+May not happen here: a marker made where a store may have been, for an unplugged disk must
+look offline, not empty.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from zchunk import disk
+from zchunk.clock import Clock, iso_utc
+from zchunk.errors import AlreadyRunning, NotFound, StorageFailure, StoreOffline, UnsupportedVersion
+
+MARKER = "zchunk-store.json"
+#: The names of chunks and manifests; other files in their folders are not ours.
+HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+_VERSION = 1
+_INDEX = "index.sqlite"
+_CHUNKS = "chunks"
+
+
+class StoreFolder:
+    """An existing store's folder, locked from here to `release`."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises StoreOffline (no marker), AlreadyRunning (another process has it),
+        StorageFailure, NotAllowed."""
+        self.root = root
+        self.chunks, self.tmp = root / _CHUNKS, root / "tmp"
+        self.manifests, self.trash = root / "manifests", root / "trash"
+        self.index, self.cluster = root / _INDEX, root / "cluster.json"
+        self._marker = root / MARKER
+        #: set by the store when it ends all use; `check_online` then refuses
+        self.closed = False
+        self.check_online()
+        self._lock = _lock(root)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def check_online(self) -> None:
+        """Raises StoreOffline (retryable, once the disk is back and the store opened again)."""
+        if self.closed:
+            raise StoreOffline(f"the store {self.root} is closed")
+        if not self.has_marker():
+            text = f"the store {self.root} is offline: {MARKER} is missing; is its disk plugged in?"
+            raise StoreOffline(text, path=str(self.root))
+
+    def has_marker(self) -> bool:
+        return os.path.exists(self._marker)
+
+    def read_uuid(self) -> str:
+        """Raises StorageFailure for a damaged marker, UnsupportedVersion."""
+        about = read_json(self._marker)
+        if not isinstance(about, dict) or not isinstance(about.get("uuid"), str):
+            raise damaged(self._marker)
+        if about.get("version") != _VERSION:
+            raise UnsupportedVersion(f"the store {self.root} was made by another version; upgrade zchunk")
+        return str(about["uuid"])
+
+    def prepare(self) -> None:
+        """The sub-folders are there, durably, and without what a killed process was writing."""
+        with disk.storage_errors(self.root, "making folders in"):
+            for folder in (self.chunks, self.tmp, self.manifests, self.trash):
+                folder.mkdir(exist_ok=True)
+            # Also for folders a killed process made: they exist, perhaps not durably.
+            disk.sync_folder(self.root)
+            disk.sync_folder(self.chunks)
+        disk.remove_temporaries(self.root)
+        disk.remove_temporaries(self.manifests)
+        with disk.storage_errors(self.tmp, "cleaning"):
+            for name in os.listdir(self.tmp):
+                os.unlink(self.tmp / name)
+
+
+def create(root: Path, clock: Clock) -> None:
+    """The marker, durably, in a folder that holds no store yet. First of all, so that a kill
+    right after never leaves a store that looks offline."""
+    with disk.storage_errors(root, "making"):
+        root.mkdir(parents=True, exist_ok=True)
+        disk.sync_folder(root.parent)
+    lock = _lock(root)
+    try:
+        if any((root / name).exists() for name in (MARKER, _INDEX, _CHUNKS)):
+            return  # another process was faster, or the marker is what is missing
+        about = {"version": _VERSION, "uuid": uuid.uuid4().hex, "created": iso_utc(clock.wall())}
+        disk.write_durable(root / MARKER, json.dumps(about).encode())
+    finally:
+        lock.release()
+
+
+def _lock(root: Path) -> FileLock:
+    """The lock of the one process that uses the store; gone with it, also after kill -9."""
+    lock = FileLock(root / "lock", timeout=0, thread_local=False)
+    try:
+        with disk.storage_errors(root / "lock", "locking"):
+            _acquire(lock, root)
+    except NotFound:
+        raise StoreOffline(f"the store {root} is offline: its folder is missing") from None
+    return lock
+
+
+def _acquire(lock: FileLock, root: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AlreadyRunning(f"another process uses the store {root}", path=str(root)) from None
+
+
+def read_json(path: Path) -> Any:
+    """Raises StorageFailure: these files are replaced whole, so a broken one is the disk's doing."""
+    with disk.storage_errors(path, "reading"):
+        data = path.read_bytes()
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> StorageFailure:
+    return StorageFailure(f"{path} is damaged; put a backup of it back", path=str(path))

@@ -1,0 +1,513 @@
+"""The upload job: which chunk to read, whom to offer it, what to send, when all is safe. Pure.
+
+What may not happen here: a chunk counted as stored before a node said so; more bytes
+in memory than the budget; a peer given two copies of one chunk; `AllStored` while a
+chunk has fewer live copies than asked.
+
+Chunks are read in order once, so that the file's digest comes out of the same pass; a
+chunk that must go elsewhere after its buffer was freed is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from zchunk.errors import TooFewPeers, ZchunkError
+from zchunk.manifest import block_ranges
+from zchunk.node.flow import Flow
+
+
+class UploadState(Enum):
+    RUNNING = "running"
+    WAITING = "waiting"
+    STORED = "stored"
+    FAILED = "failed"
+
+
+#: Errors by which a peer says that it can take nothing; after others it is tried again.
+_CANNOT = frozenset({"no_space", "storage_failure", "store_offline", "not_allowed"})
+
+
+@dataclass(frozen=True, slots=True)
+class ReadChunk:
+    """Reserve a buffer, read and hash the chunk; answer with `read`."""
+
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class OfferChunk:
+    peer_id: str
+    chunk: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendBlock:
+    peer_id: str
+    chunk: int
+    attempt: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseChunk:
+    """The chunk's buffer is free. `clean`: every block sent from it was answered, so no
+    socket can still be reading it."""
+
+    chunk: int
+    clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """Ask the tracker for new places for these chunks; answer with `replanned` or
+    `not_replanned`. `held` are the copies of each that stay."""
+
+    chunks: tuple[int, ...]
+    held: tuple[tuple[str, ...], ...]
+    avoid: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    state: UploadState
+
+
+@dataclass(frozen=True, slots=True)
+class AllStored:
+    """Every chunk has its live, verified, durable copies: publish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: ZchunkError
+
+
+Action = ReadChunk | OfferChunk | SendBlock | ReleaseChunk | Replan | StateChanged | AllStored | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    budget: int
+    block_min: int
+    block_max: int
+    stall_s: float
+
+
+class _Copy(Enum):
+    PLANNED = "planned"
+    OFFERED = "offered"
+    SENDING = "sending"
+    STORED = "stored"
+
+
+@dataclass(slots=True)
+class _Target:
+    copy: _Copy = _Copy.PLANNED
+    attempt: int = 0
+    offered_at: float = 0.0
+    unsent: list[tuple[int, int]] = field(default_factory=list)
+    #: offset -> (length, when sent)
+    sent: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A new plan for a chunk was asked for: the places that were to stay, and when."""
+
+    held: tuple[str, ...]
+    arrivals: int
+
+
+class _Memory(Enum):
+    NONE = "none"
+    READING = "reading"
+    READY = "ready"
+
+
+@dataclass(slots=True)
+class _Chunk:
+    size: int
+    targets: dict[str, _Target]
+    memory: _Memory = _Memory.NONE
+    #: whether the file's digest has taken it in: it stays in memory until then
+    digested: bool = False
+    #: a block of it may still wait in a socket that broke
+    unclean: bool = False
+
+
+class UploadJob:
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[int],
+        assignment: Sequence[Collection[str]],
+        replicas: int,
+        up: Mapping[str, int],
+        limits: Limits,
+    ) -> None:
+        """`assignment`: the plan's peer ids per chunk. `up`: peer id -> incarnation."""
+        self.state = UploadState.RUNNING
+        self.bytes_sent = 0
+        self._limits = limits
+        self._replicas = replicas
+        self._chunks = [
+            _Chunk(size, {peer_id: _Target() for peer_id in sorted(peers)})
+            for size, peers in zip(sizes, assignment, strict=True)
+        ]
+        self._up = dict(up)
+        self._flows: dict[str, Flow] = {}
+        self._refused: set[str] = set()
+        self._next_read = 0
+        self._begun_bytes = 0
+        self._active: set[int] = set()
+        self._attempts = 0
+        self._replanning: dict[int, _Asked] = {}
+        #: how often a peer came up
+        self._arrivals = 0
+        self._blocked: ZchunkError | None = None
+        #: chunks with all their live copies; kept up to date, since files have many chunks
+        self._done: set[int] = set()
+        #: chunks to be read once more, and whether places may be missing: both only
+        #: change when a peer comes, goes or refuses, or a plan arrives
+        self._again: set[int] = set()
+        #: true at first: a planned peer may have gone before this job began to listen
+        self._places_changed = True
+
+    # -- what is known --------------------------------------------------------------
+
+    @property
+    def chunks_count(self) -> int:
+        return len(self._chunks)
+
+    @property
+    def chunks_completed(self) -> int:
+        return len(self._done)
+
+    @property
+    def begun_bytes(self) -> int:
+        return self._begun_bytes
+
+    def holders(self, index: int) -> list[str]:
+        """Peers that store the chunk and are up."""
+        return self._live_copies(self._chunks[index])
+
+    def all_holders(self) -> list[str]:
+        """Every peer that stores some chunk and is up, sorted."""
+        return sorted({p for chunk in self._chunks for p in self._live_copies(chunk)})
+
+    def copies(self) -> list[list[str]]:
+        """Per chunk the peers that have, or will get, a copy as things stand."""
+        return [self._kept(chunk) for chunk in self._chunks]
+
+    # -- events ---------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Action]:
+        return self._go_on(now)
+
+    def read(self, index: int, now: float) -> list[Action]:
+        """The chunk is in memory and hashed."""
+        chunk = self._chunks[index]
+        if chunk.memory is not _Memory.READING:
+            return []
+        chunk.memory = _Memory.READY
+        return self._go_on(now)
+
+    def digested(self, index: int, now: float) -> list[Action]:
+        """The file's running digest has taken the chunk in."""
+        self._chunks[index].digested = True
+        return self._go_on(now)
+
+    def offered(self, peer_id: str, index: int, attempt: int, have: bool, now: float) -> list[Action]:
+        target = self._target(peer_id, index, attempt, _Copy.OFFERED)
+        if target is None:
+            return []
+        if have:
+            self._store(index, target)
+            return self._go_on(now)
+        target.copy = _Copy.SENDING
+        flow = self._flow(peer_id)
+        target.unsent = block_ranges(self._chunks[index].size, flow.block)[::-1]
+        return self._go_on(now)
+
+    def taken(
+        self, peer_id: str, index: int, attempt: int, offset: int, stored: bool, now: float
+    ) -> list[Action]:
+        """A block was answered; `stored` with the one that completed the chunk."""
+        target = self._target(peer_id, index, attempt, _Copy.SENDING)
+        if target is None or offset not in target.sent:
+            return []
+        length, sent_at = target.sent.pop(offset)
+        self._flow(peer_id).answered(length, now - sent_at, now)
+        self.bytes_sent += length
+        if stored:
+            self._chunks[index].unclean |= bool(target.sent)
+            self._settle(peer_id, target)
+            self._store(index, target)
+        elif not target.sent and not target.unsent:
+            # All was answered and yet it is not complete there: the node started over.
+            self._flow(peer_id).set_aside(now)  # else a broken one would be sent it without end
+            self._plan_again(peer_id, self._chunks[index])
+        return self._go_on(now)
+
+    def refused(self, peer_id: str, index: int, attempt: int, error: ZchunkError, now: float) -> list[Action]:
+        """An offer or a block was answered with an error, or the link broke. The peer is
+        given nothing more where it says that it cannot (no space, store broken)."""
+        chunk = self._chunks[index]
+        target = chunk.targets.get(peer_id)
+        if target is None or target.attempt != attempt or target.copy not in (_Copy.OFFERED, _Copy.SENDING):
+            return []
+        self._withdraw(peer_id, chunk)
+        if error.code in _CANNOT:
+            self._refused.add(peer_id)
+            self._look_again()
+        else:
+            self._flow(peer_id).set_aside(now)
+            self._plan_again(peer_id, chunk)
+        return self._go_on(now)
+
+    def peer_up(self, peer_id: str, incarnation: int, now: float) -> list[Action]:
+        """Its stored copies count again; what was on its way to an older start is void."""
+        if self._up.get(peer_id) == incarnation:
+            return []
+        if peer_id in self._up:
+            self._void(peer_id)
+        self._arrivals += 1
+        self._up[peer_id] = incarnation
+        self._refused.discard(peer_id)
+        self._flow(peer_id).welcome_back(now)
+        self._blocked = None
+        self._look_again()
+        return self._go_on(now)
+
+    def peer_down(self, peer_id: str, now: float) -> list[Action]:
+        if self._up.pop(peer_id, None) is None:
+            return []
+        self._void(peer_id)
+        self._look_again()
+        # Also after `AllStored`: before the commit a copy may still be lost.
+        reopened = self._enter(UploadState.RUNNING) if self.state is UploadState.STORED else []
+        return reopened + self._go_on(now)
+
+    def replanned(self, chunks: Sequence[int], peers: Sequence[Collection[str]], now: float) -> list[Action]:
+        for index, targets in zip(chunks, peers, strict=True):
+            asked = self._replanning.pop(index)
+            chunk = self._chunks[index]
+            # The plan names new places only: those it was told of stay.
+            planned = [p for p, t in chunk.targets.items() if t.copy is _Copy.PLANNED]
+            for peer_id in [p for p in planned if p not in asked.held]:
+                del chunk.targets[peer_id]
+            for peer_id in sorted(targets):
+                chunk.targets.setdefault(peer_id, _Target())
+        self._look_again()
+        return self._go_on(now)
+
+    def not_replanned(self, chunks: Collection[int], error: ZchunkError, now: float) -> list[Action]:
+        """With too few peers left the job waits for the event that brings one."""
+        asked = [self._replanning.pop(index) for index in chunks]
+        if not isinstance(error, TooFewPeers):
+            return self.fail(error, now)
+        if any(each.arrivals < self._arrivals for each in asked):
+            self._places_changed = True  # a peer came after the tracker had said so
+        else:
+            self._blocked = error
+        return self._go_on(now)
+
+    def fail(self, error: ZchunkError, now: float) -> list[Action]:
+        if self.state in (UploadState.FAILED, UploadState.STORED):
+            return []
+        return [*self._enter(UploadState.FAILED), Failed(error)]
+
+    def on_time(self, now: float) -> list[Action]:
+        for peer_id in sorted(self._flows):
+            flow = self._flows[peer_id]
+            flow.end_pause(now)
+            if flow.stalled(self._limits.stall_s, now):
+                self._void(peer_id)
+                flow.set_aside(now)
+        return self._go_on(now)
+
+    def deadline(self) -> float | None:
+        if self.state not in (UploadState.RUNNING, UploadState.WAITING):
+            return None
+        times = [t for flow in self._flows.values() for t in flow.wakes_at(self._limits.stall_s)]
+        return min(times, default=None)
+
+    # -- going on -------------------------------------------------------------------
+
+    def _go_on(self, now: float) -> list[Action]:
+        if self.state not in (UploadState.RUNNING, UploadState.WAITING):
+            return []
+        actions = self._release_done() + self._replan() + self._read_more()
+        for index in sorted(self._active):
+            actions += self._offer(index, now) + self._send(index, now)
+        if len(self._done) == len(self._chunks) and not self._active:
+            return [*actions, *self._enter(UploadState.STORED), AllStored()]
+        waiting = self._blocked is not None and not self._moving()
+        return actions + self._enter(UploadState.WAITING if waiting else UploadState.RUNNING)
+
+    def _moving(self) -> bool:
+        """Whether some answer is still to come that moves the job."""
+        on_the_way = (_Copy.OFFERED, _Copy.SENDING)
+        return any(
+            chunk.memory is _Memory.READING or any(t.copy in on_the_way for t in chunk.targets.values())
+            for chunk in (self._chunks[i] for i in self._active)
+        )
+
+    def _release_done(self) -> list[Action]:
+        actions: list[Action] = []
+        for index in sorted(self._active):
+            chunk = self._chunks[index]
+            if index in self._done and self._is_free(chunk):
+                actions.append(ReleaseChunk(index, clean=not chunk.unclean))
+                chunk.memory, chunk.unclean = _Memory.NONE, False
+                self._begun_bytes -= chunk.size
+                self._active.discard(index)
+        return actions
+
+    def _is_free(self, chunk: _Chunk) -> bool:
+        """In memory, and nobody needs it there any more."""
+        in_flight = any(t.copy in (_Copy.OFFERED, _Copy.SENDING) for t in chunk.targets.values())
+        return chunk.memory is _Memory.READY and chunk.digested and not in_flight
+
+    def _replan(self) -> list[Action]:
+        """Chunks whose planned places can no longer give them their copies."""
+        if self._blocked is not None or not self._places_changed:
+            return []
+        self._places_changed = False
+        needy = [
+            i for i, chunk in enumerate(self._chunks) if i not in self._replanning and self._needy(chunk)
+        ]
+        if not needy:
+            return []
+        held = tuple(tuple(self._kept(self._chunks[i])) for i in needy)
+        self._replanning |= {i: _Asked(kept, self._arrivals) for i, kept in zip(needy, held, strict=True)}
+        return [Replan(tuple(needy), held, tuple(sorted(self._refused)))]
+
+    def _needy(self, chunk: _Chunk) -> bool:
+        return len(self._kept(chunk)) < self._replicas
+
+    def _kept(self, chunk: _Chunk) -> list[str]:
+        """Peers that have, or will get, a copy as things stand."""
+        return [p for p, t in chunk.targets.items() if p in self._up and self._usable(p, t)]
+
+    def _usable(self, peer_id: str, target: _Target) -> bool:
+        return target.copy is not _Copy.PLANNED or peer_id not in self._refused
+
+    def _read_more(self) -> list[Action]:
+        actions: list[Action] = []
+        for index in self._unread():
+            chunk = self._chunks[index]
+            if self._begun_bytes and self._begun_bytes + chunk.size > self._limits.budget:
+                break
+            chunk.memory = _Memory.READING
+            self._begun_bytes += chunk.size
+            self._active.add(index)
+            self._again.discard(index)
+            self._next_read = max(self._next_read, index + 1)
+            actions.append(ReadChunk(index))
+        return actions
+
+    def _unread(self) -> list[int]:
+        """Chunks to read next: first those to be read again, then on in the file."""
+        return sorted(self._again) + list(
+            range(self._next_read, min(len(self._chunks), self._next_read + 64))
+        )
+
+    def _look_again(self) -> None:
+        """Peers or places changed: recount what is done, what must be read again."""
+        self._done = {i for i, chunk in enumerate(self._chunks) if self._is_done(chunk)}
+        self._again = {
+            index
+            for index in range(self._next_read)
+            if self._chunks[index].memory is _Memory.NONE and self._sendable(index)
+        }
+        self._places_changed = True
+
+    def _sendable(self, index: int) -> bool:
+        targets = self._chunks[index].targets.items()
+        planned = any(t.copy is _Copy.PLANNED and p in self._up for p, t in targets)
+        return planned and index not in self._done
+
+    def _offer(self, index: int, now: float) -> list[Action]:
+        chunk = self._chunks[index]
+        if chunk.memory is not _Memory.READY or index in self._done:
+            return []
+        actions: list[Action] = []
+        for peer_id, target in chunk.targets.items():
+            if target.copy is not _Copy.PLANNED or peer_id not in self._up or peer_id in self._refused:
+                continue
+            if self._flow(peer_id).paused_until > now:
+                continue
+            self._attempts += 1
+            target.copy, target.attempt, target.offered_at = _Copy.OFFERED, self._attempts, now
+            actions.append(OfferChunk(peer_id, index, target.attempt))
+        return actions
+
+    def _send(self, index: int, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for peer_id, target in self._chunks[index].targets.items():
+            flow = self._flow(peer_id)
+            while target.copy is _Copy.SENDING and target.unsent and flow.takes(target.unsent[-1][1]):
+                offset, length = target.unsent.pop()
+                target.sent[offset] = (length, now)
+                flow.sent(length, now)
+                actions.append(SendBlock(peer_id, index, target.attempt, offset, length))
+        return actions
+
+    # -- copies ---------------------------------------------------------------------
+
+    def _target(self, peer_id: str, index: int, attempt: int, copy: _Copy) -> _Target | None:
+        target = self._chunks[index].targets.get(peer_id)
+        if target is None or target.attempt != attempt or target.copy is not copy:
+            return None
+        return target
+
+    def _live_copies(self, chunk: _Chunk) -> list[str]:
+        return [p for p, t in chunk.targets.items() if t.copy is _Copy.STORED and p in self._up]
+
+    def _store(self, index: int, target: _Target) -> None:
+        target.copy = _Copy.STORED
+        if self._is_done(self._chunks[index]):
+            self._done.add(index)
+
+    def _is_done(self, chunk: _Chunk) -> bool:
+        return len(self._live_copies(chunk)) >= self._replicas
+
+    def _void(self, peer_id: str) -> None:
+        """What is on its way to the peer will not be answered."""
+        for index in sorted(self._active):
+            chunk = self._chunks[index]
+            target = chunk.targets.get(peer_id)
+            if target is not None and target.copy in (_Copy.OFFERED, _Copy.SENDING):
+                self._withdraw(peer_id, chunk)
+                self._plan_again(peer_id, chunk)
+
+    def _plan_again(self, peer_id: str, chunk: _Chunk) -> None:
+        """The copy is still to be made there, unless the peer has refused meanwhile."""
+        chunk.targets[peer_id] = _Target()
+        self._places_changed = True
+
+    def _withdraw(self, peer_id: str, chunk: _Chunk) -> None:
+        target = chunk.targets.pop(peer_id)
+        chunk.unclean = chunk.unclean or bool(target.sent)
+        self._settle(peer_id, target)
+
+    def _settle(self, peer_id: str, target: _Target) -> None:
+        self._flow(peer_id).taken_back(sum(length for length, _ in target.sent.values()))
+        target.sent, target.unsent = {}, []
+
+    def _flow(self, peer_id: str) -> Flow:
+        if peer_id not in self._flows:
+            self._flows[peer_id] = Flow(self._limits.block_min, self._limits.block_max)
+        return self._flows[peer_id]
+
+    def _enter(self, state: UploadState) -> list[Action]:
+        if state is self.state:
+            return []
+        self.state = state
+        return [StateChanged(state)]

@@ -1,0 +1,1 @@
+"""What processes say to one another: `messages` defines it, `wire` puts it in frames."""

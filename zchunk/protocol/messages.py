@@ -1,0 +1,601 @@
+"""Every message between zchunk processes, defined once. docs/protocol.md describes them.
+
+Each class is a frozen, validated dataclass: one that breaks its field types or limits
+cannot be built, on either side. A class's `TYPE` is its name on the wire. Fields of
+type `Payload` do not travel in the header but as frames of their own behind it, in
+the order of their definition. Requests name their `REPLY`; the other possible answer
+to any request is an `ErrorReply`.
+
+Units: bytes for sizes, seconds for durations, milliseconds since 1970 UTC for
+`*_ms`. Tables are columns of little-endian integers (`columns.py`), since a file may
+have 100,000 chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
+
+from annotated_types import Ge, Len, MaxLen
+from pydantic import BeforeValidator, ConfigDict, StringConstraints
+from pydantic.dataclasses import dataclass
+
+#: Version 1. A reader ignores unknown keys of a known type, refuses unknown types.
+PROTOCOL_VERSION = 1
+
+_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True)
+def message(cls: type[_T]) -> type[_T]:
+    """A frozen dataclass whose fields are checked when it is built."""
+    return dataclass(frozen=True, config=_config)(cls)  # type: ignore[return-value]
+
+
+class _PayloadMarker:
+    """Marks a field that is a frame of its own."""
+
+
+PAYLOAD = _PayloadMarker()
+
+Payload = Annotated[Any, PAYLOAD]  # bytes-like; never inspected by the codec
+Count = Annotated[int, Ge(0)]
+Hash = Annotated[bytes, Len(32, 32)]
+Key = Annotated[bytes, Len(32, 32)]
+HexId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PeerId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+UploadId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Name = Annotated[str, MaxLen(4096)]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+#: characters of an endpoint, `tcp://` and port with it
+MAX_ADDRESS = 300
+Address = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)]
+Addresses = Annotated[tuple[Address, ...], MaxLen(16)]
+Strategy = Annotated[str, StringConstraints(pattern=r"^(round_robin|contiguous|balanced)$")]
+Role = Annotated[str, StringConstraints(pattern=r"^(node|client|observer)$")]
+Status = Annotated[str, StringConstraints(pattern=r"^(up|down|left|draining|offline-store|revoked)$")]
+
+
+class Message:
+    TYPE: ClassVar[str]
+
+
+class Request(Message):
+    REPLY: ClassVar[type[Message]]
+
+
+# -- answers that several requests share ----------------------------------------------
+
+
+@message
+class Ok(Message):
+    """Done; nothing to tell."""
+
+    TYPE: ClassVar[str] = "ok"
+
+
+@message
+class ErrorReply(Message):
+    """The request was refused or failed; `code` is one of errors.BY_CODE."""
+
+    TYPE: ClassVar[str] = "error"
+    code: Annotated[str, MaxLen(64)]
+    message: Annotated[str, MaxLen(4096)]
+    details: dict[str, Any]
+
+
+# -- parts ----------------------------------------------------------------------------
+
+
+@message
+class PeerRecord:
+    """What the tracker knows of a storing node. `endpoints` are tried in order."""
+
+    peer_id: PeerId
+    name: Label
+    role: Role
+    status: Status
+    incarnation: Count
+    endpoints: Addresses
+    capacity: Count
+    free: Count
+    chunks: Count
+    last_seen_ms: Count
+
+
+@message
+class FileRecord:
+    """FileInfo of SPEC "Data" without its per-chunk lists."""
+
+    file_id: HexId
+    name: Name
+    size: Count
+    sha256: Hash | None
+    chunk_size: Count
+    chunks_count: Count
+    replicas: Count
+    is_chunked: bool
+    is_distributed: bool
+    minimum_peers_required: Count
+    created_at_ms: Count
+
+
+def _record(cls: type) -> BeforeValidator:
+    """Nested records arrive as maps: build them, ignoring unknown keys."""
+    names = frozenset(f.name for f in fields(cls))
+
+    def build(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return cls(**{key: item for key, item in value.items() if key in names})
+
+    return BeforeValidator(build)
+
+
+Peers = Annotated[tuple[Annotated[PeerRecord, _record(PeerRecord)], ...], MaxLen(10_000)]
+FileRow = Annotated[FileRecord, _record(FileRecord)]
+
+
+# -- membership, presence: anyone -> tracker --------------------------------------------
+
+
+@message
+class Joined(Message):
+    TYPE: ClassVar[str] = "joined"
+    peer_id: PeerId
+    name: Label
+    role: Role
+    store_id: Annotated[str, MaxLen(64)]
+    events: Addresses
+
+
+@message
+class Join(Request):
+    """Sent once under the token's key: makes `public_key` a member with the token's role."""
+
+    TYPE: ClassVar[str] = "join"
+    REPLY: ClassVar[type[Message]] = Joined
+    public_key: Key
+    name: Label
+
+
+@message
+class Welcome(Message):
+    """Registered. With `inventory_wanted` the node sends its inventory next; only then
+    does the cluster hear of it as up."""
+
+    TYPE: ClassVar[str] = "welcome"
+    epoch: Annotated[str, MaxLen(64)]
+    seq: Count
+    heartbeat_interval_s: float
+    lease_s: float
+    store_id: Annotated[str, MaxLen(64)]
+    commit_number: Count
+    endpoints: Addresses
+    inventory_wanted: bool
+
+
+@message
+class Hello(Request):
+    """A storing node is there: after its start, and after each new connection.
+
+    `incarnation` is raised once per process start. The node's ROUTER listens at `port`
+    on `bound` (a wildcard or one address); `advertise` overrides what the tracker sees,
+    `interfaces` are the machine's own addresses for when it sees only loopback.
+    `inventory_digest` is the sum of the stored chunks' SHA-256 modulo 2^256, big-endian.
+    """
+
+    TYPE: ClassVar[str] = "hello"
+    REPLY: ClassVar[type[Message]] = Welcome
+    incarnation: Count
+    bound: Address
+    port: Annotated[int, Ge(1)]
+    advertise: Addresses
+    interfaces: Addresses
+    capacity: Count
+    free: Count
+    chunks: Count
+    inventory_digest: Hash
+
+
+@message
+class Inventory(Request):
+    """One page of what a node holds: SHA-256 digests (32 bytes each) in ascending order
+    over all pages. Page 0 starts over; the page with `last` ends it."""
+
+    TYPE: ClassVar[str] = "inventory"
+    REPLY: ClassVar[type[Message]] = Ok
+    page: Count
+    last: bool
+    hashes: Payload
+
+
+@message
+class Beat(Message):
+    """The tracker's sign of life: a subscriber that has not seen (epoch, seq) asks."""
+
+    TYPE: ClassVar[str] = "beat"
+    epoch: Annotated[str, MaxLen(64)]
+    seq: Count
+
+
+@message
+class Heartbeat(Request):
+    """A node's or client's sign of life. A client's numbers are zero."""
+
+    TYPE: ClassVar[str] = "heartbeat"
+    REPLY: ClassVar[type[Message]] = Beat
+    incarnation: Count
+    free: Count
+    chunks: Count
+    load: float  # bytes per second served and stored lately
+
+
+@message
+class Goodbye(Request):
+    """A clean stop: the node is `left`, not `down`."""
+
+    TYPE: ClassVar[str] = "goodbye"
+    REPLY: ClassVar[type[Message]] = Ok
+    incarnation: Count
+
+
+@message
+class Snapshot(Message):
+    """All storing nodes as of event `seq` of this tracker run, published at `events`."""
+
+    TYPE: ClassVar[str] = "snapshot"
+    epoch: Annotated[str, MaxLen(64)]
+    seq: Count
+    events: Addresses
+    peers: Peers
+
+
+@message
+class GetSnapshot(Request):
+    TYPE: ClassVar[str] = "get_snapshot"
+    REPLY: ClassVar[type[Message]] = Snapshot
+
+
+# -- upload: client -> tracker, node -> tracker ----------------------------------------
+
+
+@message
+class Planned(Message):
+    """A placement. `assignment` holds for each chunk of the request `replicas` indexes
+    into `peers` (u16, little-endian). A peer that only keeps the manifest (empty file)
+    stands in `peers` without a chunk."""
+
+    TYPE: ClassVar[str] = "planned"
+    strategy: Strategy
+    distributed: bool
+    replicas: Annotated[int, Ge(1)]
+    peers: Peers
+    assignment: Payload
+
+
+@message
+class Plan(Request):
+    """Where to put the chunks of a file of `size` bytes, or, with `only`, some of them.
+
+    `own_peer` is the client's own node. `avoid` are peers that have just failed it.
+    `distribute` is the client's decision by its threshold. `only` (u32 indexes) asks
+    anew for single chunks; `held` then gives, as `assignment` does with 0xFFFF for
+    none, indexes into `held_peers` of the copies that stay, so that no peer gets two.
+    """
+
+    TYPE: ClassVar[str] = "plan"
+    REPLY: ClassVar[type[Message]] = Planned
+    upload_id: UploadId
+    size: Count
+    chunk_size: Annotated[int, Ge(1)]
+    distribute: bool
+    replicas: Annotated[int, Ge(1)]
+    min_peers: Annotated[int, Ge(1)]
+    strategy: Strategy
+    own_peer: PeerId | None
+    avoid: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
+    held_peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
+    only: Payload
+    held: Payload
+
+
+@message
+class Stored(Request):
+    """A node holds these chunks verified and durably, for `upload_id`. Idempotent.
+    `hashes` are 32-byte SHA-256 digests."""
+
+    TYPE: ClassVar[str] = "stored"
+    REPLY: ClassVar[type[Message]] = Ok
+    upload_id: UploadId
+    hashes: Payload
+
+
+@message
+class Committed(Message):
+    """The file is visible. `already` where it was so before."""
+
+    TYPE: ClassVar[str] = "committed"
+    file: FileRow
+    already: bool
+
+
+@message
+class Commit(Request):
+    """All or nothing: publish the file of `manifest` (SPEC U5). Idempotent. Refused as
+    `not_yet_stored` unless each chunk has a confirmed copy on a peer that is up, and
+    as `too_few_peers` where fewer than `min_peers` peers hold a distributed file."""
+
+    TYPE: ClassVar[str] = "commit"
+    REPLY: ClassVar[type[Message]] = Committed
+    upload_id: UploadId
+    replicas: Annotated[int, Ge(1)]
+    min_peers: Annotated[int, Ge(1)]
+    distribute: bool
+    file_id: HexId
+    manifest: Payload
+
+
+@message
+class Abandon(Request):
+    """The upload will not be committed; its reservations in plans end."""
+
+    TYPE: ClassVar[str] = "abandon"
+    REPLY: ClassVar[type[Message]] = Ok
+    upload_id: UploadId
+
+
+# -- files: client -> tracker -----------------------------------------------------------
+
+
+@message
+class Located(Message):
+    """A file's manifest and holders. Chunk i has `holder_counts[i]` (u16) entries, in
+    order of storing, in `holder_peers` (u16 indexes into `peers`) and `holder_times`
+    (u64, milliseconds)."""
+
+    TYPE: ClassVar[str] = "located"
+    file: FileRow
+    peers: Peers
+    manifest: Payload
+    holder_counts: Payload
+    holder_peers: Payload
+    holder_times: Payload
+
+
+@message
+class Locate(Request):
+    """By name (the newest of that name), else by file id or a prefix of 8 or more
+    digits. With `unique` a name of several files is refused (`ambiguous_name`)."""
+
+    TYPE: ClassVar[str] = "locate"
+    REPLY: ClassVar[type[Message]] = Located
+    name_or_id: Name
+    unique: bool
+
+
+@message
+class Files(Message):
+    """A page of the listing, newest first; ask again with `next_page` unless it is ""."""
+
+    TYPE: ClassVar[str] = "files"
+    files: Annotated[tuple[FileRow, ...], MaxLen(2_000)]
+    next_page: Annotated[str, MaxLen(200)]
+
+
+@message
+class ListFiles(Request):
+    TYPE: ClassVar[str] = "list_files"
+    REPLY: ClassVar[type[Message]] = Files
+    page: Annotated[str, MaxLen(200)]
+
+
+@message
+class Removed(Message):
+    TYPE: ClassVar[str] = "removed"
+    file_id: HexId
+    commit_number: Count
+
+
+@message
+class Remove(Request):
+    """The file goes; chunks that nothing else needs are freed by their holders.
+    Idempotent: a removed file's id is answered as removed."""
+
+    TYPE: ClassVar[str] = "remove"
+    REPLY: ClassVar[type[Message]] = Removed
+    file_id: HexId
+
+
+# -- garbage: node -> tracker -------------------------------------------------------------
+
+
+@message
+class Released(Message):
+    """`hashes` (32 bytes each): what this node may delete; the tracker no longer counts
+    on it. Valid only from this store, at this or a higher commit number."""
+
+    TYPE: ClassVar[str] = "released"
+    store_id: Annotated[str, MaxLen(64)]
+    commit_number: Count
+    hashes: Payload
+
+
+@message
+class Release(Request):
+    """May I delete these chunks? No manifest I keep and no lease here names them."""
+
+    TYPE: ClassVar[str] = "release"
+    REPLY: ClassVar[type[Message]] = Released
+    hashes: Payload
+
+
+@message
+class Removals(Message):
+    """Files removed after the asked commit number, oldest first."""
+
+    TYPE: ClassVar[str] = "removals"
+    store_id: Annotated[str, MaxLen(64)]
+    commit_number: Count
+    file_ids: Annotated[tuple[HexId, ...], MaxLen(10_000)]
+    more: bool
+
+
+@message
+class GetRemovals(Request):
+    TYPE: ClassVar[str] = "get_removals"
+    REPLY: ClassVar[type[Message]] = Removals
+    since: Count
+
+
+@message
+class Lost(Request):
+    """A node found that it no longer holds these chunks whole (32-byte digests)."""
+
+    TYPE: ClassVar[str] = "lost"
+    REPLY: ClassVar[type[Message]] = Ok
+    hashes: Payload
+
+
+@message
+class ReportCorrupt(Request):
+    """A client received bytes from `peer_id` that are not chunk `sha256` (SPEC D8)."""
+
+    TYPE: ClassVar[str] = "report_corrupt"
+    REPLY: ClassVar[type[Message]] = Ok
+    peer_id: PeerId
+    sha256: Hash
+
+
+# -- chunks: client or node -> node ---------------------------------------------------------
+
+
+@message
+class Block(Message):
+    """Bytes of a chunk; the receiver verifies the whole chunk before it counts."""
+
+    TYPE: ClassVar[str] = "block"
+    data: Payload
+
+
+@message
+class GetBlock(Request):
+    """`length` bytes at `offset` of chunk `sha256`. `received` counts the payload bytes
+    that this connection has taken in, or given up waiting for, so far: it frees the
+    sender's budget."""
+
+    TYPE: ClassVar[str] = "get_block"
+    REPLY: ClassVar[type[Message]] = Block
+    sha256: Hash
+    offset: Count
+    length: Annotated[int, Ge(1)]
+    received: Count
+
+
+@message
+class Acknowledge(Request):
+    """No further request for now; all `received` bytes have arrived."""
+
+    TYPE: ClassVar[str] = "acknowledge"
+    REPLY: ClassVar[type[Message]] = Ok
+    received: Count
+
+
+@message
+class Offered(Message):
+    """`have`: stored already, now leased for the upload. Else memory for the whole
+    chunk is reserved: send its blocks."""
+
+    TYPE: ClassVar[str] = "offered"
+    have: bool
+
+
+@message
+class Offer(Request):
+    """May I send you this chunk? Answered when a buffer for all of it is free."""
+
+    TYPE: ClassVar[str] = "offer"
+    REPLY: ClassVar[type[Message]] = Offered
+    upload_id: UploadId
+    sha256: Hash
+    blake3: Hash
+    size: Annotated[int, Ge(1)]
+
+
+@message
+class BlockTaken(Message):
+    """`stored`: that was the last block missing; the chunk is verified and durable."""
+
+    TYPE: ClassVar[str] = "block_taken"
+    stored: bool
+
+
+@message
+class PutBlock(Request):
+    """Bytes at `offset` of an offered chunk, in any order."""
+
+    TYPE: ClassVar[str] = "put_block"
+    REPLY: ClassVar[type[Message]] = BlockTaken
+    upload_id: UploadId
+    sha256: Hash
+    offset: Count
+    data: Payload
+
+
+@message
+class PutManifest(Request):
+    """Keep this manifest durably beside the chunks of it that you hold."""
+
+    TYPE: ClassVar[str] = "put_manifest"
+    REPLY: ClassVar[type[Message]] = Ok
+    upload_id: UploadId
+    file_id: HexId
+    manifest: Payload
+
+
+@message
+class Conclude(Request):
+    """The upload was committed: its leases on this node end."""
+
+    TYPE: ClassVar[str] = "conclude"
+    REPLY: ClassVar[type[Message]] = Ok
+    upload_id: UploadId
+
+
+# -- events: tracker -> subscribers ----------------------------------------------------------
+
+
+@message
+class Event(Message):
+    """One published fact. `topic` is also the frame that subscriptions match;
+    `fields` are described per topic in docs/events.md. A `tick` repeats the last seq."""
+
+    TYPE: ClassVar[str] = "event"
+    topic: Annotated[str, MaxLen(64)]
+    epoch: Annotated[str, MaxLen(64)]
+    seq: Count
+    time_ms: Count
+    fields: dict[str, Any]
+
+
+def _subclasses(base: type[Message]) -> list[type[Message]]:
+    return [cls for child in base.__subclasses__() for cls in ([child, *_subclasses(child)])]
+
+
+#: wire type -> class
+BY_TYPE: dict[str, type[Message]] = {cls.TYPE: cls for cls in _subclasses(Message) if "TYPE" in vars(cls)}
+
+
+def _payload_fields(cls: type[Message]) -> tuple[str, ...]:
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple(f.name for f in fields(cls) if PAYLOAD in getattr(hints[f.name], "__metadata__", ()))  # type: ignore[arg-type]
+
+
+#: class -> names of its payload fields, in frame order
+PAYLOAD_FIELDS: dict[type[Message], tuple[str, ...]] = {cls: _payload_fields(cls) for cls in BY_TYPE.values()}
+#: class -> names of its header fields
+HEADER_FIELDS: dict[type[Message], tuple[str, ...]] = {
+    cls: tuple(f.name for f in fields(cls) if f.name not in PAYLOAD_FIELDS[cls])  # type: ignore[arg-type]
+    for cls in BY_TYPE.values()
+}

@@ -1,0 +1,150 @@
+"""Frames <-> messages, with limits on everything that comes in. Pure.
+
+A message is a multipart: a msgpack map as header, then the payload frames:
+
+    header = {"v": version, "t": type, "id": request id, "f": {field: value}}
+
+In plain transport the header also has `"from"`: the sender's own claim of its peer
+id. Under CURVE that key is ignored; the frame's authenticated User-Id counts.
+An event has its topic as a frame before the header, for subscriptions to match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+import msgpack
+from pydantic import ValidationError
+
+from zchunk.errors import MalformedMessage, UnknownMessage, UnsupportedVersion, ZchunkError, from_wire
+from zchunk.protocol.messages import (
+    BY_TYPE,
+    HEADER_FIELDS,
+    PAYLOAD_FIELDS,
+    PROTOCOL_VERSION,
+    ErrorReply,
+    Message,
+)
+
+MAX_HEADER_BYTES = 8 * 1024 * 1024
+#: The largest frame: the manifest of a file with 500,000 chunks, more than any block.
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_FRAMES = 8
+MAX_REQUEST_ID = 2**63 - 1
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A decoded message. `claim` is the sender's unproven word on who it is."""
+
+    request_id: int
+    message: Message
+    claim: str | None = None
+
+
+def encode(message: Message, request_id: int = 0, claim: str | None = None) -> list[Buffer]:
+    """The frames of `message`; payload frames are the caller's buffers, not copies."""
+    kind = type(message)
+    values = {name: _plain(getattr(message, name)) for name in HEADER_FIELDS[kind]}
+    header: dict[str, Any] = {"v": PROTOCOL_VERSION, "t": kind.TYPE, "id": request_id, "f": values}
+    if claim is not None:
+        header["from"] = claim
+    frames: list[Buffer] = [msgpack.packb(header, use_bin_type=True)]
+    frames += [getattr(message, name) for name in PAYLOAD_FIELDS[kind]]
+    return frames
+
+
+def _plain(value: Any) -> Any:
+    """Nested records become maps; everything else is packed as it is."""
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value
+
+
+def decode(frames: Sequence[Buffer]) -> Envelope:
+    """Frames from a socket -> a message.
+
+    Raises UnsupportedVersion, UnknownMessage or MalformedMessage; each has, where the
+    header could be read that far, the request id in `details["request_id"]`, so that
+    the sender can be answered.
+    """
+    header = _header(frames)
+    request_id = header.get("id")
+    if not (type(request_id) is int and 0 <= request_id <= MAX_REQUEST_ID):
+        raise MalformedMessage("the message has no request id")
+    try:
+        return Envelope(request_id, _message(header, frames), _claim(header))
+    except ZchunkError as error:
+        error.details["request_id"] = request_id
+        raise
+
+
+def _header(frames: Sequence[Buffer]) -> dict[str, Any]:
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise MalformedMessage(f"a message of {len(frames)} frames")
+    if len(frames[0]) > MAX_HEADER_BYTES:
+        raise MalformedMessage(f"a header of {len(frames[0])} bytes")
+    header = _unpack(frames[0])
+    if not isinstance(header, dict):
+        raise MalformedMessage("the header is no map")
+    return header
+
+
+def _unpack(data: Buffer) -> Any:
+    try:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            use_list=False,
+            strict_map_key=True,
+            max_str_len=MAX_HEADER_BYTES,
+            max_bin_len=MAX_HEADER_BYTES,
+            max_array_len=20_000,
+            max_map_len=256,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise MalformedMessage(f"the header cannot be read: {str(error)[:100]}") from None
+
+
+def _message(header: dict[str, Any], frames: Sequence[Buffer]) -> Message:
+    version, kind, values = header.get("v"), header.get("t"), header.get("f")
+    if type(version) is not int or version != PROTOCOL_VERSION:
+        raise UnsupportedVersion(
+            f"protocol version {str(version)[:20]} is not understood here, only {PROTOCOL_VERSION}; "
+            "bring all PCs to the same zchunk release"
+        )
+    cls = BY_TYPE.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise UnknownMessage(f"unknown message type {str(kind)[:40]!r}")
+    payload = PAYLOAD_FIELDS[cls]
+    if not isinstance(values, dict) or len(frames) != 1 + len(payload):
+        raise MalformedMessage(f"a message {kind!r} of the wrong shape")
+    known = {name: values[name] for name in HEADER_FIELDS[cls] if name in values}
+    try:
+        return cls(**known, **dict(zip(payload, frames[1:], strict=True)))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise MalformedMessage(f"message {kind!r}, field {where}: {first['msg']}") from None
+
+
+def _claim(header: dict[str, Any]) -> str | None:
+    claim = header.get("from")
+    return claim if isinstance(claim, str) and len(claim) == 32 else None
+
+
+def error_reply(error: ZchunkError) -> ErrorReply:
+    details = {key: value for key, value in error.details.items() if key != "request_id"}
+    return ErrorReply(code=error.code, message=error.message[:4000], details=details)
+
+
+def raised(reply: ErrorReply) -> ZchunkError:
+    """The exception that an `ErrorReply` stands for."""
+    return from_wire(reply.code, reply.message, dict(reply.details))

@@ -1,0 +1,62 @@
+"""What `core` is given and what it answers with; `server.py` carries the actions out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zchunk.clock import Now
+from zchunk.errors import ZchunkError
+from zchunk.protocol.messages import Event, Message
+from zchunk.protocol.wire import error_reply
+from zchunk.tracker.store import TrackerStore
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Where a request came from. `peer_id` is proven (CURVE) or claimed (plain)."""
+
+    connection: bytes
+    peer_id: str | None
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    connection: bytes
+    request_id: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Run `run(store)` in the store's thread; when it is committed, carry out what
+    `then(value, error, now)` returns. Works run in order."""
+
+    run: Callable[[TrackerStore], Any]
+    then: Callable[[Any, ZchunkError | None, Now], list[Action]]
+
+
+Action = Reply | Publish | Work
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request being answered."""
+
+    sender: Sender
+    peer_id: str
+    request_id: int
+    message: Any
+
+    def reply(self, message: Message) -> list[Action]:
+        return [Reply(self.sender.connection, self.request_id, message)]
+
+    def refuse(self, error: ZchunkError) -> list[Action]:
+        return self.reply(error_reply(error))

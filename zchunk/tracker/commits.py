@@ -1,0 +1,160 @@
+"""What files there are: their commit, their removal, and the number that each of both raises.
+
+Responsible for writing `models.File`, `FileChunk`, `Tombstone` and the commit number;
+`listing.py` reads them, `holders.py` says what a commit takes. Called by `store.py`, inside
+its transactions: a file is visible whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from zchunk.errors import ManifestInvalid
+from zchunk.manifest import Manifest
+from zchunk.protocol.messages import FileRecord
+from zchunk.tracker.database import MAX_NUMBER, PARAMETERS, Database, batches
+from zchunk.tracker.holders import Demand, Holders
+from zchunk.tracker.listing import Listing, shown
+from zchunk.tracker.storedpeers import StoredPeers
+
+
+class Removals(NamedTuple):
+    """`up_to_commit` is what to ask from next."""
+
+    file_ids: list[str]
+    up_to_commit: int
+    more: bool
+
+
+class Commits:
+    """The tables of files and tombstones, to write."""
+
+    def __init__(self, database: Database, peers: StoredPeers, listing: Listing) -> None:
+        self._database = database
+        self._m = database.models
+        self._peers = peers
+        self._listing = listing
+
+    @property
+    def number(self) -> int:
+        return int(self._database.meta("commit_number"))
+
+    def _next_number(self) -> int:
+        meta = self._m.MetaValue
+        number = self.number + 1
+        meta.update({meta.value: str(number)}).where(meta.key == "commit_number").execute()
+        return number
+
+    # -- commit ---------------------------------------------------------------------------
+
+    def commit(
+        self, manifest: Manifest, demand: Demand, live: Collection[str], now_ms: int
+    ) -> tuple[FileRecord, bool]:
+        """See `TrackerStore.commit_file`."""
+        same = self._m.File.file_id == manifest.file_id
+        known = self._listing.find(same)
+        if known:
+            self._raise_demand(known[0], manifest, demand, live)
+        else:
+            self._insert_file(manifest, demand, live, now_ms)
+        return self._listing.find(same)[0], bool(known)
+
+    def _insert_file(self, manifest: Manifest, demand: Demand, live: Collection[str], now_ms: int) -> None:
+        holders = self._holders(manifest, live)
+        holders.check(demand)
+        if "\0" in manifest.name:  # a name may be any text, but PostgreSQL's text has no NUL
+            raise ManifestInvalid("the file's name contains a NUL character")
+        chunk, grave = self._m.FileChunk, self._m.Tombstone
+        key = self._m.File.insert(self._file_values(manifest, demand, holders, now_ms)).execute()
+        rows = ((key, index, row.sha256) for index, row in enumerate(manifest.chunks))
+        self._database.insert(chunk, [chunk.file, chunk.chunk_index, chunk.chunk_hash], rows)
+        grave.delete().where(grave.file_id == manifest.file_id).execute()
+
+    def _file_values(
+        self, manifest: Manifest, demand: Demand, holders: Holders, now_ms: int
+    ) -> dict[Any, object]:
+        file = self._m.File
+        return {
+            file.file_id: manifest.file_id,
+            file.name: manifest.name,
+            file.size: manifest.size,
+            file.sha256: manifest.sha256,
+            file.chunk_size: manifest.chunk_size,
+            file.chunks_count: len(manifest.chunks),
+            file.replicas: demand.replicas,
+            file.is_chunked: demand.distributed,
+            file.is_distributed: holders.spread,
+            file.minimum_peers_required: holders.minimum(),
+            file.min_peers: demand.min_peers,
+            file.created_at_ms: now_ms,
+            file.commit_number: self._next_number(),
+            file.manifest: manifest.canonical,
+        }
+
+    def _raise_demand(
+        self, known: FileRecord, manifest: Manifest, demand: Demand, live: Collection[str]
+    ) -> None:
+        """A repeated commit succeeds whatever is up by now: the first one did."""
+        file = self._m.File
+        same = file.file_id == known.file_id
+        file.update({file.min_peers: demand.min_peers}).where(
+            same & (file.min_peers < demand.min_peers)
+        ).execute()
+        if demand.replicas <= known.replicas and demand.distributed <= known.is_chunked:
+            return
+        values = {
+            file.replicas: max(demand.replicas, known.replicas),
+            file.is_chunked: demand.distributed or known.is_chunked,
+        }
+        holders = self._holders(manifest, live)
+        if not holders.missing:  # else what was true at the first commit is the better answer
+            values[file.is_distributed] = holders.spread
+            values[file.minimum_peers_required] = holders.minimum()
+        file.update(values).where(same).execute()
+
+    def _holders(self, manifest: Manifest, live: Collection[str]) -> Holders:
+        """In order of the hashes, as the database keeps them, and a batch at a time, since
+        a file may have a million chunks."""
+        holding, up = self._m.Holding, self._peers.live_ids(live)
+        query = holding.select(holding.chunk_hash, holding.peer).where(holding.is_available)
+        chunks, found = manifest.chunks, Holders(shown(manifest.name), len(manifest.chunks))
+        order = sorted(range(len(chunks)), key=lambda index: chunks[index].sha256)
+        hashes = (chunks[index].sha256 for index in order)
+        cursors = self._database.among(query, holding.chunk_hash, hashes)
+        for indexes, cursor in zip(batches(order, PARAMETERS), cursors, strict=True):
+            holders: dict[bytes, list[str]] = {}
+            for chunk_hash, key in cursor.fetchall():
+                if key in up:  # and some drivers give a memoryview
+                    holders.setdefault(bytes(chunk_hash), []).append(up[key])
+            for index in indexes:
+                found.note(index, holders.get(chunks[index].sha256, ()))
+        return found
+
+    # -- removal --------------------------------------------------------------------------
+
+    def remove(self, file_id: str, now_ms: int) -> int:
+        """See `TrackerStore.remove_file`."""
+        file, chunk, grave = self._m.File, self._m.FileChunk, self._m.Tombstone
+        before = self._database.all(grave.select(grave.commit_number).where(grave.file_id == file_id))
+        if before:
+            return int(before[0][0])
+        record = self._listing.file(file_id)
+        number = self._next_number()
+        key = file.select(file.id).where(file.file_id == file_id)
+        chunk.delete().where(chunk.file == key).execute()
+        file.delete().where(file.file_id == file_id).execute()
+        values = (file_id, record.name, number, now_ms)
+        fields = [grave.file_id, grave.name, grave.commit_number, grave.removed_at_ms]
+        self._database.insert(grave, fields, [values])
+        return number
+
+    def removals(self, since: int, limit: int) -> Removals:
+        """See `TrackerStore.removals`."""
+        grave = self._m.Tombstone
+        query = grave.select(grave.file_id, grave.commit_number)
+        query = query.where(grave.commit_number > min(since, MAX_NUMBER)).order_by(grave.commit_number)
+        rows = self._database.all(query.limit(limit + 1))
+        page, more = rows[:limit], len(rows) > limit
+        last = page[-1][1] if more else self.number
+        return Removals([row[0] for row in page], last, more)

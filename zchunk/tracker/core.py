@@ -1,0 +1,588 @@
+"""What the tracker decides: a request and the time in, actions out. Pure.
+
+What may not happen here: a reply or an event before the commit that it tells of; a
+`seq` given out of order; an answer to a sender who is no member, or whose role does
+not go that far; a block of the control loop (everything that touches the store or
+grows with a file's size is `Work`, done in the store's thread).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from zchunk.addresses import announced, unmapped
+from zchunk.addresses import parse as parse_address
+from zchunk.clock import Now
+from zchunk.errors import (
+    HelloFirst,
+    MalformedMessage,
+    NotAllowed,
+    NotYetStored,
+    UnknownMessage,
+    ZchunkError,
+)
+from zchunk.manifest import Manifest, parse
+from zchunk.protocol.columns import split_hashes
+from zchunk.protocol.messages import (
+    MAX_ADDRESS,
+    Abandon,
+    Beat,
+    Commit,
+    Committed,
+    Event,
+    FileRecord,
+    Files,
+    GetRemovals,
+    GetSnapshot,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Inventory,
+    Join,
+    Joined,
+    ListFiles,
+    Locate,
+    Located,
+    Lost,
+    Message,
+    Ok,
+    PeerRecord,
+    Plan,
+    Planned,
+    Release,
+    Released,
+    Removals,
+    Remove,
+    Removed,
+    ReportCorrupt,
+    Request,
+    Snapshot,
+    Stored,
+    Welcome,
+)
+from zchunk.tracker.actions import Action, Ask, Publish, Sender, Work
+from zchunk.tracker.liveness import Change, Life, Liveness
+from zchunk.tracker.membership import Member, Membership
+from zchunk.tracker.planning import Reservations, make_plan
+from zchunk.tracker.records import file_fields, restored, save
+from zchunk.tracker.store import LocatedRows, StoredPeer, TrackerStore
+
+log = logging.getLogger(__name__)
+
+#: Events kept for `--since` and for subscribers with a gap.
+HISTORY = 10_000
+_TICK_S = 1.0
+#: A commit waits so long for nodes whose `stored` is still on its way.
+_COMMIT_PATIENCE_S = 5.0
+_MAX_INVENTORY_BYTES = 32 * 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    heartbeat_s: float
+    lease_s: float
+
+
+@dataclass(slots=True)
+class _ParkedCommit:
+    ask: Ask
+    deadline: float
+
+
+@dataclass(slots=True)
+class _Inventory:
+    """Pages of a node's inventory as they come in."""
+
+    incarnation: int
+    next_page: int = 0
+    parts: list[bytes] = field(default_factory=list)
+
+
+_STORING = frozenset({"node"})
+_WRITING = frozenset({"node", "client"})
+_READING = frozenset({"node", "client", "observer"})
+
+
+class TrackerCore:
+    def __init__(
+        self,
+        *,
+        membership: Membership,
+        peers: Sequence[StoredPeer],
+        timing: Timing,
+        epoch: str,
+        store_id: str,
+        commit_number: int,
+        events_at: tuple[str, ...],
+        now: Now,
+    ) -> None:
+        """`peers` are the store's, from earlier runs; `events_at` is where PUB listens."""
+        self.epoch = epoch
+        self.seq = 0
+        self.history: deque[Event] = deque(maxlen=HISTORY)
+        self._membership = membership
+        self._timing = timing
+        self._store_id = store_id
+        self._commit_number = commit_number
+        self._events_at = events_at
+        self._liveness = Liveness(heartbeat_s=timing.heartbeat_s, lease_s=timing.lease_s, now=now.mono)
+        self._records: dict[str, PeerRecord] = {}
+        #: bytes per second that each node served and stored lately
+        self._loads: dict[str, float] = {}
+        self._inventories: dict[str, _Inventory] = {}
+        self._reservations = Reservations()
+        self._parked: dict[str, _ParkedCommit] = {}
+        self._next_tick = now.mono
+        self._members_problem = ""
+        for peer in peers:
+            self._liveness.restore(peer.peer_id, peer.incarnation, peer.left, now.mono)
+            self._records[peer.peer_id] = restored(peer)
+        #: request -> (who may, what it does)
+        self._handlers: dict[type[Request], tuple[frozenset[str], Callable[[Ask, Now], list[Action]]]] = {
+            Hello: (_STORING, self._hello),
+            Inventory: (_STORING, self._inventory),
+            Heartbeat: (_READING, self._heartbeat),
+            Goodbye: (_STORING, self._goodbye),
+            GetSnapshot: (_READING, self._snapshot),
+            Plan: (_WRITING, self._plan),
+            Stored: (_STORING, self._stored),
+            Commit: (_WRITING, self._commit),
+            Abandon: (_WRITING, self._abandon),
+            Locate: (_READING, self._locate),
+            ListFiles: (_READING, self._list_files),
+            Remove: (_WRITING, self._remove),
+            Release: (_STORING, self._release),
+            GetRemovals: (_STORING, self._removals),
+            Lost: (_STORING, self._lost),
+            ReportCorrupt: (_WRITING, self._report_corrupt),
+        }
+
+    # -- the shell's calls ----------------------------------------------------------
+
+    def handle(self, sender: Sender, request_id: int, message: Message, now: Now) -> list[Action]:
+        ask = Ask(sender, sender.peer_id or "", request_id, message)
+        try:
+            if isinstance(message, Join):
+                return self._join(ask, now)
+            return self._dispatch(ask, now)
+        except ZchunkError as error:
+            return ask.refuse(error)
+
+    def advance(self, now: Now) -> list[Action]:
+        actions = self._changed(self._liveness.advance(now.mono), now)
+        self._reservations.expire(now.mono)
+        for upload_id, parked in list(self._parked.items()):
+            if parked.deadline <= now.mono:
+                del self._parked[upload_id]
+                actions.append(self._commit_work(parked.ask, patience_ends=now.mono))
+        if self._next_tick <= now.mono:
+            self._next_tick = now.mono + _TICK_S
+            self._refresh_members()
+            actions.append(Publish(self._event("tick", {}, self.seq, now)))
+        return actions
+
+    def _refresh_members(self) -> None:
+        """Another process may have changed the list; one that cannot be read changes nothing."""
+        try:
+            self._membership.refresh()
+        except ZchunkError as error:
+            if error.message != self._members_problem:
+                log.warning("the allow list stays as it was: %s", error.message)
+            self._members_problem = error.message
+        else:
+            self._members_problem = ""
+
+    def connection_gone(self, connection: bytes, now: Now) -> list[Action]:
+        return self._changed(self._liveness.connection_gone(connection, now.mono), now)
+
+    def deadline(self) -> float:
+        times = [self._next_tick, self._liveness.deadline()]
+        times += [parked.deadline for parked in self._parked.values()]
+        return min(t for t in times if t is not None)
+
+    # -- who may do what ------------------------------------------------------------
+
+    def _dispatch(self, ask: Ask, now: Now) -> list[Action]:
+        entry = self._handlers.get(type(ask.message))
+        if entry is None:
+            raise UnknownMessage(f"the tracker does not answer {ask.message.TYPE!r}")
+        roles, handler = entry
+        member = self._member(ask)
+        if member.role not in roles:
+            raise NotAllowed(f"{member.name} joined as {member.role}, which may not {ask.message.TYPE!r}")
+        return handler(ask, now)
+
+    def _member(self, ask: Ask) -> Member:
+        member = self._membership.member(ask.peer_id)
+        if member is None or member.revoked:
+            raise NotAllowed(
+                "this PC is no member of the cluster; join it with a token "
+                "(`zchunk token` on the tracker's PC prints one)"
+            )
+        return member
+
+    def _join(self, ask: Ask, now: Now) -> list[Action]:
+        message: Join = ask.message
+
+        def run(_: TrackerStore) -> Member:
+            return self._membership.join(ask.peer_id, message.public_key, message.name, now.wall_ms)
+
+        def then(member: Member, error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            return ask.reply(
+                Joined(
+                    peer_id=member.peer_id,
+                    name=member.name,
+                    role=member.role,
+                    store_id=self._store_id,
+                    events=self._events_at,
+                )
+            )
+
+        return [Work(run, then)]
+
+    # -- presence -------------------------------------------------------------------
+
+    def _hello(self, ask: Ask, now: Now) -> list[Action]:
+        hello: Hello = ask.message
+        # First what may be refused: a life without a record would be nobody's.
+        record = self._hello_record(ask, now)
+        arriving = self._liveness.hello(ask.peer_id, hello.incarnation, ask.sender.connection, now.mono)
+        record = replace(record, status="down" if arriving else "up")
+        before = self._records.get(ask.peer_id)
+        self._records[ask.peer_id] = record
+
+        def run(store: TrackerStore) -> tuple[int, bytes]:
+            save(store, record, left=False)
+            return store.inventory_summary(ask.peer_id)
+
+        def then(known: tuple[int, bytes], error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            differs = known != (hello.chunks, bytes(hello.inventory_digest))
+            actions = ask.reply(self._welcome(record, inventory_wanted=differs))
+            if not arriving:
+                actions += self._updated(record, before, now)
+            if differs:
+                self._inventories[ask.peer_id] = _Inventory(hello.incarnation)
+                return actions
+            return actions + self._arrived(ask.peer_id, hello.incarnation, now)
+
+        return [Work(run, then)]
+
+    def _hello_record(self, ask: Ask, now: Now) -> PeerRecord:
+        hello: Hello = ask.message
+        seen_from = unmapped(ask.sender.address) if ask.sender.address else None
+        member = self._member(ask)
+        endpoints = announced(
+            bound=hello.bound,
+            port=hello.port,
+            advertise=hello.advertise,
+            seen_from=seen_from,
+            interfaces=hello.interfaces,
+        )
+        for endpoint in endpoints:
+            parse_address(endpoint)  # others would fail to connect: refused as InvalidUsage here
+        if max(map(len, endpoints)) > MAX_ADDRESS:
+            raise MalformedMessage("a hello with an address that is too long to be told")
+        return PeerRecord(
+            peer_id=ask.peer_id,
+            name=member.name,
+            role="node",
+            status="down",
+            incarnation=hello.incarnation,
+            endpoints=endpoints,
+            capacity=hello.capacity,
+            free=hello.free,
+            chunks=hello.chunks,
+            last_seen_ms=now.wall_ms,
+        )
+
+    def _welcome(self, record: PeerRecord, inventory_wanted: bool) -> Welcome:
+        return Welcome(
+            epoch=self.epoch,
+            seq=self.seq,
+            heartbeat_interval_s=self._timing.heartbeat_s,
+            lease_s=self._timing.lease_s,
+            store_id=self._store_id,
+            commit_number=self._commit_number,
+            endpoints=record.endpoints,
+            inventory_wanted=inventory_wanted,
+        )
+
+    def _updated(self, record: PeerRecord, before: PeerRecord | None, now: Now) -> list[Action]:
+        """A node that was up said hello again: news only when its address changed."""
+        if before is not None and before.endpoints == record.endpoints:
+            return []
+        fields = {"peer_id": record.peer_id, "name": record.name, "peer": asdict(record)}
+        return [self._publish("peer.updated", fields, now)]
+
+    def _inventory(self, ask: Ask, now: Now) -> list[Action]:
+        page: Inventory = ask.message
+        pages = self._inventories.get(ask.peer_id)
+        if pages is None or self._liveness.connection(ask.peer_id) != ask.sender.connection:
+            raise HelloFirst("an inventory comes after a hello that asked for it")
+        if page.page == 0:
+            pages.parts, pages.next_page = [], 0
+        if page.page > pages.next_page:
+            # A repeated hello began it anew: an Ok would leave the node waiting for ever.
+            raise HelloFirst("a page of the inventory is missing; say hello again")
+        if page.page == pages.next_page:
+            pages.parts.append(bytes(page.hashes))
+            pages.next_page += 1
+        if sum(map(len, pages.parts)) > _MAX_INVENTORY_BYTES:
+            del self._inventories[ask.peer_id]
+            raise NotAllowed("an inventory of more than 4,000,000 chunks is not taken")
+        if not page.last or page.page != pages.next_page - 1:
+            return ask.reply(Ok())
+        return [self._inventory_work(ask, pages)]
+
+    def _inventory_work(self, ask: Ask, pages: _Inventory) -> Work:
+        def run(store: TrackerStore) -> None:
+            store.replace_inventory(ask.peer_id, split_hashes(b"".join(pages.parts)), store.now_ms())
+
+        def then(_: Any, error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            if self._inventories.get(ask.peer_id) is pages:
+                del self._inventories[ask.peer_id]
+            return ask.reply(Ok()) + self._arrived(ask.peer_id, pages.incarnation, now)
+
+        return Work(run, then)
+
+    def _arrived(self, peer_id: str, incarnation: int, now: Now) -> list[Action]:
+        return self._changed(self._liveness.arrived(peer_id, incarnation, now.mono), now)
+
+    def _heartbeat(self, ask: Ask, now: Now) -> list[Action]:
+        beat: Heartbeat = ask.message
+        if self._member(ask).role == "node" and beat.incarnation:
+            known = self._liveness.beat(ask.peer_id, beat.incarnation, ask.sender.connection, now.mono)
+            if not known:
+                raise HelloFirst("say hello first")
+            self._loads[ask.peer_id] = beat.load
+            self._records[ask.peer_id] = replace(
+                self._records[ask.peer_id], free=beat.free, chunks=beat.chunks, last_seen_ms=now.wall_ms
+            )
+        return ask.reply(Beat(epoch=self.epoch, seq=self.seq))
+
+    def _goodbye(self, ask: Ask, now: Now) -> list[Action]:
+        changes = self._liveness.goodbye(ask.peer_id, ask.message.incarnation, now.mono)
+        return [self._changed_work(change, ask.reply(Ok())) for change in changes] or ask.reply(Ok())
+
+    def _changed(self, changes: Sequence[Change], now: Now) -> list[Action]:
+        """Liveness changed: keep it in the store, then publish."""
+        return [self._changed_work(change) for change in changes]
+
+    def _changed_work(self, change: Change, answer: Sequence[Action] = ()) -> Work:
+        status = {Life.UP: "up", Life.LEFT: "left"}.get(change.life, "down")
+        record = replace(self._records[change.peer_id], status=status)
+        self._records[change.peer_id] = record
+
+        def run(store: TrackerStore) -> None:
+            save(store, record, left=change.life is Life.LEFT)
+
+        def then(_: Any, error: ZchunkError | None, now: Now) -> list[Action]:
+            # A store that cannot write must not hide that a peer came or went.
+            topic = "peer.up" if change.life is Life.UP else "peer.down"
+            fields = {"peer_id": change.peer_id, "name": record.name, "reason": change.reason}
+            event = self._publish(topic, {**fields, "peer": asdict(record)}, now)
+            return [*answer, event, *self._retry_parked()]
+
+        return Work(run, then)
+
+    def _snapshot(self, ask: Ask, now: Now) -> list[Action]:
+        records = tuple(self._records[peer_id] for peer_id in sorted(self._records))
+        return ask.reply(Snapshot(epoch=self.epoch, seq=self.seq, events=self._events_at, peers=records))
+
+    # -- uploads --------------------------------------------------------------------
+
+    def _plan(self, ask: Ask, now: Now) -> list[Action]:
+        plan: Plan = ask.message
+        online = [self._records[peer_id] for peer_id in sorted(self._liveness.up())]
+        taken = self._reservations.taken(plan.upload_id)
+        loads = dict(self._loads)
+
+        def run(_: TrackerStore) -> tuple[Planned, dict[str, int]]:
+            return make_plan(plan, online, taken, loads)
+
+        def then(result: tuple[Planned, dict[str, int]], error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            planned, wanted = result
+            self._reservations.add(plan.upload_id, wanted, plan.chunk_size, now.mono)
+            return ask.reply(planned)
+
+        return [Work(run, then)]
+
+    def _stored(self, ask: Ask, now: Now) -> list[Action]:
+        stored: Stored = ask.message
+        hashes = split_hashes(stored.hashes)
+        self._reservations.stored(stored.upload_id, ask.peer_id, len(hashes), now.mono)
+
+        def run(store: TrackerStore) -> None:
+            store.add_holdings(ask.peer_id, hashes, store.now_ms())
+
+        def then(_: Any, error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            return ask.reply(Ok()) + self._retry_parked()
+
+        return [Work(run, then)]
+
+    def _commit(self, ask: Ask, now: Now) -> list[Action]:
+        # Asked again while it waits, it waits no longer for that.
+        parked = self._parked.get(ask.message.upload_id)
+        patience_ends = now.mono + _COMMIT_PATIENCE_S if parked is None else parked.deadline
+        return [self._commit_work(ask, patience_ends)]
+
+    def _commit_work(self, ask: Ask, patience_ends: float) -> Work:
+        commit: Commit = ask.message
+        live = self._liveness.up()
+
+        def run(store: TrackerStore) -> tuple[FileRecord, bool, int]:
+            manifest: Manifest = parse(commit.manifest, commit.file_id)
+            record, already = store.commit_file(
+                manifest,
+                replicas=commit.replicas,
+                min_peers=commit.min_peers,
+                distributed=commit.distribute,
+                live=live,
+                now_ms=store.now_ms(),
+            )
+            return record, already, store.commit_number
+
+        def then(result: tuple[FileRecord, bool, int], error: ZchunkError | None, later: Now) -> list[Action]:
+            if isinstance(error, NotYetStored) and later.mono < patience_ends:
+                # Some node's `stored` is on its way here: try again when one arrives.
+                self._parked[commit.upload_id] = _ParkedCommit(ask, patience_ends)
+                return []
+            if error is not None:
+                return ask.refuse(error)
+            record, already, self._commit_number = result
+            self._reservations.drop(commit.upload_id)
+            actions = ask.reply(Committed(file=record, already=already))
+            if not already:
+                actions.append(self._publish("file.distributed", file_fields(record), later))
+            return actions
+
+        return Work(run, then)
+
+    def _retry_parked(self) -> list[Action]:
+        parked, self._parked = self._parked, {}
+        return [self._commit_work(p.ask, p.deadline) for p in parked.values()]
+
+    def _abandon(self, ask: Ask, now: Now) -> list[Action]:
+        self._reservations.drop(ask.message.upload_id)
+        return ask.reply(Ok())
+
+    # -- files ----------------------------------------------------------------------
+
+    def _locate(self, ask: Ask, now: Now) -> list[Action]:
+        locate: Locate = ask.message
+
+        def run(store: TrackerStore) -> LocatedRows:
+            return store.locate(store.resolve(locate.name_or_id, locate.unique).file_id)
+
+        def then(rows: LocatedRows, error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            return ask.reply(
+                Located(
+                    file=rows.file,
+                    peers=tuple(self._records[peer_id] for peer_id in rows.peer_ids),
+                    manifest=rows.manifest,
+                    holder_counts=rows.holder_counts,
+                    holder_peers=rows.holder_peers,
+                    holder_times=rows.holder_times,
+                )
+            )
+
+        return [Work(run, then)]
+
+    def _list_files(self, ask: Ask, now: Now) -> list[Action]:
+        def then(page: tuple[list[FileRecord], str], error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            return ask.reply(Files(files=tuple(page[0]), next_page=page[1]))
+
+        return [Work(lambda store: store.list_files(ask.message.page), then)]
+
+    def _remove(self, ask: Ask, now: Now) -> list[Action]:
+        file_id: str = ask.message.file_id
+
+        def then(result: tuple[int, bool], error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            commit_number, fresh = result
+            self._commit_number = max(self._commit_number, commit_number)
+            actions = ask.reply(Removed(file_id=file_id, commit_number=commit_number))
+            if fresh:
+                fields = {"file_id": file_id, "commit_number": commit_number}
+                actions.append(self._publish("file.removed", fields, now))
+            return actions
+
+        def run(store: TrackerStore) -> tuple[int, bool]:
+            before = store.commit_number
+            number = store.remove_file(file_id, store.now_ms())
+            return number, number > before
+
+        return [Work(run, then)]
+
+    # -- garbage --------------------------------------------------------------------
+
+    def _release(self, ask: Ask, now: Now) -> list[Action]:
+        hashes = split_hashes(ask.message.hashes)
+
+        def run(store: TrackerStore) -> tuple[list[bytes], int]:
+            return store.release(ask.peer_id, hashes), store.commit_number
+
+        def then(result: tuple[list[bytes], int], error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            free, commit_number = result
+            return ask.reply(
+                Released(store_id=self._store_id, commit_number=commit_number, hashes=b"".join(free))
+            )
+
+        return [Work(run, then)]
+
+    def _removals(self, ask: Ask, now: Now) -> list[Action]:
+        def then(result: tuple[list[str], int, bool], error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            file_ids, up_to, more = result
+            return ask.reply(
+                Removals(store_id=self._store_id, commit_number=up_to, file_ids=tuple(file_ids), more=more)
+            )
+
+        return [Work(lambda store: store.removals(ask.message.since), then)]
+
+    def _lost(self, ask: Ask, now: Now) -> list[Action]:
+        hashes = split_hashes(ask.message.hashes)
+
+        def then(_: Any, error: ZchunkError | None, __: Now) -> list[Action]:
+            return ask.reply(Ok()) if error is None else ask.refuse(error)
+
+        return [Work(lambda store: store.drop_holdings(ask.peer_id, hashes), then)]
+
+    def _report_corrupt(self, ask: Ask, now: Now) -> list[Action]:
+        """Tell the cluster; the named node hears it and checks itself (SPEC D8)."""
+        report: ReportCorrupt = ask.message
+        fields = {"peer_id": report.peer_id, "sha256": report.sha256.hex(), "reported_by": ask.peer_id}
+        return [*ask.reply(Ok()), self._publish("chunk.corrupt", fields, now)]
+
+    # -- events ---------------------------------------------------------------------
+
+    def _publish(self, topic: str, fields: dict[str, Any], now: Now) -> Publish:
+        self.seq += 1
+        event = self._event(topic, fields, self.seq, now)
+        self.history.append(event)
+        return Publish(event)
+
+    def _event(self, topic: str, fields: dict[str, Any], seq: int, now: Now) -> Event:
+        return Event(topic=topic, epoch=self.epoch, seq=seq, time_ms=now.wall_ms, fields=fields)

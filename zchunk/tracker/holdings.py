@@ -1,0 +1,110 @@
+"""Which peer holds which chunk, in the tracker's database, and the peers' inventories.
+
+Responsible for the rows of `models.Holding`, and for the count and digest in a peer's row,
+which every change here keeps exact. Not responsible for files: whether a chunk may be
+released, `store.py` asks the listing first. Called by `store.py`, inside its transactions.
+
+`key` is the key of the peer's row, see `storedpeers.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from zchunk import hashing
+from zchunk.tracker.database import Database
+
+
+class Holdings:
+    """The table, and the inventory columns of `models.Peer`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._table = database.models.Holding
+        self._peers = database.models.Peer
+
+    def add(self, key: int, hashes: Sequence[bytes], stored_at_ms: int) -> int:
+        """Returns how many are new, or were unavailable and count again."""
+        holding = self._table
+        query = holding.select(holding.chunk_hash, holding.is_available).where(holding.peer == key)
+        rows = self._database.rows_among(query, holding.chunk_hash, sorted(set(hashes)))
+        known = {bytes(h): ok for h, ok in rows}
+        fresh = sorted(set(hashes) - known.keys())
+        again = [chunk_hash for chunk_hash, ok in known.items() if not ok]
+        self._insert(key, fresh, stored_at_ms)
+        update = holding.update({holding.stored_at_ms: stored_at_ms, holding.is_available: True})
+        self._database.run_among(update.where(holding.peer == key), holding.chunk_hash, again)
+        self._count(key, added=fresh)
+        return len(fresh) + len(again)
+
+    def drop(self, key: int, hashes: Iterable[bytes]) -> int:
+        """Deletes the peer's rows of `hashes`; returns how many there were."""
+        holding = self._table
+        query = holding.select(holding.chunk_hash).where(holding.peer == key)
+        rows = self._database.rows_among(query, holding.chunk_hash, sorted(set(hashes)))
+        held = [bytes(row[0]) for row in rows]
+        self._delete(key, held)
+        self._count(key, removed=held)
+        return len(held)
+
+    def replace(self, key: int, hashes: Sequence[bytes], now_ms: int) -> tuple[list[bytes], list[bytes]]:
+        """Rows of exactly these afterwards; (added, lost), both ascending."""
+        holding = self._table
+        held = holding.select(holding.chunk_hash).where(holding.peer == key).order_by(holding.chunk_hash)
+        wanted = [chunk_hash for chunk_hash, _ in groupby(sorted(hashes))]
+        have = (bytes(row[0]) for row in self._database.connection.execute(held))
+        added, lost = _difference(have, wanted)
+        self._insert(key, added, now_ms)
+        self._delete(key, lost)
+        self._count(key, added=added, removed=lost)
+        return added, lost
+
+    def mark_unavailable(self, key: int, sha256: bytes) -> bool:
+        """Whether it was available until now."""
+        holding = self._table
+        which = (holding.peer == key) & (holding.chunk_hash == sha256) & holding.is_available
+        return bool(holding.update({holding.is_available: False}).where(which).execute())
+
+    def inventory(self, key: int) -> tuple[int, bytes]:
+        """Count and digest of the peer's rows, available or not."""
+        peer = self._peers
+        query = peer.select(peer.inventory_count, peer.inventory_digest).where(peer.id == key)
+        count, digest = self._database.all(query)[0]
+        return int(count), bytes(digest)
+
+    def _insert(self, key: int, hashes: Iterable[bytes], stored_at_ms: int) -> None:
+        holding = self._table
+        fields = [holding.chunk_hash, holding.peer, holding.stored_at_ms, holding.is_available]
+        rows = ((chunk_hash, key, stored_at_ms, True) for chunk_hash in hashes)
+        self._database.insert(holding, fields, rows)
+
+    def _delete(self, key: int, hashes: Sequence[bytes]) -> None:
+        holding = self._table
+        self._database.run_among(holding.delete().where(holding.peer == key), holding.chunk_hash, hashes)
+
+    def _count(self, key: int, added: Sequence[bytes] = (), removed: Sequence[bytes] = ()) -> None:
+        peer = self._peers
+        count, digest = self.inventory(key)
+        values = {
+            peer.inventory_count: count + len(added) - len(removed),
+            peer.inventory_digest: hashing.add_to_inventory(digest, list(added), list(removed)),
+        }
+        peer.update(values).where(peer.id == key).execute()
+
+
+def _difference(have: Iterable[bytes], want: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """(in `want` alone, in `have` alone); both ascending, without duplicates. One pass, so
+    that an inventory of a million chunks is not in memory twice."""
+    added: list[bytes] = []
+    lost: list[bytes] = []
+    at = 0
+    for chunk_hash in have:
+        while at < len(want) and want[at] < chunk_hash:
+            added.append(want[at])
+            at += 1
+        if at < len(want) and want[at] == chunk_hash:
+            at += 1
+        else:
+            lost.append(chunk_hash)
+    return added + list(want[at:]), lost

@@ -1,0 +1,215 @@
+"""Committed files, to read: by name or id, page by page, by their chunks, with their holders.
+
+Changes nothing. `commits.py` writes what is read here; who is up, callers say. Called by
+`store.py`, and by `commits.py` for the files it changes, inside transactions of the store.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import peewee
+
+from zchunk.errors import AmbiguousName, MalformedMessage, NotFound
+from zchunk.protocol import columns
+from zchunk.protocol.messages import FileRecord
+from zchunk.tracker.database import MAX_NUMBER, Database
+from zchunk.tracker.storedpeers import StoredPeers
+
+_BLOCK_CHUNKS = 10_000
+#: Hex digits that a prefix of a file id needs at least (SPEC "Command line").
+_MIN_PREFIX = 8
+_MAX_CANDIDATES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedRows:
+    """What `messages.Located` needs. `holder_*` are its columns: chunk i has
+    `holder_counts[i]` (u16) entries, earliest first, then lowest peer id, in
+    `holder_peers` (u16 indexes into `peer_ids`) and `holder_times` (u64)."""
+
+    file: FileRecord
+    manifest: bytes
+    peer_ids: tuple[str, ...]
+    holder_counts: bytes
+    holder_peers: bytes
+    holder_times: bytes
+
+
+class HealthCounts(NamedTuple):
+    """`below_replicas` counts the unreadable chunks too."""
+
+    chunks_total: int
+    chunks_readable: int
+    chunks_below_replicas: int
+
+
+class Listing:
+    """The files; what its methods answer, those of the same name of TrackerStore say."""
+
+    def __init__(self, database: Database, peers: StoredPeers) -> None:
+        self._database = database
+        self._m = database.models
+        self._peers = peers
+
+    # -- one file -------------------------------------------------------------------------
+
+    def file(self, file_id: str) -> FileRecord:
+        """Raises NotFound."""
+        found = self.find(self._m.File.file_id == file_id)
+        if not found:
+            raise NotFound(f"there is no file {file_id[:12]}; it was removed, or never committed")
+        return found[0]
+
+    def find(self, condition: Any, limit: int = 1) -> list[FileRecord]:
+        """Newest first."""
+        return [_record(row) for row in self._database.all(self._query(condition).limit(limit))]
+
+    def resolve(self, name_or_id: str, unique: bool) -> FileRecord:
+        file = self._m.File
+        possible = "\0" not in name_or_id  # see `Commits._insert_file`; PostgreSQL fails to ask for one
+        if possible and (named := self.find(file.name == name_or_id, _MAX_CANDIDATES)):
+            return _only(named, name_or_id, "name") if unique else named[0]
+        prefix = name_or_id.lower()
+        found: list[FileRecord] = []
+        if _MIN_PREFIX <= len(prefix) <= 64 and set(prefix) <= set("0123456789abcdef"):
+            # "g" sorts behind every hex digit: a range, which every database can index
+            found = self.find(file.file_id.between(prefix, prefix + "g"), _MAX_CANDIDATES)
+        if not found:
+            raise NotFound(
+                f"there is no file {shown(name_or_id)}, by name or by id; `zchunk ls` lists what there is"
+            )
+        return _only(found, name_or_id, "id")
+
+    def _query(self, condition: Any) -> Any:
+        """Newest first; what `_record` takes, and commit_number. Not the manifest: it is big."""
+        file = self._m.File
+        fields = [getattr(file, name) for name in FileRecord.__dataclass_fields__]
+        query = file.select(*fields, file.commit_number).where(condition)
+        return query.order_by(file.created_at_ms.desc(), file.commit_number.desc())
+
+    # -- many -----------------------------------------------------------------------------
+
+    def page(self, page: str, limit: int) -> tuple[list[FileRecord], str]:
+        """See `TrackerStore.list_files`."""
+        file = self._m.File
+        after: Any = file.id.is_null(False)
+        if page:
+            created, number = _parse_page(page)
+            same = (file.created_at_ms == created) & (file.commit_number < number)
+            after = (file.created_at_ms < created) | same
+        rows = self._database.all(self._query(after).limit(limit + 1))
+        more = f"{rows[limit - 1][-2]}-{rows[limit - 1][-1]}" if len(rows) > limit else ""
+        return [_record(row) for row in rows[:limit]], more
+
+    def files_of(self, hashes: Iterable[bytes]) -> list[str]:
+        chunk, file = self._m.FileChunk, self._m.File
+        query = chunk.select(file.file_id).distinct().join(file, on=(chunk.file == file.id))
+        rows = self._database.rows_among(query, chunk.chunk_hash, sorted(set(hashes)))
+        return sorted({row[0] for row in rows})
+
+    def files_on(self, peer_id: str) -> list[str]:
+        chunk, file, holding = self._m.FileChunk, self._m.File, self._m.Holding
+        mine = chunk.select(chunk.chunk_index).join(holding, on=(holding.chunk_hash == chunk.chunk_hash))
+        mine = mine.where(
+            chunk.file == file.id, holding.peer == self._peers.key(peer_id), holding.is_available
+        )
+        rows = self._database.all(file.select(file.file_id).where(peewee.fn.EXISTS(mine)))
+        return sorted(row[0] for row in rows)
+
+    def named(self, hashes: Sequence[bytes]) -> set[bytes]:
+        """Those of `hashes` that a file names."""
+        chunk = self._m.FileChunk
+        query = chunk.select(chunk.chunk_hash).distinct()
+        return {bytes(row[0]) for row in self._database.rows_among(query, chunk.chunk_hash, hashes)}
+
+    # -- holders --------------------------------------------------------------------------
+
+    def locate(self, file_id: str) -> LocatedRows:
+        file = self._m.File
+        record = self.file(file_id)
+        query = file.select(file.id, file.manifest).where(file.file_id == file_id)
+        key, manifest = self._database.all(query)[0]
+        peer_ids = self._peers.ids()
+        ordered = sorted(peer_ids.values())
+        rank_of = {peer_id: rank for rank, peer_id in enumerate(ordered)}
+        ranks = {peer: rank_of[peer_id] for peer, peer_id in peer_ids.items()}
+        counts, peers, times = [0] * record.chunks_count, array("H"), array("Q")
+        for rows in self._holder_blocks(int(key), record.chunks_count):
+            block = sorted([(index, stored_at, ranks[peer]) for index, stored_at, peer in rows])
+            for index, _, _ in block:
+                counts[index] += 1
+            times.extend([stored_at for _, stored_at, _ in block])
+            peers.extend([rank for _, _, rank in block])
+        used = sorted(set(peers))
+        place = {rank: at for at, rank in enumerate(used)}
+        return LocatedRows(
+            record,
+            bytes(manifest),
+            tuple(ordered[rank] for rank in used),
+            columns.pack(2, counts),
+            columns.pack(2, [place[rank] for rank in peers]),
+            columns.pack(8, times),
+        )
+
+    def health_counts(self, file_id: str, live: Collection[str]) -> HealthCounts:
+        file = self._m.File
+        record = self.file(file_id)
+        up = self._peers.live_ids(live)
+        key = self._database.all(file.select(file.id).where(file.file_id == file_id))[0][0]
+        copies = [0] * record.chunks_count
+        for rows in self._holder_blocks(int(key), record.chunks_count):
+            for index, _, peer in rows:
+                copies[index] += peer in up
+        low = sum(count < record.replicas for count in copies)
+        return HealthCounts(record.chunks_count, record.chunks_count - copies.count(0), low)
+
+    def _holder_blocks(self, key: int, chunks_count: int) -> Iterator[list[tuple[int, int, int]]]:
+        """(chunk index, stored_at_ms, peer's key) of each available copy, some thousand
+        chunks at a time, in no order: a million rows at once would be 200 MB of objects."""
+        chunk, holding = self._m.FileChunk, self._m.Holding
+        query = chunk.select(chunk.chunk_index, holding.stored_at_ms, holding.peer)
+        query = query.join(holding, on=(holding.chunk_hash == chunk.chunk_hash))
+        query = query.where(chunk.file == key, holding.is_available)
+        for first in range(0, chunks_count, _BLOCK_CHUNKS):
+            block = chunk.chunk_index.between(first, first + _BLOCK_CHUNKS - 1)
+            yield self._database.all(query.where(block))
+
+
+# -- helpers --------------------------------------------------------------------------
+
+
+def _record(row: Sequence[Any]) -> FileRecord:
+    """From a row of `Listing._query`."""
+    values = dict(zip(FileRecord.__dataclass_fields__, row, strict=False))
+    values["sha256"] = None if values["sha256"] is None else bytes(values["sha256"])
+    for flag in ("is_chunked", "is_distributed"):
+        values[flag] = bool(values[flag])
+    return FileRecord(**values)
+
+
+def _only(found: Sequence[FileRecord], asked: str, what: str) -> FileRecord:
+    if len(found) == 1:
+        return found[0]
+    count = "many" if len(found) == _MAX_CANDIDATES else str(len(found))
+    candidates = [record.file_id for record in found]
+    raise AmbiguousName(
+        f"{shown(asked)} is the {what} of {count} files ({', '.join(c[:12] for c in candidates)}); "
+        "give more of the file id",
+        candidates=candidates,
+    )
+
+
+def _parse_page(page: str) -> tuple[int, int]:
+    created, _, number = page.partition("-")
+    if not (created.isdecimal() and number.isdecimal() and len(page) <= 38):
+        raise MalformedMessage(f"{shown(page)} is no page of the listing; start again from the first")
+    return min(int(created), MAX_NUMBER), min(int(number), MAX_NUMBER)
+
+
+def shown(text: str) -> str:
+    """A name in a message: quoted, on one line, not too long."""
+    return repr(text if len(text) <= 100 else text[:100] + "...")

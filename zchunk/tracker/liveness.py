@@ -1,0 +1,155 @@
+"""Who is up: a pure state machine over hellos, heartbeats, goodbyes and leases.
+
+What may not happen here: an older incarnation changing anything; a node called down
+while its lease runs; a lease ended by our own lateness; anyone called down within one
+lease of the tracker's own start.
+
+Times are monotonic seconds. The caller acts on the returned `Change`s in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from zchunk.errors import StaleIncarnation
+
+
+class Life(Enum):
+    UNKNOWN = "unknown"  # from the store of an earlier run; its first lease still runs
+    ARRIVING = "arriving"  # said hello; its inventory is being compared
+    UP = "up"
+    DOWN = "down"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`reason`: hello | lease | connection | goodbye."""
+
+    peer_id: str
+    life: Life
+    reason: str
+
+
+@dataclass(slots=True)
+class _Peer:
+    incarnation: int
+    life: Life
+    connection: bytes = b""
+    lease_end: float = 0.0
+
+
+_WATCHED = (Life.UNKNOWN, Life.ARRIVING, Life.UP)
+
+
+class Liveness:
+    def __init__(self, *, heartbeat_s: float, lease_s: float, now: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._lease_s = lease_s
+        self._last_turn = now
+        self._peers: dict[str, _Peer] = {}
+
+    def restore(self, peer_id: str, incarnation: int, left: bool, now: float) -> None:
+        """A peer known from an earlier run: it gets one lease to say hello."""
+        life = Life.LEFT if left else Life.UNKNOWN
+        self._peers[peer_id] = _Peer(incarnation, life, lease_end=now + self._lease_s)
+
+    def life(self, peer_id: str) -> Life:
+        peer = self._peers.get(peer_id)
+        return Life.DOWN if peer is None else peer.life
+
+    def is_up(self, peer_id: str) -> bool:
+        return self.life(peer_id) is Life.UP
+
+    def connection(self, peer_id: str) -> bytes:
+        """The newest connection of a peer that is there, else b""."""
+        peer = self._peers.get(peer_id)
+        return peer.connection if peer is not None and peer.life in (Life.ARRIVING, Life.UP) else b""
+
+    def up(self) -> frozenset[str]:
+        return frozenset(peer_id for peer_id, peer in self._peers.items() if peer.life is Life.UP)
+
+    def hello(self, peer_id: str, incarnation: int, connection: bytes, now: float) -> bool:
+        """Start (or renew) a life; True when `arrived` is still to come for it.
+
+        Raises StaleIncarnation where a newer start is known; nothing changes then.
+        """
+        self._turn(now)
+        peer = self._peers.get(peer_id)
+        if peer is not None and incarnation < peer.incarnation:
+            raise StaleIncarnation(
+                "a newer start of this node is registered; if its home was copied to another PC, "
+                "remove the copy and join that PC with a token of its own"
+            )
+        same_life = peer is not None and peer.incarnation == incarnation and peer.life is Life.UP
+        life = Life.UP if same_life else Life.ARRIVING
+        self._peers[peer_id] = _Peer(incarnation, life, connection, now + self._lease_s)
+        return not same_life
+
+    def arrived(self, peer_id: str, incarnation: int, now: float) -> list[Change]:
+        """Its inventory is known: it is up."""
+        self._turn(now)
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.incarnation != incarnation or peer.life is not Life.ARRIVING:
+            return []
+        return [self._move(peer_id, peer, Life.UP, "hello")]
+
+    def beat(self, peer_id: str, incarnation: int, connection: bytes, now: float) -> bool:
+        """A sign of life; False when this connection must say hello first."""
+        self._turn(now)
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.life not in (Life.ARRIVING, Life.UP):
+            return False
+        if (peer.incarnation, peer.connection) != (incarnation, connection):
+            return False
+        peer.lease_end = now + self._lease_s
+        return True
+
+    def goodbye(self, peer_id: str, incarnation: int, now: float) -> list[Change]:
+        self._turn(now)
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.incarnation != incarnation or peer.life is Life.LEFT:
+            return []
+        return [self._move(peer_id, peer, Life.LEFT, "goodbye")]
+
+    def connection_gone(self, connection: bytes, now: float) -> list[Change]:
+        """The transport proved that this connection no longer exists."""
+        self._turn(now)
+        return [
+            self._move(peer_id, peer, Life.DOWN, "connection")
+            for peer_id, peer in sorted(self._peers.items())
+            if peer.connection == connection and peer.life in (Life.ARRIVING, Life.UP)
+        ]
+
+    def advance(self, now: float) -> list[Change]:
+        """Leases that ended by `now`."""
+        self._turn(now)
+        return [
+            self._move(peer_id, peer, Life.DOWN, "lease")
+            for peer_id, peer in sorted(self._peers.items())
+            if peer.life in _WATCHED and peer.lease_end <= now
+        ]
+
+    def deadline(self) -> float | None:
+        """When to call `advance`: at the next lease end, and once per heartbeat so that
+        being late ourselves is noticed."""
+        ends = [peer.lease_end for peer in self._peers.values() if peer.life in _WATCHED]
+        if not ends:
+            return None
+        return min(min(ends), self._last_turn + self._heartbeat_s)
+
+    def _turn(self, now: float) -> None:
+        """Notice that we ourselves slept (suspend, SIGSTOP): nobody could reach us
+        meanwhile, so that time counts against no lease."""
+        late = now - self._last_turn - self._heartbeat_s
+        if late > self._heartbeat_s:
+            for peer in self._peers.values():
+                peer.lease_end += late
+        self._last_turn = max(self._last_turn, now)
+
+    def _move(self, peer_id: str, peer: _Peer, life: Life, reason: str) -> Change:
+        peer.life = life
+        if life is not Life.UP:
+            peer.connection = b""
+        return Change(peer_id, life, reason)

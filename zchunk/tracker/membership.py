@@ -1,0 +1,331 @@
+"""The allow list: which keys are members, which tokens may make new ones.
+
+A JSON file beside the tracker's store, not in it, so that a lost or restored store
+locks nobody out. It holds no secret, but it decides who is let in, so only its owner
+may read or write it. `zchunk token` changes it while the tracker runs: each change
+takes a lock file, reads anew, and replaces the file in one durable step; each miss
+looks whether the file has changed. The tracker and the commands on its home call this;
+any thread may.
+
+All methods that read the file raise StorageFailure where it cannot be understood (it is
+never overwritten then) or where it has vanished under a running tracker; those that
+change it raise Busy (retryable) where another process holds it, and otherwise as
+`disk.write_durable` does. Times are milliseconds since 1970 UTC.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from zchunk import disk
+from zchunk.clock import Clock, iso_utc
+from zchunk.errors import Busy, InvalidUsage, NameTaken, NotAllowed, NotFound, StorageFailure, TokenRefused
+from zchunk.transport.auth import peer_id_of
+
+_FORMAT = 1
+_OWNER_ONLY = 0o600
+_LOCK_PATIENCE_S = 10
+#: Longest a name may be (messages.Label).
+_NAME_LENGTH = 64
+#: How long an expired token stays listed, so that its late user is told that it expired.
+_KEEP_EXPIRED_MS = 30 * 24 * 3600 * 1000
+_NEW_TOKEN = "ask for a new one with `zchunk token` on the tracker's PC"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """`peer_id` is made from `public_key` at the first join and never changes. `role` is
+    node, client or observer."""
+
+    peer_id: str
+    public_key: bytes
+    name: str
+    role: str
+    added_ms: int
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEntry:
+    """A key that may `join`, and nothing else, until `expires_ms`; with `once` only one
+    peer. `used_by` are the ids of the peers that it made members."""
+
+    public_key: bytes
+    role: str
+    expires_ms: int
+    once: bool
+    used_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The file's content. Never changed but replaced, so that readers need no lock."""
+
+    members: Mapping[str, Member] = field(default_factory=dict)
+    tokens: Mapping[str, TokenEntry] = field(default_factory=dict)
+    #: What stat said of the file it was read from; None without a file.
+    stamp: tuple[int, ...] | None = None
+
+
+class Membership:
+    """The allow list at `path`, which need not exist yet: then nobody is a member."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._path = path
+        self._clock = clock
+        self._listed = _Listed()
+        self.refresh()
+
+    # -- asking -----------------------------------------------------------------------
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """peer id -> member, revoked ones too, as last read."""
+        return MappingProxyType(self._listed.members)
+
+    @property
+    def tokens(self) -> Mapping[str, TokenEntry]:
+        """id of the token's key (auth.peer_id_of) -> token, as last read."""
+        return MappingProxyType(self._listed.tokens)
+
+    def member(self, peer_id: str) -> Member | None:
+        """Revoked ones too. A change by another process is seen on a miss, else after
+        `refresh`."""
+        if peer_id not in self._listed.members:
+            self.refresh()
+        return self._listed.members.get(peer_id)
+
+    def token(self, token: bytes | str) -> TokenEntry | None:
+        """By its public key or that key's id; expired and used ones too."""
+        token_id = _token_id(token)
+        if token_id not in self._listed.tokens:
+            self.refresh()
+        return self._listed.tokens.get(token_id)
+
+    def refresh(self) -> bool:
+        """Read the file if it is another one than last time; returns whether it was."""
+        if self._stamp() == self._listed.stamp:
+            return False
+        self._listed = self._read()
+        return True
+
+    def free_name(self, name: str) -> str:
+        """`name` itself if no node has it, else the first free one of `A-2`, `A-3`, ..."""
+        taken = self._node_names()
+        if name not in taken:
+            return name
+        endings = (f"-{number}" for number in range(2, len(taken) + 3))
+        return next(n for e in endings if (n := name[: _NAME_LENGTH - len(e)] + e) not in taken)
+
+    # -- changing ---------------------------------------------------------------------
+
+    def add_member(self, public_key: bytes, name: str, role: str) -> Member:
+        """Let this key in without a token. One that is a member already stays as it is.
+
+        Raises NameTaken (`details["suggestion"]`) for a second node of that name,
+        InvalidUsage for a name that cannot be shown on one line, and NotAllowed for a
+        revoked key: lifting that is `set_revoked`.
+        """
+        with self._change() as change:
+            return self._known(public_key) or change.add(self._new(public_key, name, role, self._now_ms()))
+
+    def add_token(self, public_key: bytes, role: str, expires_ms: int, once: bool) -> TokenEntry:
+        """From now on, until `expires_ms`, this key may make members of `role`."""
+        entry = TokenEntry(public_key, role, expires_ms, once)
+        with self._change() as change:
+            oldest = self._now_ms() - _KEEP_EXPIRED_MS
+            change.keep_tokens(t for t in self._listed.tokens.values() if t.expires_ms > oldest)
+            change.tokens[peer_id_of(public_key)] = entry
+        return entry
+
+    def join(self, token: bytes | str, public_key: bytes, name: str, now_ms: int) -> Member:
+        """Make `public_key` a member, as its holder may who has `token` (its public key,
+        or that key's id). Durable on return.
+
+        The same key again is the same member, under its first name and role, even when
+        the token is used up or has expired since: its first answer may have been lost.
+        Raises TokenRefused for a token that is unknown, expired or used up; NameTaken
+        (`details["suggestion"]`) for a second node of that name; InvalidUsage for a
+        name that cannot be shown on one line; NotAllowed for a revoked key.
+        """
+        token_id = _token_id(token)
+        with self._change() as change:
+            entry = self._listed.tokens.get(token_id)
+            if entry is None:
+                raise TokenRefused(f"this join token is not known to the tracker; {_NEW_TOKEN}")
+            if (known := self._known(public_key)) is not None:
+                return known
+            self._check_usable(entry, now_ms)
+            member = change.add(self._new(public_key, name, entry.role, now_ms))
+            change.tokens[token_id] = replace(entry, used_by=(*entry.used_by, member.peer_id))
+            return member
+
+    def set_revoked(self, peer_id: str, revoked: bool) -> Member:
+        """Cut a member off, or let it in again. Its name is free while it is cut off, so
+        letting it in may raise NameTaken; NotFound for a peer that is no member."""
+        with self._change() as change:
+            member = self._listed.members.get(peer_id)
+            if member is None:
+                raise NotFound(f"peer {peer_id} is no member; `zchunk peers` lists who is", peer_id=peer_id)
+            if member.revoked and not revoked:
+                self._check_name(member.name, member.role)
+            return change.add(replace(member, revoked=revoked))
+
+    # -- rules ------------------------------------------------------------------------
+
+    def _known(self, public_key: bytes) -> Member | None:
+        member = self._listed.members.get(peer_id_of(public_key))
+        if member is not None and member.revoked:
+            raise NotAllowed(
+                f"{member.name} ({member.peer_id}) was cut off from this cluster; "
+                f"`zchunk peers allow {member.peer_id}` on the tracker's PC lets it in again",
+                peer_id=member.peer_id,
+            )
+        return member
+
+    def _new(self, public_key: bytes, name: str, role: str, now_ms: int) -> Member:
+        if not (name.isprintable() and name.strip() and len(name) <= _NAME_LENGTH):
+            raise InvalidUsage(f"a name has 1 to {_NAME_LENGTH} printable characters, which {name!r} has not")
+        self._check_name(name, role)
+        return Member(peer_id_of(public_key), public_key, name, role, now_ms)
+
+    def _check_usable(self, entry: TokenEntry, now_ms: int) -> None:
+        if now_ms >= entry.expires_ms:
+            raise TokenRefused(f"this join token expired at {iso_utc(entry.expires_ms / 1000)}; {_NEW_TOKEN}")
+        if entry.once and entry.used_by:
+            user = self._listed.members.get(entry.used_by[0])
+            name = entry.used_by[0] if user is None else user.name
+            raise TokenRefused(f"this join token was good for one join, and {name} has used it; {_NEW_TOKEN}")
+
+    def _check_name(self, name: str, role: str) -> None:
+        if role == "node" and name in self._node_names():
+            suggestion = self.free_name(name)
+            raise NameTaken(
+                f"another node of this cluster is named {name}; join under another name, "
+                f"for example `--name {suggestion}`",
+                suggestion=suggestion,
+            )
+
+    def _node_names(self) -> frozenset[str]:
+        members = self._listed.members.values()
+        return frozenset(m.name for m in members if m.role == "node" and not m.revoked)
+
+    def _now_ms(self) -> int:
+        return int(self._clock.wall() * 1000)
+
+    # -- the file ---------------------------------------------------------------------
+
+    @contextmanager
+    def _change(self) -> Iterator[_Change]:
+        """Nobody else changes the file meanwhile; what the body did is durable behind it.
+        An error in the body changes nothing."""
+        with self._locked():
+            self.refresh()
+            change = _Change(dict(self._listed.members), dict(self._listed.tokens))
+            yield change
+            if (change.members, change.tokens) != (self._listed.members, self._listed.tokens):
+                disk.write_durable(self._path, _encode(change), mode=_OWNER_ONLY)
+                self._listed = self._read()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with disk.storage_errors(self._path, "locking"):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # A lock object of its own each time: two threads must exclude each other too.
+            lock = FileLock(str(self._path) + ".lock", timeout=_LOCK_PATIENCE_S, mode=_OWNER_ONLY)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise Busy(f"another process is changing {self._path}; try again in a moment") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        with disk.storage_errors(self._path, "reading"):
+            try:
+                return _stamp_of(os.stat(self._path))
+            except FileNotFoundError:
+                return None
+
+    def _read(self) -> _Listed:
+        with disk.storage_errors(self._path, "reading"):
+            try:
+                with open(self._path, "rb") as file:
+                    stamp, data = _stamp_of(os.fstat(file.fileno())), file.read()
+            except FileNotFoundError:
+                data = b""
+        if not data:
+            raise StorageFailure(
+                f"the list of members {self._path} is gone or empty; restore it from a backup"
+            )
+        try:
+            return _decode(data, stamp)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise StorageFailure(
+                f"{self._path} is no list of members that this zchunk can read; restore it from a backup"
+            ) from None
+
+
+@dataclass
+class _Change:
+    """The next content of the file, while it is being made."""
+
+    members: dict[str, Member]
+    tokens: dict[str, TokenEntry]
+
+    def add(self, member: Member) -> Member:
+        self.members[member.peer_id] = member
+        return member
+
+    def keep_tokens(self, entries: Iterable[TokenEntry]) -> None:
+        self.tokens = {peer_id_of(entry.public_key): entry for entry in entries}
+
+
+def _token_id(token: bytes | str) -> str:
+    return token if isinstance(token, str) else peer_id_of(token)
+
+
+def _stamp_of(stat: os.stat_result) -> tuple[int, ...]:
+    """Differs for each content, since each comes as a new file."""
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _encode(change: _Change) -> bytes:
+    members = [{**asdict(m), "public_key": m.public_key.hex()} for m in change.members.values()]
+    tokens = [{**asdict(t), "public_key": t.public_key.hex()} for t in change.tokens.values()]
+    content = {"format": _FORMAT, "members": members, "tokens": tokens}
+    return json.dumps(content, indent=1).encode() + b"\n"
+
+
+def _decode(data: bytes, stamp: tuple[int, ...]) -> _Listed:
+    """Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
+    content: Any = json.loads(data)
+    if content["format"] != _FORMAT:
+        raise ValueError("format")
+    members = [_member(entry) for entry in content["members"]]
+    tokens = [_token(entry) for entry in content["tokens"]]
+    by_key = {peer_id_of(token.public_key): token for token in tokens}
+    return _Listed({member.peer_id: member for member in members}, by_key, stamp)
+
+
+def _member(entry: dict[str, Any]) -> Member:
+    public_key = bytes.fromhex(entry["public_key"])
+    if entry["peer_id"] != peer_id_of(public_key):
+        raise ValueError("peer_id")
+    return Member(**{**entry, "public_key": public_key})
+
+
+def _token(entry: dict[str, Any]) -> TokenEntry:
+    public_key, used_by = bytes.fromhex(entry["public_key"]), tuple(entry["used_by"])
+    return TokenEntry(**{**entry, "public_key": public_key, "used_by": used_by})

@@ -1,0 +1,159 @@
+"""Plans for uploads: placement over the peers that are up, less what is promised. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from zchunk.errors import InvalidUsage, MalformedMessage
+from zchunk.manifest import MAX_CHUNKS, chunk_count, chunk_length, chunk_size_problem
+from zchunk.placement import Candidate, Placement, place, place_missing, place_whole
+from zchunk.protocol import columns
+from zchunk.protocol.messages import PeerRecord, Plan, Planned
+
+#: Without a sign of the upload for so long, its space is no longer promised.
+_PROMISE_S = 3600.0
+#: A peer that moves so many bytes per second (a gigabit link's worth) counts as having
+#: half its free space, where placement goes by load.
+_FULL_LOAD = 100e6
+
+
+@dataclass(slots=True)
+class _Promise:
+    ends: float
+    chunk_size: int
+    peers: dict[str, int] = field(default_factory=dict)
+
+
+class Reservations:
+    """Bytes per peer that plans under way have promised but nodes not yet stored.
+
+    A node's `free` in its heartbeat shrinks as it stores; without this, two uploads
+    planned in the same second would both count on the same free space.
+    """
+
+    def __init__(self) -> None:
+        self._promises: dict[str, _Promise] = {}
+
+    def taken(self, except_upload: str) -> dict[str, int]:
+        """Bytes promised per peer by all other uploads."""
+        total: dict[str, int] = {}
+        for upload_id, promise in self._promises.items():
+            if upload_id != except_upload:
+                for peer_id, size in promise.peers.items():
+                    total[peer_id] = total.get(peer_id, 0) + size
+        return total
+
+    def add(self, upload_id: str, peers: Mapping[str, int], chunk_size: int, now: float) -> None:
+        """A plan for `upload_id`; a further one (some chunks anew) adds to the first."""
+        promise = self._promises.setdefault(upload_id, _Promise(now, chunk_size))
+        promise.ends = now + _PROMISE_S
+        for peer_id, size in peers.items():
+            promise.peers[peer_id] = max(promise.peers.get(peer_id, 0), size)
+
+    def stored(self, upload_id: str, peer_id: str, chunks: int, now: float) -> None:
+        promise = self._promises.get(upload_id)
+        if promise is None:
+            return
+        promise.ends = now + _PROMISE_S
+        left = promise.peers.get(peer_id, 0) - chunks * promise.chunk_size
+        promise.peers[peer_id] = max(0, left)
+
+    def drop(self, upload_id: str) -> None:
+        self._promises.pop(upload_id, None)
+
+    def expire(self, now: float) -> None:
+        for upload_id in [u for u, promise in self._promises.items() if promise.ends <= now]:
+            del self._promises[upload_id]
+
+
+def make_plan(
+    plan: Plan, online: Sequence[PeerRecord], taken: Mapping[str, int], loads: Mapping[str, float]
+) -> tuple[Planned, dict[str, int]]:
+    """The answer to `plan` and the bytes it puts on each peer. `taken`: bytes promised to
+    other uploads; `loads`: bytes per second that peers move already.
+
+    Raises TooFewPeers, NoSpace, or MalformedMessage for a request that contradicts itself.
+    """
+    avoid = set(plan.avoid)
+    candidates = [
+        Candidate(
+            p.peer_id,
+            p.name,
+            free=max(0, p.free - taken.get(p.peer_id, 0)),
+            load=loads.get(p.peer_id, 0.0) / _FULL_LOAD,
+        )
+        for p in online
+        if p.peer_id not in avoid
+    ]
+    sizes = _sizes(plan)
+    placement = _place(plan, sizes, candidates)
+    wanted = _bytes_per_peer(placement, sizes)
+    return _planned(plan, placement, online), wanted
+
+
+def _sizes(plan: Plan) -> list[int]:
+    if (problem := chunk_size_problem(plan.chunk_size)) is not None:
+        raise MalformedMessage(f"a plan with {problem}")
+    count = chunk_count(plan.size, plan.chunk_size)
+    if count > MAX_CHUNKS:
+        raise InvalidUsage(
+            f"the file would have {count} chunks, more than {MAX_CHUNKS}; put it with a larger --chunk-size"
+        )
+    indexes = columns.unpack(4, plan.only) if len(plan.only) else range(count)
+    if any(index >= count for index in indexes):
+        raise MalformedMessage("a plan for chunks beyond the end of the file")
+    return [chunk_length(plan.size, plan.chunk_size, index) for index in indexes]
+
+
+def _place(plan: Plan, sizes: list[int], candidates: list[Candidate]) -> Placement:
+    held = _held(plan, len(sizes)) if len(plan.only) else []
+    # An undivided file of which nothing is left goes to one peer again, like a new one.
+    if len(plan.only) and (plan.distribute or any(held)):
+        return place_missing(
+            strategy=plan.strategy,
+            sizes=sizes,
+            held=held,
+            candidates=candidates,
+            replicas=plan.replicas,
+            min_peers=plan.min_peers if plan.distribute else 1,
+        )
+    if not plan.distribute:
+        return place_whole(sizes=sizes, candidates=candidates, replicas=plan.replicas, own_peer=plan.own_peer)
+    return place(
+        strategy=plan.strategy,
+        sizes=sizes,
+        candidates=candidates,
+        replicas=plan.replicas,
+        min_peers=plan.min_peers,
+        own_peer=plan.own_peer,
+    )
+
+
+def _held(plan: Plan, count: int) -> list[list[str]]:
+    rows = columns.rows(columns.unpack(2, plan.held), plan.replicas) if len(plan.held) else []
+    if len(rows) != count:
+        raise MalformedMessage("a plan for single chunks says for each which copies stay")
+    if any(at != columns.NOBODY and at >= len(plan.held_peers) for row in rows for at in row):
+        raise MalformedMessage("a plan names a holder that it does not list")
+    return [[plan.held_peers[at] for at in row if at != columns.NOBODY] for row in rows]
+
+
+def _bytes_per_peer(placement: Placement, sizes: Sequence[int]) -> dict[str, int]:
+    total = dict.fromkeys(placement.peers, 0)
+    for size, row in zip(sizes, placement.assignment, strict=True):
+        for at in row:
+            total[placement.peers[at]] += size
+    return total
+
+
+def _planned(plan: Plan, placement: Placement, online: Sequence[PeerRecord]) -> Planned:
+    records = {record.peer_id: record for record in online}
+    rows = (tuple(row) + (columns.NOBODY,) * (plan.replicas - len(row)) for row in placement.assignment)
+    return Planned(
+        strategy=plan.strategy,
+        distributed=plan.distribute,
+        replicas=plan.replicas,
+        peers=tuple(records[peer_id] for peer_id in placement.peers),
+        assignment=columns.pack(2, (at for row in rows for at in row)),
+    )

@@ -1,0 +1,46 @@
+"""Peers and files between the store's rows, the wire's records and the events' fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zchunk.protocol.messages import FileRecord, PeerRecord
+from zchunk.tracker.store import StoredPeer, TrackerStore
+
+
+def restored(peer: StoredPeer) -> PeerRecord:
+    return PeerRecord(
+        peer_id=peer.peer_id,
+        name=peer.name,
+        role="node",
+        status="left" if peer.left else "down",
+        incarnation=peer.incarnation,
+        endpoints=tuple(peer.endpoints),
+        capacity=peer.capacity,
+        free=peer.free,
+        chunks=peer.inventory_count,
+        last_seen_ms=peer.last_seen_ms,
+    )
+
+
+def save(store: TrackerStore, record: PeerRecord, left: bool) -> None:
+    store.save_peer(
+        peer_id=record.peer_id,
+        name=record.name,
+        incarnation=record.incarnation,
+        endpoints=record.endpoints,
+        capacity=record.capacity,
+        free=record.free,
+        last_seen_ms=record.last_seen_ms,
+        left=left,
+    )
+
+
+def file_fields(record: FileRecord) -> dict[str, Any]:
+    return {
+        "file_id": record.file_id,
+        "name": record.name,
+        "size": record.size,
+        "chunks_count": record.chunks_count,
+        "is_distributed": record.is_distributed,
+    }

@@ -1,0 +1,280 @@
+"""The tracker's process: sockets, store thread, start and end. Decisions are `core`'s."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from zchunk import addresses, disk
+from zchunk.clock import Clock, Now, read
+from zchunk.config import Settings
+from zchunk.errors import AlreadyRunning, NotFound, ZchunkError
+from zchunk.interfaces import interface_addresses
+from zchunk.loop import Loop
+from zchunk.protocol import wire
+from zchunk.protocol.messages import ErrorReply
+from zchunk.tracker.actions import Action, Publish, Reply, Sender, Work
+from zchunk.tracker.core import Timing, TrackerCore
+from zchunk.tracker.membership import Membership
+from zchunk.tracker.store import TrackerStore
+from zchunk.transport.auth import KeyPair, Token, load_or_make_key, new_key_pair
+from zchunk.transport.base import Link, Received, Socket, SocketOptions, Transport
+
+log = logging.getLogger(__name__)
+
+CONTROL = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, heartbeats=True)
+EVENTS = SocketOptions(max_frame_bytes=64 * 1024, send_mark=10_000, heartbeats=True)
+
+Outcome = tuple[Any, ZchunkError | None]
+
+
+class StoreRunner(Protocol):
+    """Where `Work` runs: a thread, or in a simulation at once."""
+
+    def submit(self, run: Callable[[TrackerStore], Any], done: Callable[[Outcome], None]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StoreThread:
+    """One writer. Works that wait together share one transaction and so one sync; their
+    outcomes are told only after it is on disk."""
+
+    def __init__(self, store: TrackerStore, loop: Loop) -> None:
+        self._store = store
+        self._loop = loop
+        self._queue: queue.SimpleQueue[
+            tuple[Callable[[TrackerStore], Any], Callable[[Outcome], None]] | None
+        ] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="tracker-store", daemon=True)
+        self._thread.start()
+
+    def submit(self, run: Callable[[TrackerStore], Any], done: Callable[[Outcome], None]) -> None:
+        self._queue.put((run, done))
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join(timeout=10)
+        self._store.close()
+
+    def _run(self) -> None:
+        try:
+            while (first := self._queue.get()) is not None:
+                batch, more = [first], True
+                while more and len(batch) < 256 and not self._queue.empty():
+                    item = self._queue.get()
+                    more = item is not None
+                    if item is not None:
+                        batch.append(item)
+                self._run_batch(batch)
+                if not more:
+                    return
+        except BaseException as error:  # noqa: BLE001 - handed to the loop, which ends with it
+            failure = error
+            self._loop.post(lambda: _raise(failure))
+
+    def _run_batch(
+        self, batch: list[tuple[Callable[[TrackerStore], Any], Callable[[Outcome], None]]]
+    ) -> None:
+        try:
+            with self._store.batch():
+                outcomes = [_attempt(self._store, run) for run, _ in batch]
+        except ZchunkError as error:  # disk full, or broken: nothing of the batch is there
+            outcomes = [(None, error)] * len(batch)
+        for (_, done), outcome in zip(batch, outcomes, strict=True):
+            self._loop.post(lambda done=done, outcome=outcome: done(outcome))  # type: ignore[misc]
+
+
+def _attempt(store: TrackerStore, run: Callable[[TrackerStore], Any]) -> Outcome:
+    try:
+        return run(store), None
+    except ZchunkError as error:
+        return None, error
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@dataclass
+class TrackerFiles:
+    """What lies in HOME/tracker: key, allow list, store."""
+
+    folder: Path
+
+    @property
+    def key(self) -> KeyPair:
+        return load_or_make_key(self.folder / "key.json")
+
+    def membership(self, clock: Clock) -> Membership:
+        return Membership(self.folder / "members.json", clock)
+
+    def lock(self) -> FileLock:
+        """Held while a tracker runs on this home; AlreadyRunning where one does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(self.folder / "tracker.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise AlreadyRunning(f"another tracker runs on {self.folder}; stop it first") from None
+        return lock
+
+
+class TrackerServer:
+    """Carries out what `TrackerCore` decides, on one loop."""
+
+    def __init__(
+        self,
+        *,
+        core: TrackerCore,
+        router: Socket,
+        publisher: Socket,
+        loop: Loop,
+        store: StoreRunner,
+    ) -> None:
+        self.core = core
+        self._router = router
+        self._publisher = publisher
+        self._loop = loop
+        self._store = store
+        #: messages that could not be read, or came from strangers (tests and `status` ask)
+        self.refused = 0
+        loop.add_socket(router, self._on_message)
+        loop.add_socket(publisher, lambda _: None)
+        loop.add_timed(self)
+        loop.on_close(store.close)
+
+    def deadline(self) -> float | None:
+        return self.core.deadline()
+
+    def on_time(self, now: float) -> None:
+        self._perform(self.core.advance(self._now()))
+
+    def _now(self) -> Now:
+        return read(self._loop.clock)
+
+    def _on_message(self, received: Received | Link) -> None:
+        if isinstance(received, Link):
+            return
+        try:
+            envelope = wire.decode(received.frames)
+        except ZchunkError as error:
+            self.refused += 1
+            request_id = error.details.get("request_id")
+            if request_id is not None:
+                self._reply(Reply(received.connection, request_id, wire.error_reply(error)))
+            return
+        sender = Sender(received.connection, received.peer_id or envelope.claim, received.address)
+        self._perform(self.core.handle(sender, envelope.request_id, envelope.message, self._now()))
+
+    def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Reply):
+                self._reply(action)
+            elif isinstance(action, Publish):
+                event = action.event
+                self._publisher.send([event.topic.encode(), *wire.encode(event)])
+            else:
+                self._work(action)
+
+    def _work(self, action: Work) -> None:
+        def done(outcome: Outcome) -> None:
+            self._perform(action.then(outcome[0], outcome[1], self._now()))
+
+        self._store.submit(action.run, done)
+
+    def _reply(self, action: Reply) -> None:
+        if isinstance(action.message, ErrorReply):
+            log.info("refused %s: %s", action.message.code, action.message.message)
+        # A requester that is gone or full asks again: requests are idempotent.
+        self._router.send(wire.encode(action.message, action.request_id), action.connection)
+
+
+class Tracker:
+    """A tracker on a home folder: open, serve until `loop.stop()`, close."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        clock: Clock,
+        transport: Transport,
+        loop: Loop | None = None,
+        make_runner: Callable[[TrackerStore, Loop], StoreRunner] = StoreThread,
+    ) -> None:
+        self.files = TrackerFiles(folder)
+        self._lock = self.files.lock()
+        self.key = self.files.key
+        self.settings = settings
+        self.loop = loop or Loop(transport.poller(), clock, "tracker-control")
+        store = TrackerStore.open(settings.tracker.database or str(folder / "tracker.sqlite"), clock)
+        router, publisher = self._sockets(transport)
+        self.endpoint, self.events = router.endpoint, publisher.endpoint
+        self.membership = self.files.membership(clock)
+        core = TrackerCore(
+            membership=self.membership,
+            peers=store.peers(),
+            timing=Timing(settings.tracker.heartbeat_interval_s, settings.tracker.lease_s),
+            epoch=secrets.token_hex(8),
+            store_id=store.store_id,
+            commit_number=store.commit_number,
+            events_at=self.reachable_at(publisher.endpoint),
+            now=read(clock),
+        )
+        runner = make_runner(store, self.loop)
+        self.server = TrackerServer(
+            core=core, router=router, publisher=publisher, loop=self.loop, store=runner
+        )
+        self._remember_endpoint()
+
+    def reachable_at(self, endpoint: str) -> tuple[str, ...]:
+        """Addresses of `endpoint` that other PCs can use."""
+        at, control = addresses.parse(endpoint), addresses.parse(self.endpoint)
+        told = [addresses.advertised(entry, control.port) for entry in self.settings.tracker.advertise]
+        # A router hands on the events' port as far from the other as it is bound here.
+        moved = [addresses.HostPort(there.host, there.port + at.port - control.port) for there in told]
+        return addresses.for_token(at.host, at.port, [str(there) for there in moved], interface_addresses())
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def _sockets(self, transport: Transport) -> tuple[Socket, Socket]:
+        bind = addresses.parse(self.settings.tracker.bind)
+        router = transport.router(bind.tcp, CONTROL)
+        port = addresses.parse(router.endpoint).port
+        if self.settings.tracker.events is not None:
+            events = addresses.parse(self.settings.tracker.events)
+        else:
+            events = addresses.HostPort(bind.host, port + 1 if bind.port else 0)
+        return router, transport.publisher(events.tcp, EVENTS)
+
+    def _remember_endpoint(self) -> None:
+        """`zchunk token` needs the addresses while the tracker runs or not."""
+        save_endpoints(self.files.folder, self.reachable_at(self.endpoint))
+
+
+def save_endpoints(folder: Path, endpoints: tuple[str, ...]) -> None:
+    disk.write_durable(folder / "endpoints.json", json.dumps(endpoints).encode())
+
+
+def make_token(
+    files: TrackerFiles, clock: Clock, *, role: str, expires_s: float, once: bool, transport: str
+) -> Token:
+    """A new join token for the tracker of this home, on its allow list from now on."""
+    path = files.folder / "endpoints.json"
+    if not path.exists():
+        raise NotFound(f"no tracker has run on {files.folder} yet; start it once with `zchunk tracker`")
+    pair = new_key_pair()
+    expires_ms = int((clock.wall() + expires_s) * 1000)
+    files.membership(clock).add_token(pair.public, role, expires_ms, once)
+    endpoints = tuple(json.loads(path.read_text()))
+    return Token(endpoints, files.key.public, transport, role, pair, expires_ms)

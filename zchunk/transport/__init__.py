@@ -1,0 +1,1 @@
+"""Sockets: the interface (`base`), ZeroMQ (`zeromq`), its in-memory twin (`memory`), keys (`auth`)."""

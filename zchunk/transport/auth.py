@@ -1,0 +1,130 @@
+"""Who is who: CURVE key pairs, peer ids and join tokens.
+
+Every role makes its key pair at its first start, in plain transport too, so that a
+peer id never changes when a cluster turns encryption on. Keys are 32 raw bytes here;
+ZeroMQ's Z85 text form appears only at its sockets.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import zmq
+from zmq.utils import z85
+
+from zchunk import disk
+from zchunk.errors import StorageFailure, TokenRefused
+
+KEY_BYTES = 32
+_TOKEN_PREFIX = "zchunk1-"
+_ROLES = frozenset({"node", "client", "observer"})
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    public: bytes
+    secret: bytes
+
+    def __repr__(self) -> str:  # secrets stay out of logs and tracebacks
+        return f"KeyPair({self.peer_id})"
+
+    @property
+    def peer_id(self) -> str:
+        return peer_id_of(self.public)
+
+
+def peer_id_of(public_key: bytes) -> str:
+    """Hex of the first 16 bytes of SHA-256(public key): 32 digits."""
+    return hashlib.sha256(public_key).digest()[:16].hex()
+
+
+def new_key_pair() -> KeyPair:
+    public, secret = zmq.curve_keypair()
+    return KeyPair(z85.decode(public), z85.decode(secret))
+
+
+def load_or_make_key(path: Path) -> KeyPair:
+    """The key pair kept at `path`, made there (mode 0600) when it is missing.
+
+    Raises StorageFailure for a file that holds no key pair: it is never overwritten,
+    since it is the peer's identity.
+    """
+    if not path.exists():
+        pair = new_key_pair()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"public": pair.public.hex(), "secret": pair.secret.hex()})
+        disk.write_durable(path, text.encode(), mode=0o600)
+        return pair
+    try:
+        data = json.loads(path.read_text())
+        return KeyPair(bytes.fromhex(data["public"]), bytes.fromhex(data["secret"]))
+    except (ValueError, KeyError, TypeError):
+        raise StorageFailure(
+            f"{path} holds no key pair; restore it from a backup, or remove it and join again"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a newcomer needs: where the tracker is, which key it has, and a key of its own
+    that may `join` with `role`, and nothing else, until it expires."""
+
+    addresses: tuple[str, ...]
+    tracker_key: bytes
+    transport: str
+    role: str
+    key: KeyPair
+    expires_ms: int
+
+    def encode(self) -> str:
+        fields = {
+            "a": self.addresses,
+            "k": self.tracker_key,
+            "t": self.transport,
+            "r": self.role,
+            "p": self.key.public,
+            "s": self.key.secret,
+            "e": self.expires_ms,
+        }
+        packed = msgpack.packb(fields, use_bin_type=True)
+        return _TOKEN_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def parse_token(text: str) -> Token:
+    """Text that a person pasted -> a checked token; TokenRefused where it is none."""
+    try:
+        return _build_token(_unpack_token("".join(text.split())))
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException):
+        raise TokenRefused(
+            "this is no zchunk join token, or part of it is missing; "
+            "print a new one with `zchunk token` on the tracker's PC"
+        ) from None
+
+
+def _unpack_token(text: str) -> dict[str, Any]:
+    if not text.startswith(_TOKEN_PREFIX):
+        raise ValueError("prefix")
+    body = text[len(_TOKEN_PREFIX) :]
+    data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    fields = msgpack.unpackb(data, raw=False, use_list=False, max_ext_len=0)
+    if not isinstance(fields, dict):
+        raise ValueError("fields")
+    return fields
+
+
+def _build_token(fields: dict[str, Any]) -> Token:
+    addresses, role = fields["a"], fields["r"]
+    keys = (fields["k"], fields["p"], fields["s"])
+    texts_ok = isinstance(addresses, tuple) and addresses and all(isinstance(a, str) for a in addresses)
+    keys_ok = all(isinstance(key, bytes) and len(key) == KEY_BYTES for key in keys)
+    if not (texts_ok and keys_ok and role in _ROLES and fields["t"] in ("plain", "curve")):
+        raise ValueError("values")
+    if not isinstance(fields["e"], int):
+        raise ValueError("expiry")
+    return Token(addresses, fields["k"], fields["t"], role, KeyPair(fields["p"], fields["s"]), fields["e"])

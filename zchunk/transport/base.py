@@ -1,0 +1,101 @@
+"""What a loop needs of a transport. `zeromq` implements it, `memory` simulates it.
+
+All calls but `Poller.wake` belong to the one thread that runs the loop; none blocks
+except `Poller.wait`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message off a socket. `frames[0]` is the header, or an event's topic.
+
+    `connection` names the link it came by (ROUTER only; answers go there). `peer_id` is
+    proven by the transport (CURVE), None in plain. `address` is the other side's IP.
+    """
+
+    frames: Sequence[Buffer]
+    connection: bytes = b""
+    peer_id: str | None = None
+    address: str | None = None
+
+
+class Link(Enum):
+    """What became of a DEALER's or SUB's connection."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Delivery(Enum):
+    """What became of a send. Only SENT means that the message is on its way."""
+
+    SENT = "sent"
+    FULL = "full"  # the receiver takes no more for now
+    GONE = "gone"  # no such connection (ROUTER), or not connected (DEALER)
+
+
+class Socket(Protocol):
+    """One socket; `receive` and `send` never block."""
+
+    #: where it can be reached, `tcp://host:port`; "" for a socket that connects
+    endpoint: str
+
+    def receive(self) -> Received | Link | None:
+        """The next message or change of the link; None when there is nothing."""
+
+    def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery: ...
+
+    def close(self) -> None: ...
+
+
+class Poller(Protocol):
+    def register(self, socket: Socket) -> None: ...
+
+    def unregister(self, socket: Socket) -> None: ...
+
+    def wait(self, timeout_s: float | None) -> list[Socket]:
+        """Sockets with something to receive; returns early when woken."""
+
+    def wake(self) -> None:
+        """Make a `wait` under way, or the next one, return. From any thread."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class SocketOptions:
+    """Limits of a socket. Marks count messages: they are the last wall, not flow control."""
+
+    max_frame_bytes: int
+    send_mark: int = 1000
+    receive_mark: int = 1000
+    linger_ms: int = 1000
+    #: ZMTP heartbeats find a pulled cable; on control sockets only (a big frame on a
+    #: slow link would outlast them).
+    heartbeats: bool = False
+
+
+class Transport(Protocol):
+    def poller(self) -> Poller: ...
+
+    def router(self, bind: str, options: SocketOptions) -> Socket:
+        """Bind at `tcp://host:port`; port 0 takes a free one."""
+
+    def dealer(self, addresses: Sequence[str], options: SocketOptions) -> Socket:
+        """Connect to one peer that may be reached by any of `addresses`."""
+
+    def publisher(self, bind: str, options: SocketOptions) -> Socket: ...
+
+    def subscriber(self, addresses: Sequence[str], options: SocketOptions) -> Socket:
+        """Subscribes to every topic."""
+
+    def close(self) -> None: ...

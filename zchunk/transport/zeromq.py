@@ -1,0 +1,289 @@
+"""ZeroMQ behind the interface of `base`. The only module besides `auth` that imports zmq.
+
+What may not happen here: a routing id that we set, ROUTER_HANDOVER, an unlimited
+frame, a ROUTER send without MANDATORY, a blocking call outside `ZmqPoller.wait`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket as os_socket
+from collections import deque
+from collections.abc import Sequence
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from zchunk.errors import InvalidUsage
+from zchunk.transport.base import Buffer, Delivery, Link, Poller, Received, Socket, SocketOptions
+
+#: Below this size a copy is cheaper than libzmq's bookkeeping for shared memory.
+_COPY_BELOW = 64 * 1024
+
+_HEARTBEAT_INTERVAL_MS = 500
+_HEARTBEAT_TIMEOUT_MS = 1500
+_CONNECT_TIMEOUT_MS = 400
+_RECONNECT_MS = 100
+_RECONNECT_MAX_MS = 500
+_HANDSHAKE_MS = 3000
+
+_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+
+
+class ZmqTransport:
+    """One libzmq context, so one set of I/O threads: a process has one per plane."""
+
+    def __init__(self, io_threads: int = 1) -> None:
+        self._context = zmq.Context(io_threads)
+        # A closed context must not hang on sockets of a thread that died.
+        self._context.linger = 0
+
+    def poller(self) -> Poller:
+        return ZmqPoller()
+
+    def router(self, bind: str, options: SocketOptions) -> ZmqSocket:
+        raw = self._socket(zmq.ROUTER, options)
+        raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        return ZmqSocket(raw, _bind(raw, bind), routed=True)
+
+    def publisher(self, bind: str, options: SocketOptions) -> ZmqSocket:
+        raw = self._socket(zmq.PUB, options)
+        return ZmqSocket(raw, _bind(raw, bind))
+
+    def dealer(self, addresses: Sequence[str], options: SocketOptions) -> ConnectedSocket:
+        raw = self._socket(zmq.DEALER, options)
+        # Without this, requests queue up for a peer that is not there.
+        raw.setsockopt(zmq.IMMEDIATE, 1)
+        return ConnectedSocket(raw, addresses)
+
+    def subscriber(self, addresses: Sequence[str], options: SocketOptions) -> ConnectedSocket:
+        raw = self._socket(zmq.SUB, options)
+        raw.setsockopt(zmq.LINGER, 0)  # else closing waits for subscriptions nobody takes
+        raw.setsockopt(zmq.SUBSCRIBE, b"")
+        return ConnectedSocket(raw, addresses)
+
+    def close(self) -> None:
+        """Ends the context; every loop has closed its own sockets before."""
+        self._context.term()
+
+    def _socket(self, kind: int, options: SocketOptions) -> zmq.Socket[bytes]:
+        raw = self._context.socket(kind)
+        raw.setsockopt(zmq.LINGER, options.linger_ms)
+        raw.setsockopt(zmq.MAXMSGSIZE, options.max_frame_bytes)
+        raw.setsockopt(zmq.SNDHWM, options.send_mark)
+        raw.setsockopt(zmq.RCVHWM, options.receive_mark)
+        raw.setsockopt(zmq.IPV6, 1)
+        raw.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT_MS)
+        raw.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        raw.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        raw.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        if options.heartbeats:
+            raw.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_INTERVAL_MS)
+            raw.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+            raw.setsockopt(zmq.HEARTBEAT_TTL, 2 * _HEARTBEAT_TIMEOUT_MS)
+        return raw
+
+
+def _bind(raw: zmq.Socket[bytes], address: str) -> str:
+    """Bind and return the endpoint with the port that was taken."""
+    if _is_ipv4(address):
+        raw.setsockopt(zmq.IPV6, 0)  # else the endpoint reads ::ffff:127.0.0.1
+    try:
+        _bind_dual_stack(raw, address)
+    except zmq.ZMQError as error:
+        raw.close(0)
+        hint = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error.strerror)
+        raise InvalidUsage(f"cannot listen on {address}: {hint}; choose another with --bind") from None
+    return raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _is_ipv4(address: str) -> bool:
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return host.replace(".", "").isdigit()
+
+
+def _bind_dual_stack(raw: zmq.Socket[bytes], address: str) -> None:
+    try:
+        raw.bind(address)
+    except zmq.ZMQError as error:
+        if "//*:" not in address or error.errno == zmq.EADDRINUSE:
+            raise
+        # A PC with IPv6 switched off: the wildcard is then IPv4's.
+        raw.setsockopt(zmq.IPV6, 0)
+        raw.bind(address)
+
+
+class ZmqSocket:
+    """A bound socket: ROUTER (`routed`) or PUB."""
+
+    def __init__(self, raw: zmq.Socket[bytes], endpoint: str, routed: bool = False) -> None:
+        self.raw = raw
+        self.endpoint = endpoint
+        self._routed = routed
+
+    def pollable(self) -> list[zmq.Socket[bytes]]:
+        return [self.raw]
+
+    def receive(self) -> Received | Link | None:
+        try:
+            parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return None
+        if not self._routed:
+            return Received([part.buffer for part in parts])
+        if len(parts) < 2:
+            return Received([b""], connection=parts[0].bytes)
+        frames = [part.buffer for part in parts[1:]]
+        return Received(frames, parts[0].bytes, address=_metadata(parts[1], "Peer-Address"))
+
+    def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
+        try:
+            if self._routed:
+                self.raw.send(connection, zmq.DONTWAIT | zmq.SNDMORE)
+            _send_frames(self.raw, frames)
+        except zmq.Again:
+            return Delivery.FULL
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return Delivery.GONE
+            raise
+        return Delivery.SENT
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+def _metadata(frame: zmq.Frame, name: str) -> str | None:
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return None
+
+
+def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
+    last = len(frames) - 1
+    for at, frame in enumerate(frames):
+        flags = zmq.DONTWAIT if at == last else zmq.DONTWAIT | zmq.SNDMORE
+        raw.send(frame, flags, copy=len(frame) < _COPY_BELOW)
+
+
+class ConnectedSocket:
+    """A DEALER or SUB to one peer. It goes through the peer's addresses until one works,
+    and reports its link's state between the messages."""
+
+    def __init__(self, raw: zmq.Socket[bytes], addresses: Sequence[str]) -> None:
+        self.raw = raw
+        self.endpoint = ""
+        self.link = Link.DOWN
+        self._addresses = deque(addresses)
+        self._monitor = raw.get_monitor_socket(_LINK_EVENTS)
+        self._connect()
+
+    def pollable(self) -> list[zmq.Socket[bytes]]:
+        return [self._monitor, self.raw]
+
+    def receive(self) -> Received | Link | None:
+        if (change := self._link_change()) is not None:
+            return change
+        try:
+            parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return None
+        return Received([part.buffer for part in parts])
+
+    def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
+        try:
+            _send_frames(self.raw, frames)
+        except zmq.Again:
+            return Delivery.FULL if self.link is Link.UP else Delivery.GONE
+        return Delivery.SENT
+
+    def close(self) -> None:
+        # The monitor first: its unread events would outlive the socket.
+        self.raw.disable_monitor()
+        self._monitor.close(0)
+        self.raw.close()
+
+    def _connect(self) -> None:
+        """To the next address that is one at all; the others are passed over."""
+        for _ in range(len(self._addresses)):
+            with contextlib.suppress(zmq.ZMQError):
+                self.raw.connect(self._addresses[0])
+                return
+            self._addresses.rotate(-1)
+
+    def _link_change(self) -> Link | None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_CONNECT_RETRIED:
+                self._next_address()
+                continue
+            self.link = Link.UP if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else Link.DOWN
+            return self.link
+        return None
+
+    def _next_address(self) -> None:
+        if len(self._addresses) < 2 or self.link is Link.UP:
+            return
+        with contextlib.suppress(zmq.ZMQError):  # ENOENT: libzmq gave the address up by itself
+            self.raw.disconnect(self._addresses[0])
+        self._addresses.rotate(-1)
+        self._connect()
+
+
+AnySocket = ZmqSocket | ConnectedSocket
+
+
+class ZmqPoller:
+    """Waits on sockets and on a wake-up from other threads.
+
+    The wake-up is a pair of plain sockets and not an inproc one: any thread may wake,
+    and a ZeroMQ socket must stay with one thread.
+    """
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+        self._owner: dict[zmq.Socket[bytes], AnySocket] = {}
+        self._wake_receiver, self._wake_sender = os_socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._poller.register(self._wake_receiver, zmq.POLLIN)
+
+    def register(self, socket: Socket) -> None:
+        assert isinstance(socket, AnySocket)
+        for raw in socket.pollable():
+            self._owner[raw] = socket
+            self._poller.register(raw, zmq.POLLIN)
+
+    def unregister(self, socket: Socket) -> None:
+        assert isinstance(socket, AnySocket)
+        for raw in socket.pollable():
+            del self._owner[raw]
+            self._poller.unregister(raw)
+
+    def wait(self, timeout_s: float | None) -> list[Socket]:
+        # Rounded up: waking a millisecond early would find the deadline not yet due.
+        timeout = None if timeout_s is None else int(timeout_s * 1000) + 1 if timeout_s > 0 else 0
+        ready = self._poller.poll(timeout)
+        found: dict[Socket, None] = {}
+        for raw, _ in ready:
+            owner = self._owner.get(raw)
+            if owner is not None:
+                found[owner] = None
+            else:
+                self._drain_wakes()
+        return list(found)
+
+    def wake(self) -> None:
+        # A full pipe means that a wake-up is pending anyway.
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._wake_sender.send(b"!")
+
+    def close(self) -> None:
+        self._wake_sender.close()
+        self._wake_receiver.close()
+
+    def _drain_wakes(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_receiver.recv(4096):
+                pass
