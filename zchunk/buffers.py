@@ -4,12 +4,18 @@ Responsible for how much is lent out and what is kept for re-use; what the bytes
 when a chunk may be asked for, the callers say: uploads, downloads and the chunk service
 each have a pool of their own. A buffer is on the grid of O_DIRECT (`disk.ALIGNMENT`), so
 that it can be written past the page cache.
+
+`BufferPool` lends memory that is given back by a call, `LoanPool` memory that comes back
+by itself: what goes into a socket is free at a moment that only the transport knows.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import threading
+import weakref
+from collections import deque
 
 from zchunk.disk import ALIGNMENT
 
@@ -41,6 +47,31 @@ class Buffer:
         self._pool._take_back(self, keep=False)
 
 
+class _Kept:
+    """Memory that waits for re-use, the longest unused first. Callers hold their lock."""
+
+    def __init__(self) -> None:
+        self._memory: list[mmap.mmap] = []
+        self.bytes = 0
+
+    def add(self, memory: mmap.mmap) -> None:
+        self._memory.append(memory)
+        self.bytes += len(memory)
+
+    def take(self, capacity: int) -> mmap.mmap | None:
+        """The one of that capacity that was used last."""
+        for at in range(len(self._memory) - 1, -1, -1):
+            if len(self._memory[at]) == capacity:
+                self.bytes -= capacity
+                return self._memory.pop(at)
+        return None
+
+    def shrink(self, limit: int) -> None:
+        # Dropped, not closed: memory somebody still views cannot be unmapped under him.
+        while self._memory and self.bytes > limit:
+            self.bytes -= len(self._memory.pop(0))
+
+
 class BufferPool:
     """A budget of memory for chunks in flight, re-used since fresh pages are slow.
 
@@ -52,8 +83,7 @@ class BufferPool:
         self.budget = budget_bytes
         self._lock = threading.Lock()
         self._reserved = 0
-        #: given back, the longest unused first; total within the budget
-        self._kept: list[mmap.mmap] = []
+        self._kept = _Kept()
 
     @property
     def reserved(self) -> int:
@@ -65,7 +95,7 @@ class BufferPool:
     def kept(self) -> int:
         """Bytes that wait for re-use."""
         with self._lock:
-            return self._kept_bytes()
+            return self._kept.bytes
 
     def try_reserve(self, size: int) -> Buffer | None:
         """A buffer of at least `size` bytes, with old content in it; None: ask again later."""
@@ -73,17 +103,10 @@ class BufferPool:
         with self._lock:
             if self._reserved and self._reserved + capacity > self.budget:
                 return None
-            memory = self._reuse(capacity) or mmap.mmap(-1, capacity)
+            memory = self._kept.take(capacity)
             self._reserved += capacity
-            return Buffer(self, memory)
-
-    def _reuse(self, capacity: int) -> mmap.mmap | None:
-        """Kept memory of that capacity; else makes room in the budget for fresh memory."""
-        for at in range(len(self._kept) - 1, -1, -1):
-            if len(self._kept[at]) == capacity:
-                return self._kept.pop(at)
-        self._shrink(self.budget - self._reserved - capacity)
-        return None
+            self._kept.shrink(self.budget - self._reserved)
+            return Buffer(self, memory or mmap.mmap(-1, capacity))
 
     def _take_back(self, buffer: Buffer, *, keep: bool) -> None:
         with self._lock:
@@ -92,13 +115,59 @@ class BufferPool:
                 return
             self._reserved -= len(memory)
             if keep:
-                self._kept.append(memory)
-                self._shrink(self.budget - self._reserved)
+                self._kept.add(memory)
+                self._kept.shrink(self.budget - self._reserved)
 
-    def _shrink(self, limit: int) -> None:
-        # Dropped, not closed: memory somebody still views cannot be unmapped under him.
-        while self._kept and self._kept_bytes() > limit:
-            self._kept.pop(0)
 
-    def _kept_bytes(self) -> int:
-        return sum(len(memory) for memory in self._kept)
+class LoanPool:
+    """Memory for blocks on their way out. It comes back when its last view is gone.
+
+    Thread-safe. What is lent is the caller's to bound; what came back stays for re-use as
+    long as it is, with what is lent, within the budget. Blocks taken from the heap instead
+    would cost the process up to the budget again for each thread that reads them.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget = budget_bytes
+        self._lock = threading.Lock()
+        self._lent = 0
+        self._kept = _Kept()
+        #: came back, and is not yet counted: added to without the lock, since a view may
+        #: die in any thread at any line, also where this thread holds the lock
+        self._returned: deque[mmap.mmap] = deque()
+
+    @property
+    def lent(self) -> int:
+        """Bytes that somebody still views."""
+        with self._lock:
+            self._take_returned()
+            return self._lent
+
+    @property
+    def kept(self) -> int:
+        """Bytes that wait for re-use."""
+        with self._lock:
+            self._take_returned()
+            return self._kept.bytes
+
+    def lend(self, length: int) -> memoryview:
+        """`length` writable bytes with old content in them."""
+        # Few capacities, so that what came back fits; pages that are not touched cost nothing.
+        capacity = max(ALIGNMENT, 1 << max(0, length - 1).bit_length())
+        with self._lock:
+            self._take_returned()
+            memory = self._kept.take(capacity)
+            self._lent += capacity
+            self._kept.shrink(self._budget - self._lent)
+        if memory is None:
+            memory = mmap.mmap(-1, capacity)
+        owner = (ctypes.c_char * capacity).from_buffer(memory)
+        weakref.finalize(owner, self._returned.append, memory).atexit = False
+        return memoryview(owner).cast("B")[:length]
+
+    def _take_returned(self) -> None:
+        while self._returned:
+            memory = self._returned.popleft()
+            self._lent -= len(memory)
+            self._kept.add(memory)
+        self._kept.shrink(self._budget - self._lent)

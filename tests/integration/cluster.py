@@ -1,8 +1,8 @@
 """A real cluster for tests: `python -m zchunk` processes on 127.0.0.1, homes in one folder.
 
-Everything waits for a line, an event or a condition, each with a deadline; `wait_for` is
-the one place that sleeps. Only processes started here are ever signalled, by their pid.
-What the tests know of a node's disk is the folder HOME/node/store/chunks/ab/<sha256>.
+Everything waits for a line, an event or a condition, each with a deadline. Only processes
+started here are ever signalled, by their pid. What the tests know of a node's disk is the
+folder HOME/node/store/chunks/ab/<sha256>.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any
 
 import zchunk
+from tests.waiting import wait_for
 from zchunk.config import Settings
 from zchunk.errors import TrackerUnreachable
 
@@ -44,16 +45,6 @@ _SAMPLE_S = 0.05
 
 Event = dict[str, Any]
 Wanted = str | Callable[[Event], bool]
-
-
-def wait_for(condition: Callable[[], Any], deadline_s: float, what: str) -> Any:
-    """The first true value of `condition`; fails when the deadline passes before."""
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline_s:g} s: {what}")
-        time.sleep(0.02)
-    return value
 
 
 # -- files ------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, wait_for
+from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file
 from tests.integration.conftest import SMALL
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.cluster import Cluster, make_file, wait_for
+from tests.integration.cluster import Cluster, make_file
 from tests.integration.conftest import SMALL
+from tests.waiting import wait_for
 
 NAMES = (f"zc{os.getpid()}a", f"zc{os.getpid()}b")
 FIRST, SECOND, CHANGED = "10.99.0.1", "10.99.0.2", "10.99.0.3"

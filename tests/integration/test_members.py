@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.integration.cluster import PATIENCE_S, Client, Cluster, Result, make_file, wait_for
+from tests.integration.cluster import PATIENCE_S, Client, Cluster, Result, make_file
+from tests.waiting import wait_for
 
 
 def start_node(cluster: Cluster, home: Path, *words: str) -> Result:

@@ -409,3 +409,17 @@ def test_memory_with_20_clients_on_one_node(
         assert not node.process.children()
         gets_peak = max(result.peak for result in results)
         check_memory(record_property, {"20 gets, the largest": gets_peak, **cluster.peaks()})
+        results = get_and_put_at_once(homes, source, folder)
+        largest = max(result.peak for result in results)
+        check_memory(record_property, {"10 gets and 10 puts, the largest": largest, **cluster.peaks()})
+
+
+def get_and_put_at_once(homes: list[Client], source: Source, folder: Path) -> list[Result]:
+    """What comes in and what goes out share the node's memory."""
+    files = [make_file(folder / f"up{number}", 64 * MIB) for number in range(10)]
+    jobs = [homes[i % 4].start("get", "shared.bin", "-o", folder / f"down{i}") for i in range(10)]
+    jobs += [homes[i % 4].start("put", files[i].path, "--yes") for i in range(10)]
+    results = [job.result(LONG_S).expect(0) for job in jobs]
+    assert sum(result.last.get("bytes_received", 0) for result in results) == 10 * source.size
+    assert sum(result.last.get("bytes_sent", 0) for result in results) == sum(f.size for f in files)
+    return results

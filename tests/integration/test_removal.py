@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of, wait_for
+from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of
+from tests.waiting import wait_for
 
 
 def held(cluster: Cluster, hashes: Sequence[str]) -> int:

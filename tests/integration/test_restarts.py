@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of, wait_for
+from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of
+from tests.waiting import wait_for
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -996,7 +996,7 @@ def test_a_cut_file_is_corrupt_and_a_lost_one_not_found(stores, store):
 
 def test_a_read_error_is_a_storage_failure(store):
     put(store, Chunk(1))
-    with replaced(os, "pread", oserror(errno.EIO)), pytest.raises(StorageFailure):
+    with replaced(os, "preadv", oserror(errno.EIO)), pytest.raises(StorageFailure):
         store.read_block(Chunk(1).sha256, 0, 1)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from zchunk.buffers import Buffer, BufferPool
+from zchunk.buffers import Buffer, BufferPool, LoanPool
 from zchunk.errors import Busy, MalformedMessage, NoSpace, NotFound, UnknownMessage, ZchunkError
 from zchunk.loop import Loop, Workers
 from zchunk.manifest import MAX_CHUNK_SIZE
@@ -65,8 +65,11 @@ class ChunkService:
         self._storing = storing
         self._on_stored = on_stored
         self._outgoing = Outgoing(send_budget)
-        self._incoming = Incoming(receive_budget)
-        self._pool = BufferPool(receive_budget)
+        self._blocks = LoanPool(send_budget)
+        # A byte that comes in may lie in its socket and in its chunk's buffer at one time:
+        # a sender sends all it was admitted for, however busy this loop is.
+        self._incoming = Incoming(receive_budget // 2)
+        self._pool = BufferPool(receive_budget // 2)
         self._buffers: dict[ChunkKey, Buffer] = {}
         #: requests that were answered with an error
         self.refused = 0
@@ -145,10 +148,12 @@ class ChunkService:
 
     def _pump(self) -> None:
         for wanted in self._outgoing.next():
-            read = partial(self._store.read_block, wanted.sha256, wanted.offset, wanted.length)
+            read = partial(
+                self._store.read_block, wanted.sha256, wanted.offset, wanted.length, self._blocks.lend
+            )
             self._reading.submit(read, partial(self._send_block, wanted))
 
-    def _send_block(self, wanted: BlockWanted, data: bytes | None, error: ZchunkError | None) -> None:
+    def _send_block(self, wanted: BlockWanted, data: memoryview | None, error: ZchunkError | None) -> None:
         if error is not None:
             self._outgoing.not_sent(wanted)
             self._refuse(wanted.connection, wanted.request_id, error)

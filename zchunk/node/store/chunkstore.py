@@ -24,9 +24,8 @@ that `has` never waits for a disk.
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +54,10 @@ from zchunk.node.store.trash import Trash
 log = logging.getLogger(__name__)
 
 OPEN_READERS = 64
+
+
+def _fresh(length: int) -> memoryview:
+    return memoryview(bytearray(length))
 
 
 class ChunkStore:
@@ -288,8 +291,11 @@ class ChunkStore:
         """Raises NotFound."""
         return self._held.size_of(sha256)
 
-    def read_block(self, sha256: bytes, offset: int, length: int) -> bytes:
-        """`length` bytes of the chunk in memory of their own, not verified: the receiver does.
+    def read_block(
+        self, sha256: bytes, offset: int, length: int, memory: Callable[[int], memoryview] = _fresh
+    ) -> memoryview:
+        """`length` bytes of the chunk, not verified: the receiver does. They lie in
+        `memory(length)`, which is asked only once the range is known to be one.
 
         Raises NotFound, InvalidUsage (a range outside the chunk), ChunkCorrupt (the file
         is shorter than it was), StorageFailure; all of them not retryable here.
@@ -298,16 +304,16 @@ class ChunkStore:
         size = self.size_of(sha256)
         if offset < 0 or length < 0 or offset + length > size:
             raise InvalidUsage(f"chunk {sha256.hex()[:12]} has {size} bytes, not {length} from {offset}")
-        data = self._pread(sha256, offset, length)
-        if len(data) != length:
+        view = memory(length)
+        if self._pread(sha256, offset, view) != length:
             raise ChunkCorrupt(f"chunk {sha256.hex()[:12]} in {self.root} is cut short", chunk=sha256.hex())
-        return data
+        return view
 
-    def _pread(self, sha256: bytes, offset: int, length: int) -> bytes:
+    def _pread(self, sha256: bytes, offset: int, view: memoryview) -> int:
         path = self._files.path(sha256)
         try:
             with disk.storage_errors(path, "reading"), self._readers.reading(sha256, path) as fd:
-                return os.pread(fd, length, offset)
+                return disk.read_into(fd, view, offset)
         except (NotFound, StorageFailure):
             self._folder.check_online()  # unplugged since the first look
             raise
