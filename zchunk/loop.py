@@ -16,10 +16,10 @@ from typing import Any, Protocol, TypeVar
 
 from zchunk.clock import Clock
 from zchunk.errors import ZchunkError
-from zchunk.transport.base import Link, Poller, Received, Socket
+from zchunk.transport.base import Arrival, Poller, Socket
 
 T = TypeVar("T")
-Handler = Callable[[Received | Link], None]
+Handler = Callable[[Arrival], None]
 Done = Callable[[T | None, ZchunkError | None], None]
 
 #: Messages taken from one socket before the others get their turn.

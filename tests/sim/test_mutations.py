@@ -98,10 +98,11 @@ def old_starts_welcome(patch: Patch) -> None:
     """A hello of an older start takes the newer one's place."""
     hello = Liveness.hello
 
-    def welcome(self: Liveness, peer_id: str, incarnation: int, connection: bytes, now: float) -> bool:
+    def welcome(self: Liveness, peer_id: str, incarnation: int, *rest: Any) -> bool:
         if peer_id in self._peers:
-            self._peers[peer_id].incarnation = min(incarnation, self._peers[peer_id].incarnation)
-        return hello(self, peer_id, incarnation, connection, now)
+            known = self._peers[peer_id]
+            known.incarnation, known.instance = min(incarnation, known.incarnation), rest[-1]
+        return hello(self, peer_id, incarnation, *rest)
 
     patch.setattr(Liveness, "hello", welcome)
 

@@ -209,6 +209,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 def hello(incarnation: int = 1, held: Sequence[bytes] = (), **other: Any) -> Hello:
     values: dict[str, Any] = {
         "incarnation": incarnation,
+        "instance": "0" * 16,
         "bound": "*",
         "port": 7700,
         "advertise": (),

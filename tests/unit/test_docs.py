@@ -132,7 +132,7 @@ _WORDS = {
     *("v", "t", "id", "f", "from", "a", "k", "r", "p", "s", "e", "have", "zchunk1-"),
     *("node", "client", "observer", "plain", "curve", "up", "down", "left", "draining", "offline-store"),
     *("revoked", "round_robin", "contiguous", "balanced", "host", "encoding", "rows", "sealed", "version"),
-    *("stored_size", "plain_blake3", "hello", "lease", "goodbye"),
+    *("stored_size", "plain_blake3", "hello", "lease", "goodbye", "connection"),
     *("details.suggestion", "details.online", "details.needed", "details.free"),
     *("details.chunks_missing", "details.first_missing", "details.candidates"),
     *("file.degraded", "file.unavailable", "file.available", "tracker.send", "tracker.recv"),

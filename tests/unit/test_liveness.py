@@ -224,6 +224,49 @@ def test_our_own_sleep_ends_no_lease(asleep: float) -> None:
     assert [c for _, c in ticks(liveness, 0.5 + asleep, 0.5 + asleep + 10)] == [Change(A, Life.DOWN, "lease")]
 
 
+# -- copies, and lines that break ---------------------------------------------------------
+
+
+def test_a_second_process_of_one_start_is_refused_while_the_first_is_there() -> None:
+    liveness = make()
+    liveness.hello(A, 2, ONE, 0.0, "first")
+    liveness.arrived(A, 2, 0.0)
+    with pytest.raises(StaleIncarnation, match="another process"):
+        liveness.hello(A, 2, TWO, 1.0, "copy")
+    assert liveness.connection(A) == ONE
+    assert not liveness.hello(A, 2, TWO, 1.5, "first"), "its own new connection goes on"
+    assert [change.life for _, change in ticks(liveness, 1.5, 5.0)] == [Life.DOWN]
+    assert liveness.hello(A, 2, TWO, 6.0, "copy"), "nobody else is there any more"
+
+
+def test_a_line_that_breaks_all_the_time_is_left_to_the_lease() -> None:
+    liveness, told = make(), []
+    for number in range(10):
+        now = 0.5 * number
+        liveness.hello(A, 1, b"%d" % number, now)
+        told += liveness.arrived(A, 1, now)
+        told += liveness.connection_gone(b"%d" % number, now + 0.2)
+    assert [change.reason for change in told] == ["hello", "connection"] * 3 + ["hello"]
+    assert [(at, change.reason) for at, change in ticks(liveness, 4.5, 9.0)] == [(7.5, "lease")]
+
+
+def test_a_node_that_is_killed_again_and_again_is_down_at_once_each_time() -> None:
+    liveness = make()
+    for incarnation in range(1, 10):
+        liveness.hello(A, incarnation, b"%d" % incarnation, 0.0)
+        liveness.arrived(A, incarnation, 0.0)
+        assert liveness.connection_gone(b"%d" % incarnation, 0.0) == [Change(A, Life.DOWN, "connection")]
+
+
+def test_breaks_long_ago_do_not_count() -> None:
+    liveness = make()
+    for number in range(10):
+        now = 11.0 * number
+        liveness.hello(A, 1, b"%d" % number, now)
+        liveness.arrived(A, 1, now)
+        assert liveness.connection_gone(b"%d" % number, now)
+
+
 @pytest.mark.parametrize("first", ["beat", "hello", "goodbye", "gone"])
 def test_our_sleep_is_noticed_whatever_comes_first_after_it(first: str) -> None:
     liveness = up(up(make()), B, 1, TWO)

@@ -50,6 +50,7 @@ EVENTS = ("tcp://10.0.0.9:7701",)
 ASK = ListFiles(page="")
 
 HELLO = Hello(
+    instance="0" * 16,
     incarnation=1,
     bound="*",
     port=7700,

@@ -36,7 +36,7 @@ from zchunk.protocol.messages import (
     Request,
     Welcome,
 )
-from zchunk.transport.base import Link, Received, Socket, SocketOptions
+from zchunk.transport.base import Arrival, Link, Received, Socket, SocketOptions
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class ControlPlane:
         if self.session.caught_up:
             loop.post(on_caught_up)
 
-    def _on_tracker(self, received: Received | Link) -> None:
+    def _on_tracker(self, received: Arrival) -> None:
         now = self._now()
         if received is Link.UP:
             self._perform(self.session.link_up(now))
@@ -147,7 +147,7 @@ class ControlPlane:
         else:
             self._on_reply(received, now)
 
-    def _on_reply(self, received: Received | Link, now: float) -> None:
+    def _on_reply(self, received: Arrival, now: float) -> None:
         assert isinstance(received, Received)
         try:
             envelope = wire.decode(received.frames)
@@ -159,8 +159,8 @@ class ControlPlane:
             return
         self._perform(self.session.reply(envelope.request_id, envelope.message, now))
 
-    def _on_event(self, received: Received | Link) -> None:
-        if isinstance(received, Link):
+    def _on_event(self, received: Arrival) -> None:
+        if not isinstance(received, Received):
             return
         try:
             envelope = wire.decode(received.frames[1:])

@@ -11,7 +11,7 @@ from zchunk.node.membership import Membership, key_of, save
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, Join, Joined
 from zchunk.transport.auth import Token
-from zchunk.transport.base import Link, Received, Transport
+from zchunk.transport.base import Arrival, Link, Received, Transport
 
 _RESEND_S = 1.0
 
@@ -68,9 +68,11 @@ def _ask(token: Token, message: Join, transport: Transport, clock: Clock, timeou
     )
 
 
-def _reply(received: Received | Link | None) -> Joined | Link | None:
-    if received is None or isinstance(received, Link):
+def _reply(received: Arrival | None) -> Joined | Link | None:
+    if isinstance(received, Link):
         return received
+    if not isinstance(received, Received):
+        return None
     message = wire.decode(received.frames).message
     if isinstance(message, ErrorReply):
         raise wire.raised(message)

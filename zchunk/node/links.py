@@ -14,7 +14,7 @@ from zchunk.errors import PeerUnreachable, ZchunkError
 from zchunk.loop import Loop
 from zchunk.protocol import wire
 from zchunk.protocol.messages import Acknowledge, ErrorReply, GetBlock, Message, Request
-from zchunk.transport.base import Delivery, Link, Received, Socket, SocketOptions, Transport
+from zchunk.transport.base import Arrival, Delivery, Link, Received, Socket, SocketOptions, Transport
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class PeerLinks:
         if peer.unsent or peer.socket.send(frames) is not Delivery.SENT:
             peer.unsent.append((request_id, frames))
 
-    def _on_received(self, peer_id: str, received: Received | Link) -> None:
+    def _on_received(self, peer_id: str, received: Arrival) -> None:
         peer = self._peers[peer_id]
         if received is Link.UP:
             peer.linked = True

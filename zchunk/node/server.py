@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,7 @@ class NodeServer(Registrar):
         self._bound = bound
         self._port = port
         self.incarnation = incarnation
+        self._instance = secrets.token_hex(8)
         self._list_interfaces = interfaces
         self._on_registered = on_registered
         self._on_refused = on_refused
@@ -144,6 +146,7 @@ class NodeServer(Registrar):
         bound = self._bound if not addresses.is_wildcard(self._bound) else "*"
         return Hello(
             incarnation=self.incarnation,
+            instance=self._instance,
             bound=bound,
             port=self._port,
             advertise=tuple(self._settings.node.advertise),

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from zchunk.buffers import Buffer, BufferPool, LoanPool
+from zchunk.disconnects import Disconnects
 from zchunk.errors import Busy, MalformedMessage, NoSpace, NotFound, UnknownMessage, ZchunkError
 from zchunk.loop import Loop, Workers
 from zchunk.manifest import MAX_CHUNK_SIZE
@@ -32,7 +33,7 @@ from zchunk.protocol.messages import (
     PutBlock,
     PutManifest,
 )
-from zchunk.transport.base import Delivery, Link, Received, Socket
+from zchunk.transport.base import Arrival, Delivery, Received, Socket, Suspects
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class ChunkService:
             PutManifest: self._put_manifest,
             Conclude: self._conclude,
         }
+        self._disconnects = Disconnects(loop, router, self._gone)
         loop.add_socket(router, self._on_message)
         loop.add_timed(self)
 
@@ -96,14 +98,17 @@ class ChunkService:
         for connection in self._outgoing.on_time(now):
             log.info("a receiver went silent; %s", connection.hex())
         for chunk in self._incoming.on_time(now):
+            log.info("a sender went silent; chunk %s is given up", chunk.key[1].hex()[:12])
             self._give_up(chunk)
         self._pump()
         self._admit()
 
     # -- dispatch -------------------------------------------------------------------
 
-    def _on_message(self, received: Received | Link) -> None:
-        if isinstance(received, Link):
+    def _on_message(self, received: Arrival) -> None:
+        if isinstance(received, Suspects):
+            self._disconnects.suspect(received.connections)
+        if not isinstance(received, Received):
             return
         request_id: int | None = None
         try:
@@ -119,7 +124,18 @@ class ChunkService:
                 self._refuse(received.connection, request_id, error)
 
     def _reply(self, connection: bytes, request_id: int, message: Message) -> Delivery:
-        return self._router.send(wire.encode(message, request_id), connection)
+        delivery = self._router.send(wire.encode(message, request_id), connection)
+        if delivery is Delivery.GONE:
+            self._gone(connection)
+        return delivery
+
+    def _gone(self, connection: bytes) -> None:
+        """What it was sent is lost, what it was sending does not come: all that is free again."""
+        self._outgoing.gone(connection)
+        for chunk in self._incoming.gone(connection):
+            self._give_up(chunk)
+        self._pump()
+        self._admit()
 
     def _refuse(self, connection: bytes, request_id: int, error: ZchunkError) -> None:
         self.refused += 1
@@ -159,11 +175,9 @@ class ChunkService:
             self._refuse(wanted.connection, wanted.request_id, error)
         else:
             delivery = self._reply(wanted.connection, wanted.request_id, Block(data=data))
-            if delivery is Delivery.GONE:
-                self._outgoing.gone(wanted.connection)
-            elif delivery is Delivery.FULL:
+            if delivery is Delivery.FULL:
                 self._outgoing.park(wanted)
-            else:
+            elif delivery is Delivery.SENT:
                 self.bytes_moved += wanted.length
         self._pump()
 
@@ -253,8 +267,6 @@ class ChunkService:
         self._storing.submit(lambda: self._receive_chunk(sha256, chunk.blake3, view, upload_id), done)
 
     def _give_up(self, chunk: Admission) -> None:
-        """Its sender went silent."""
-        log.info("a sender went silent; chunk %s is given up", chunk.key[1].hex()[:12])
         if chunk.key in self._buffers:
             self._release(chunk)
 

@@ -233,6 +233,13 @@ class Incoming:
         if self._admissions.pop(key, None) is not None and key in self._queue:
             self._queue.remove(key)
 
+    def gone(self, connection: bytes) -> list[Admission]:
+        """The connection ended: what waits for memory is void. Returns what it was sending;
+        the caller frees the buffers and calls `done`."""
+        for key in [key for key in self._queue if self._admissions[key].connection == connection]:
+            self.done(key)
+        return [a for a in self._sending() if a.connection == connection]
+
     def on_time(self, now: float) -> list[Admission]:
         """Senders that were silent for too long; the caller frees their buffers and
         calls `done`."""

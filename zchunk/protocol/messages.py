@@ -85,6 +85,14 @@ class ErrorReply(Message):
     details: dict[str, Any]
 
 
+@message
+class Probe(Message):
+    """Asks nothing and tells nothing: a ROUTER sends it, under request id 0, to learn from
+    its socket whether the connection still stands. Whoever gets one ignores it."""
+
+    TYPE: ClassVar[str] = "probe"
+
+
 # -- parts ----------------------------------------------------------------------------
 
 
@@ -180,7 +188,8 @@ class Welcome(Message):
 class Hello(Request):
     """A storing node is there: after its start, and after each new connection.
 
-    `incarnation` is raised once per process start. The node's ROUTER listens at `port`
+    `incarnation` is raised once per process start; `instance` is drawn anew for each process
+    and tells two apart that run from copies of one home. The node's ROUTER listens at `port`
     on `bound` (a wildcard or one address); `advertise` overrides what the tracker sees,
     `interfaces` are the machine's own addresses for when it sees only loopback.
     `inventory_digest` is the sum of the stored chunks' SHA-256 modulo 2^256, big-endian.
@@ -189,6 +198,7 @@ class Hello(Request):
     TYPE: ClassVar[str] = "hello"
     REPLY: ClassVar[type[Message]] = Welcome
     incarnation: Count
+    instance: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
     bound: Address
     port: Annotated[int, Ge(1)]
     advertise: Addresses

@@ -252,7 +252,9 @@ class TrackerCore:
         hello: Hello = ask.message
         # First what may be refused: a life without a record would be nobody's.
         record = self._hello_record(ask, now)
-        arriving = self._liveness.hello(ask.peer_id, hello.incarnation, ask.sender.connection, now.mono)
+        arriving = self._liveness.hello(
+            ask.peer_id, hello.incarnation, ask.sender.connection, now.mono, hello.instance
+        )
         record = replace(record, status="down" if arriving else "up")
         before = self._records.get(ask.peer_id)
         self._records[ask.peer_id] = record

@@ -1,18 +1,26 @@
 """Who is up: a pure state machine over hellos, heartbeats, goodbyes and leases.
 
-What may not happen here: an older incarnation changing anything; a node called down
-while its lease runs; a lease ended by our own lateness; anyone called down within one
-lease of the tracker's own start.
+What may not happen here: an older incarnation changing anything; a second process with
+the identity of one that is up taking its place; a node called down while its lease runs
+and its connection stands; a lease ended by our own lateness; anyone called down within
+one lease of the tracker's own start.
 
 Times are monotonic seconds. The caller acts on the returned `Change`s in order.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from enum import Enum
 
 from zchunk.errors import StaleIncarnation
+
+
+#: A node whose connection broke so often within this time, in one start of it, has a bad
+#: line: its lease decides then, so that the cluster is not told of each break.
+_BREAKS = 3
+_BREAKS_WITHIN_S = 30.0
 
 
 class Life(Enum):
@@ -38,6 +46,10 @@ class _Peer:
     life: Life
     connection: bytes = b""
     lease_end: float = 0.0
+    #: which process of that incarnation; a copied home gives two of them
+    instance: str = ""
+    #: when its connection broke lately, in this incarnation
+    breaks: deque[float] = field(default_factory=lambda: deque(maxlen=_BREAKS))
 
 
 _WATCHED = (Life.UNKNOWN, Life.ARRIVING, Life.UP)
@@ -70,22 +82,35 @@ class Liveness:
     def up(self) -> frozenset[str]:
         return frozenset(peer_id for peer_id, peer in self._peers.items() if peer.life is Life.UP)
 
-    def hello(self, peer_id: str, incarnation: int, connection: bytes, now: float) -> bool:
-        """Start (or renew) a life; True when `arrived` is still to come for it.
+    def hello(
+        self, peer_id: str, incarnation: int, connection: bytes, now: float, instance: str = ""
+    ) -> bool:
+        """Start (or renew) a life; True when `arrived` is still to come for it. `instance`
+        is random for each process.
 
-        Raises StaleIncarnation where a newer start is known; nothing changes then.
+        Raises StaleIncarnation where a newer start is known, or another process of this one
+        is there; nothing changes then.
         """
         self._turn(now)
         peer = self._peers.get(peer_id)
-        if peer is not None and incarnation < peer.incarnation:
-            raise StaleIncarnation(
-                "a newer start of this node is registered; if its home was copied to another PC, "
-                "remove the copy and join that PC with a token of its own"
-            )
-        same_life = peer is not None and peer.incarnation == incarnation and peer.life is Life.UP
-        life = Life.UP if same_life else Life.ARRIVING
-        self._peers[peer_id] = _Peer(incarnation, life, connection, now + self._lease_s)
+        if peer is not None:
+            self._check_newest(peer, incarnation, instance)
+        same_start = peer is not None and peer.incarnation == incarnation
+        same_life = same_start and peer.life is Life.UP  # type: ignore[union-attr]
+        renewed = _Peer(incarnation, Life.UP if same_life else Life.ARRIVING, connection)
+        renewed.lease_end, renewed.instance = now + self._lease_s, instance
+        if same_start:
+            renewed.breaks = peer.breaks  # type: ignore[union-attr]
+        self._peers[peer_id] = renewed
         return not same_life
+
+    def _check_newest(self, peer: _Peer, incarnation: int, instance: str) -> None:
+        advice = "if its home was copied to another PC, remove the copy and join that PC with a token of its own"
+        if incarnation < peer.incarnation:
+            raise StaleIncarnation(f"a newer start of this node is registered; {advice}")
+        is_there = peer.incarnation == incarnation and peer.life in (Life.ARRIVING, Life.UP)
+        if is_there and peer.instance != instance:
+            raise StaleIncarnation(f"another process runs as this node already; {advice}")
 
     def arrived(self, peer_id: str, incarnation: int, now: float) -> list[Change]:
         """Its inventory is known: it is up."""
@@ -114,13 +139,27 @@ class Liveness:
         return [self._move(peer_id, peer, Life.LEFT, "goodbye")]
 
     def connection_gone(self, connection: bytes, now: float) -> list[Change]:
-        """The transport proved that this connection no longer exists."""
+        """The transport proved that this connection no longer exists.
+
+        Its node is down at once, unless the line breaks all the time: then its lease decides.
+        """
         self._turn(now)
-        return [
-            self._move(peer_id, peer, Life.DOWN, "connection")
+        broken = [
+            (peer_id, peer)
             for peer_id, peer in sorted(self._peers.items())
             if peer.connection == connection and peer.life in (Life.ARRIVING, Life.UP)
         ]
+        return [
+            self._move(peer_id, peer, Life.DOWN, "connection")
+            for peer_id, peer in broken
+            if not self._flaps(peer, now)
+        ]
+
+    def _flaps(self, peer: _Peer, now: float) -> bool:
+        """Notes the break; whether there were too many to tell of each."""
+        many = len(peer.breaks) == _BREAKS and peer.breaks[0] + _BREAKS_WITHIN_S > now
+        peer.breaks.append(now)
+        return many
 
     def advance(self, now: float) -> list[Change]:
         """Leases that ended by `now`."""

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from zchunk import addresses, disk
 from zchunk.clock import Clock, Now, read
 from zchunk.config import Settings
+from zchunk.disconnects import Disconnects
 from zchunk.errors import AlreadyRunning, NotFound, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.loop import Loop
@@ -27,7 +28,15 @@ from zchunk.tracker.core import Timing, TrackerCore
 from zchunk.tracker.membership import Membership
 from zchunk.tracker.store import TrackerStore
 from zchunk.transport.auth import KeyPair, Token, load_or_make_key, new_key_pair
-from zchunk.transport.base import Link, Received, Socket, SocketOptions, Transport
+from zchunk.transport.base import (
+    Arrival,
+    Delivery,
+    Received,
+    Socket,
+    SocketOptions,
+    Suspects,
+    Transport,
+)
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +157,7 @@ class TrackerServer:
         self._store = store
         #: messages that could not be read, or came from strangers (tests and `status` ask)
         self.refused = 0
+        self._disconnects = Disconnects(loop, router, self._gone)
         loop.add_socket(router, self._on_message)
         loop.add_socket(publisher, lambda _: None)
         loop.add_timed(self)
@@ -162,8 +172,13 @@ class TrackerServer:
     def _now(self) -> Now:
         return read(self._loop.clock)
 
-    def _on_message(self, received: Received | Link) -> None:
-        if isinstance(received, Link):
+    def _gone(self, connection: bytes) -> None:
+        self._perform(self.core.connection_gone(connection, self._now()))
+
+    def _on_message(self, received: Arrival) -> None:
+        if isinstance(received, Suspects):
+            self._disconnects.suspect(received.connections)
+        if not isinstance(received, Received):
             return
         try:
             envelope = wire.decode(received.frames)
@@ -196,7 +211,9 @@ class TrackerServer:
         if isinstance(action.message, ErrorReply):
             log.info("refused %s: %s", action.message.code, action.message.message)
         # A requester that is gone or full asks again: requests are idempotent.
-        self._router.send(wire.encode(action.message, action.request_id), action.connection)
+        frames = wire.encode(action.message, action.request_id)
+        if self._router.send(frames, action.connection) is Delivery.GONE:
+            self._gone(action.connection)
 
 
 class Tracker:

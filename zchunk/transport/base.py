@@ -35,6 +35,21 @@ class Link(Enum):
     DOWN = "down"
 
 
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """A ROUTER's hint that a connection has ended, and which it may have been.
+
+    A hint only: the operating system re-uses descriptors at once, so a later connection
+    may be among them. `disconnects.py` finds out which one is gone.
+    """
+
+    connections: tuple[bytes, ...]
+
+
+#: what `Socket.receive` brings
+Arrival = Received | Link | Suspects
+
+
 class Delivery(Enum):
     """What became of a send. Only SENT means that the message is on its way."""
 
@@ -49,8 +64,9 @@ class Socket(Protocol):
     #: where it can be reached, `tcp://host:port`; "" for a socket that connects
     endpoint: str
 
-    def receive(self) -> Received | Link | None:
-        """The next message or change of the link; None when there is nothing."""
+    def receive(self) -> Arrival | None:
+        """The next message, change of the link (DEALER, SUB) or hint of an end (ROUTER);
+        None when there is nothing."""
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery: ...
 

@@ -10,12 +10,22 @@ import contextlib
 import socket as os_socket
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from zchunk.errors import InvalidUsage
-from zchunk.transport.base import Buffer, Delivery, Link, Poller, Received, Socket, SocketOptions
+from zchunk.transport.base import (
+    Buffer,
+    Delivery,
+    Link,
+    Poller,
+    Received,
+    Socket,
+    SocketOptions,
+    Suspects,
+)
 
 #: Below this size a copy is cheaper than libzmq's bookkeeping for shared memory.
 _COPY_BELOW = 64 * 1024
@@ -41,14 +51,14 @@ class ZmqTransport:
     def poller(self) -> Poller:
         return ZmqPoller()
 
-    def router(self, bind: str, options: SocketOptions) -> ZmqSocket:
+    def router(self, bind: str, options: SocketOptions) -> RouterSocket:
         raw = self._socket(zmq.ROUTER, options)
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        return ZmqSocket(raw, _bind(raw, bind), routed=True)
+        return RouterSocket(raw, _bind(raw, bind))
 
-    def publisher(self, bind: str, options: SocketOptions) -> ZmqSocket:
+    def publisher(self, bind: str, options: SocketOptions) -> PublisherSocket:
         raw = self._socket(zmq.PUB, options)
-        return ZmqSocket(raw, _bind(raw, bind))
+        return PublisherSocket(raw, _bind(raw, bind))
 
     def dealer(self, addresses: Sequence[str], options: SocketOptions) -> ConnectedSocket:
         raw = self._socket(zmq.DEALER, options)
@@ -113,44 +123,110 @@ def _bind_dual_stack(raw: zmq.Socket[bytes], address: str) -> None:
         raw.bind(address)
 
 
-class ZmqSocket:
-    """A bound socket: ROUTER (`routed`) or PUB."""
+class PublisherSocket:
+    """A bound PUB: what is sent goes to whoever listens."""
 
-    def __init__(self, raw: zmq.Socket[bytes], endpoint: str, routed: bool = False) -> None:
+    def __init__(self, raw: zmq.Socket[bytes], endpoint: str) -> None:
         self.raw = raw
         self.endpoint = endpoint
-        self._routed = routed
 
     def pollable(self) -> list[zmq.Socket[bytes]]:
-        return [self.raw]
+        return []
 
-    def receive(self) -> Received | Link | None:
-        try:
-            parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
-        except zmq.Again:
-            return None
-        if not self._routed:
-            return Received([part.buffer for part in parts])
-        if len(parts) < 2:
-            return Received([b""], connection=parts[0].bytes)
-        frames = [part.buffer for part in parts[1:]]
-        return Received(frames, parts[0].bytes, address=_metadata(parts[1], "Peer-Address"))
+    def receive(self) -> Received | None:
+        return None
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
-        try:
-            if self._routed:
-                self.raw.send(connection, zmq.DONTWAIT | zmq.SNDMORE)
-            _send_frames(self.raw, frames)
-        except zmq.Again:
-            return Delivery.FULL
-        except zmq.ZMQError as error:
-            if error.errno == zmq.EHOSTUNREACH:
-                return Delivery.GONE
-            raise
+        _send_frames(self.raw, frames)
         return Delivery.SENT
 
     def close(self) -> None:
         self.raw.close()
+
+
+class RouterSocket:
+    """A bound ROUTER. Its monitor hints at connections that end.
+
+    The monitor is read first in each turn and asked for one kind of event only: some 500
+    events that nobody reads stop the whole context.
+    """
+
+    def __init__(self, raw: zmq.Socket[bytes], endpoint: str) -> None:
+        self.raw = raw
+        self.endpoint = endpoint
+        self._monitor = raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        #: descriptor -> connections that came by it, in this order; most are the latest's
+        self._by_descriptor: dict[int, dict[bytes, None]] = {}
+        self._descriptor_of: dict[bytes, int] = {}
+
+    def pollable(self) -> list[zmq.Socket[bytes]]:
+        return [self._monitor, self.raw]
+
+    def receive(self) -> Received | Suspects | None:
+        if (suspects := self._suspects()) is not None:
+            return suspects
+        try:
+            parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return None
+        connection = parts[0].bytes
+        if len(parts) < 2:
+            return Received([b""], connection=connection)
+        if connection not in self._descriptor_of:
+            self._remember(connection, parts[1])
+        frames = [part.buffer for part in parts[1:]]
+        return Received(frames, connection, address=_metadata(parts[1], "Peer-Address"))
+
+    def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
+        try:
+            self.raw.send(connection, zmq.DONTWAIT | zmq.SNDMORE)
+            _send_frames(self.raw, frames)
+        except zmq.Again:
+            return Delivery.FULL
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._forget(connection)
+            return Delivery.GONE
+        return Delivery.SENT
+
+    def close(self) -> None:
+        _close_monitored(self.raw, self._monitor)
+
+    def _suspects(self) -> Suspects | None:
+        while (event := _next_event(self._monitor)) is not None:
+            connections = self._by_descriptor.get(event["value"])
+            if connections:
+                return Suspects(tuple(connections))
+        return None
+
+    def _remember(self, connection: bytes, frame: zmq.Frame) -> None:
+        descriptor = int(frame.get(zmq.SRCFD))
+        self._descriptor_of[connection] = descriptor
+        self._by_descriptor.setdefault(descriptor, {})[connection] = None
+
+    def _forget(self, connection: bytes) -> None:
+        descriptor = self._descriptor_of.pop(connection, None)
+        if descriptor is None:
+            return
+        connections = self._by_descriptor[descriptor]
+        connections.pop(connection, None)
+        if not connections:
+            del self._by_descriptor[descriptor]
+
+
+def _next_event(monitor: zmq.Socket[bytes]) -> dict[str, Any] | None:
+    """The next event of a socket's monitor that has come already."""
+    if not int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+        return None
+    return dict(recv_monitor_message(monitor))
+
+
+def _close_monitored(raw: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
+    # The monitor first: its unread events would outlive the socket.
+    raw.disable_monitor()
+    monitor.close(0)
+    raw.close()
 
 
 def _metadata(frame: zmq.Frame, name: str) -> str | None:
@@ -199,10 +275,7 @@ class ConnectedSocket:
         return Delivery.SENT
 
     def close(self) -> None:
-        # The monitor first: its unread events would outlive the socket.
-        self.raw.disable_monitor()
-        self._monitor.close(0)
-        self.raw.close()
+        _close_monitored(self.raw, self._monitor)
 
     def _connect(self) -> None:
         """To the next address that is one at all; the others are passed over."""
@@ -213,8 +286,8 @@ class ConnectedSocket:
             self._addresses.rotate(-1)
 
     def _link_change(self) -> Link | None:
-        while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
+        while (message := _next_event(self._monitor)) is not None:
+            event = message["event"]
             if event == zmq.EVENT_CONNECT_RETRIED:
                 self._next_address()
                 continue
@@ -231,7 +304,7 @@ class ConnectedSocket:
         self._connect()
 
 
-AnySocket = ZmqSocket | ConnectedSocket
+AnySocket = RouterSocket | PublisherSocket | ConnectedSocket
 
 
 class ZmqPoller:
