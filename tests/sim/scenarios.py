@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.sim.cluster import CHUNK, Cluster, Outcome, SimNode
+from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome, SimNode
 from zchunk.errors import StaleIncarnation
 from zchunk.transport.memory import Faults
 
@@ -53,20 +53,46 @@ def noise(root: Path, seed: int) -> None:
 
 
 def lateness(root: Path, seed: int) -> None:
-    """Answers that come when their peer counts as down, and another was asked instead."""
-    cluster = Cluster(root, seed)
+    """Answers that come when their peer counts as stalled, and another was asked instead."""
+    impatient = {**SETTINGS, "transfer": {**SETTINGS["transfer"], "request_timeout_s": 0.7}}
+    cluster = Cluster(root, seed, settings=impatient)
     path = cluster.make_file("late.bin", 50 * CHUNK)
     _put(cluster, path, replicas=2)
     cluster.network.faults = Faults(delay_min=0.001, delay_max=0.8, double=0.02)
     target = root / "got"
     outcome = cluster.client().get(path.name, target)
-    while not outcome.ended and cluster.steps < 50_000:
-        cluster.network.cut("tracker", cluster.rng.choice(cluster.nodes).name)
-        cluster.run_for(cluster.rng.uniform(3.0, 4.5))
-        cluster.network.heal()
-        cluster.run_for(cluster.rng.uniform(0.5, 1.5))
     _finish(cluster, outcome, target, path)
     cluster.verify({path.name: path})
+
+
+def partial_partition(root: Path, seed: int) -> None:
+    """The tracker sees everybody, but the reader cannot reach one node: its chunks come from
+    their other holder, or are waited for, by name, until the line is mended."""
+    cluster = Cluster(root, seed)
+    doubled = cluster.make_file("doubled.bin", 20 * CHUNK)
+    single = cluster.make_file("single.bin", 20 * CHUNK)
+    _put(cluster, doubled, replicas=2)
+    _put(cluster, single)
+    reader, away = cluster.client(), cluster.rng.choice(cluster.nodes)
+    if cluster.rng.random() < 0.5:  # in mid-transfer: its connection stands, and is silent
+        reader.get(doubled.name, root / "warm")
+        cluster.run_for(cluster.rng.uniform(0.0, 0.1))
+    cluster.network.cut(reader.host.name, away.name)
+    _finish(cluster, reader.get(doubled.name, root / "got1"), root / "got1", doubled)
+    waits = reader.get(single.name, root / "got2")
+    cluster.run(lambda: bool(_waiting_for(waits)), "the job to name whom it cannot reach", limit_s=5)
+    assert _waiting_for(waits) == [(away.name, "unreachable")]
+    cluster.run_for(cluster.rng.uniform(0.0, 5.0))
+    cluster.network.heal()
+    cluster.run(lambda: waits.ended, "the rest, once the line is mended", limit_s=5)
+    _finish(cluster, waits, root / "got2", single)
+    cluster.verify({doubled.name: doubled, single.name: single})
+
+
+def _waiting_for(outcome: Outcome) -> list[tuple[str, str]]:
+    """(name, reason) of whom a download said last that it waits for."""
+    told = [event for event in outcome.events if event["event"] == "waiting"]
+    return [(row["name"], row["reason"]) for row in told[-1]["missing"]] if told else []
 
 
 def missed_events(root: Path, seed: int) -> None:

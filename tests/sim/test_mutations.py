@@ -20,8 +20,9 @@ from tests.sim import scenarios
 from tests.sim.test_scenarios import History
 from zchunk.errors import IllegalEvent, ZchunkError
 from zchunk.node import get, upload
-from zchunk.node.download import ChunkState, DownloadJob
+from zchunk.node.download import ChunkState, DownloadJob, VerifyChunk
 from zchunk.node.garbage import GarbageCollector
+from zchunk.node.reach import Reach
 from zchunk.node.server import NodeServer
 from zchunk.node.session import Session
 from zchunk.node.store import chunkstore
@@ -57,12 +58,28 @@ def any_block_counts(patch: Patch) -> None:
     patch.setattr(DownloadJob, "expects", expects)
 
 
+def silence_unnoticed(patch: Patch) -> None:
+    """A peer that is up is waited for, however long nothing comes from it."""
+    patch.setattr(Reach, "deadline", lambda self: None)
+
+
+def way_back_unnoticed(patch: Patch) -> None:
+    """That a peer can be reached again is told to nobody."""
+    link = Reach.link
+
+    def forgetful(self: Reach, linked: bool, now: float) -> bool:
+        link(self, linked, now)
+        return False
+
+    patch.setattr(Reach, "link", forgetful)
+
+
 def downloads_unverified(patch: Patch) -> None:
     """What arrived is written whatever its SHA-256."""
 
-    def verify(self: get.Download, index: int) -> None:
+    def verify(self: get.Download, action: VerifyChunk) -> None:
         assert self._job is not None
-        self.perform(self._job.verified(index, True, self.now()))
+        self.perform(self._job.verified(action.chunk, True, self.now()))
 
     patch.setattr(get.Download, "_verify", verify)
 
@@ -183,6 +200,8 @@ MUTATIONS = {
         Mutation(offers_count_as_stored, history),
         Mutation(commits_unchecked, scenarios.slow_reports),
         Mutation(returns_unnoticed, scenarios.missed_events),
+        Mutation(silence_unnoticed, scenarios.partial_partition),
+        Mutation(way_back_unnoticed, scenarios.partial_partition),
     )
 }
 STORIES = sorted({m.story for m in MUTATIONS.values()} - {history}, key=lambda story: story.__name__)

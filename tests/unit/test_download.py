@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ from zchunk.node.download import (
     StateChanged,
     VerifyChunk,
     WriteChunk,
+    p95,
 )
 from zchunk.node.flow import WINDOW_BLOCKS, Flow
 
@@ -104,12 +106,12 @@ def settle(job: DownloadJob, asked: Iterable[Action], now: float = SLOW) -> list
 
 def test_a_chunk_is_begun_asked_for_checked_written_and_then_held() -> None:
     job = make([[A]])
-    assert job.start(0.0) == [BeginChunk(0), *blocks(A, 0)]
+    assert job.start(0.0) == [BeginChunk(0, 1), *blocks(A, 0)]
     for at in (4, 0, 12):
         assert job.block(0, 1, at, 4, SLOW) == []
-    assert job.block(0, 1, 8, 4, SLOW) == [VerifyChunk(0)]
+    assert job.block(0, 1, 8, 4, SLOW) == [VerifyChunk(0, 1)]
     assert job.chunk_state(0) is ChunkState.VERIFYING
-    assert job.verified(0, True, SLOW) == [WriteChunk(0)]
+    assert job.verified(0, True, SLOW) == [WriteChunk(0, 1)]
     assert job.chunks_completed == 0
     assert job.written(0, False, SLOW) == [StateChanged(JobState.VERIFYING), AllHeld()]
     assert job.chunks_completed == 1
@@ -124,7 +126,7 @@ def test_an_empty_file_is_held_at_once() -> None:
 
 def test_what_an_earlier_run_kept_is_not_asked_for() -> None:
     job = make([[A], [A], [A]], held={0, 2})
-    assert job.start(0.0) == [BeginChunk(1), *blocks(A, 1)]
+    assert job.start(0.0) == [BeginChunk(1, 1), *blocks(A, 1)]
     assert (job.chunks_completed, job.chunks_count) == (2, 3)
 
 
@@ -145,7 +147,7 @@ def test_the_rarest_chunk_goes_first_then_the_files_order() -> None:
 
 def test_one_peer_has_no_more_than_two_chunks_begun() -> None:
     job = make([[A]] * 10, budget=100 * CHUNK)
-    assert [a for a in job.start(0.0) if isinstance(a, BeginChunk)] == [BeginChunk(0), BeginChunk(1)]
+    assert [a for a in job.start(0.0) if isinstance(a, BeginChunk)] == [BeginChunk(0, 1), BeginChunk(1, 1)]
 
 
 def test_a_chunk_is_begun_only_with_a_buffer_for_all_of_it() -> None:
@@ -157,8 +159,8 @@ def test_a_chunk_is_begun_only_with_a_buffer_for_all_of_it() -> None:
 
 def test_a_chunk_larger_than_the_budget_is_fetched_alone() -> None:
     job = make([[A], [B]], budget=CHUNK - 1)
-    assert [a for a in job.start(0.0) if isinstance(a, BeginChunk)] == [BeginChunk(0)]
-    assert [a for a in settle(job, blocks(A, 0)) if isinstance(a, BeginChunk)] == [BeginChunk(1)]
+    assert [a for a in job.start(0.0) if isinstance(a, BeginChunk)] == [BeginChunk(0, 1)]
+    assert [a for a in settle(job, blocks(A, 0)) if isinstance(a, BeginChunk)] == [BeginChunk(1, 1)]
 
 
 def test_requests_outstanding_at_one_peer_stay_within_its_window() -> None:
@@ -184,7 +186,7 @@ def test_a_kept_buffer_counts_against_the_budget_until_it_is_freed() -> None:
     job.verified(0, True, SLOW)
     assert job.written(0, True, SLOW) == []
     assert job.begun_bytes == CHUNK
-    assert job.freed(0, SLOW) == [BeginChunk(1), *blocks(A, 1)]
+    assert job.freed(0, SLOW) == [BeginChunk(1, 1), *blocks(A, 1)]
 
 
 def test_status_has_the_public_names() -> None:
@@ -263,7 +265,7 @@ def test_a_lost_peers_late_answer_changes_nothing(ending: Callable[..., list[Act
     job = make([[A]])
     job.start(0.0)
     job.block(0, 1, 0, 4, SLOW)
-    assert job.peer_down(A, SLOW) == [DropChunk(0), StateChanged(JobState.WAITING)]
+    assert job.peer_down(A, SLOW) == [DropChunk(0, 1), StateChanged(JobState.WAITING)]
     assert ending(job, SLOW) == []
     assert job.chunk_state(0) is ChunkState.WANTED
     assert job.missing() == {A: 1}
@@ -278,7 +280,7 @@ def test_the_lost_peer_is_asked_again_when_it_is_back(
     job = make([[A]])
     job.start(0.0)
     job.peer_down(A, 1.0)
-    again = [BeginChunk(0), *blocks(A, 0, attempt=2)]
+    again = [BeginChunk(0, 2), *blocks(A, 0, attempt=2)]
     assert job.peer_up(A, incarnation, 2.0) == [Resumed(A), *again, StateChanged(JobState.RUNNING)]
     assert job.waiting_since is None
     if ending is not None:
@@ -291,8 +293,8 @@ def test_another_holder_takes_over_at_once(ending: Callable[..., list[Action]] |
     job = make([[A, B]], up=[A])
     job.start(0.0)
     assert job.peer_up(B, 1, 0.5) == []
-    over = [BeginChunk(0), *blocks(B, 0, attempt=2)]
-    assert job.peer_down(A, 1.0) == [DropChunk(0), *over]
+    over = [BeginChunk(0, 2), *blocks(B, 0, attempt=2)]
+    assert job.peer_down(A, 1.0) == [DropChunk(0, 1), *over]
     if ending is not None:
         assert ending(job, 2.0) == []
     assert AllHeld() in settle(job, requests(over))
@@ -302,7 +304,7 @@ def test_a_restart_between_two_events_voids_what_was_asked_of_the_older_start() 
     job = make([[A]])
     job.start(0.0)
     assert job.peer_up(A, 1, 1.0) == []
-    assert job.peer_up(A, 2, 1.0) == [DropChunk(0), BeginChunk(0), *blocks(A, 0, attempt=2)]
+    assert job.peer_up(A, 2, 1.0) == [DropChunk(0, 1), BeginChunk(0, 2), *blocks(A, 0, attempt=2)]
     assert job.block(0, 1, 0, 4, 1.0) == []
 
 
@@ -311,7 +313,7 @@ def test_a_peer_that_goes_while_its_chunk_is_checked_or_written_is_not_missed() 
     job.start(0.0)
     answer(job, blocks(A, 0), SLOW)
     assert job.peer_down(A, SLOW) == []
-    assert job.verified(0, True, SLOW) == [WriteChunk(0)]
+    assert job.verified(0, True, SLOW) == [WriteChunk(0, 1)]
     assert AllHeld() in job.written(0, False, SLOW)
 
 
@@ -320,9 +322,9 @@ def test_silence_ends_a_request_after_the_stall_and_the_peer_rests() -> None:
     job.start(5.0)
     assert job.deadline() == 5.0 + STALL
     assert job.on_time(5.0 + STALL - 0.1) == []
-    assert job.on_time(5.0 + STALL) == [DropChunk(0)]
+    assert job.on_time(5.0 + STALL) == [DropChunk(0, 1)]
     assert job.deadline() == 5.0 + STALL + 1.0
-    assert job.on_time(5.0 + STALL + 1.0) == [BeginChunk(0), *blocks(A, 0, attempt=2)]
+    assert job.on_time(5.0 + STALL + 1.0) == [BeginChunk(0, 2), *blocks(A, 0, attempt=2)]
 
 
 def test_pauses_double_up_to_a_minute_and_end_with_progress() -> None:
@@ -350,7 +352,7 @@ def test_at_its_deadline_there_is_something_to_do(start: float, stall_s: float) 
     job.start(start)
     wake = job.deadline()
     assert wake is not None
-    assert job.on_time(wake) == [DropChunk(0)]
+    assert job.on_time(wake) == [DropChunk(0, 1)]
 
 
 # -- several holders ------------------------------------------------------------------------
@@ -361,7 +363,7 @@ def test_a_peer_that_is_set_aside_is_replaced_by_another_holder() -> None:
     [first] = {ask.peer_id for ask in requests(job.start(0.0))}
     [other] = {A, B} - {first}
     actions = job.refused(0, 1, Busy("later"), 0.0)
-    assert actions == [DropChunk(0), BeginChunk(0), *blocks(other, 0, attempt=2)]
+    assert actions == [DropChunk(0, 1), BeginChunk(0, 2), *blocks(other, 0, attempt=2)]
 
 
 def test_a_chunk_that_is_not_there_is_taken_elsewhere_and_the_tracker_is_asked() -> None:
@@ -401,7 +403,7 @@ def test_faster_sources_get_more() -> None:
 
 def corrupt(job: DownloadJob, chunk: int, now: float = SLOW) -> list[Action]:
     """All blocks of the chunk arrive, and the check fails."""
-    peer_id, attempt = job.status(chunk)[1], job.attempt(chunk)
+    peer_id, attempt = job.status(chunk)[1], job.attempts(chunk)[0]
     assert peer_id is not None
     answer(job, blocks(peer_id, chunk, attempt), now)
     return job.verified(chunk, False, now)
@@ -414,9 +416,9 @@ def test_a_corrupt_chunk_is_dropped_reported_and_taken_from_another_holder() -> 
     assert liar is not None
     [other] = {A, B} - {liar}
     assert corrupt(job, 0) == [
-        DropChunk(0),
+        DropChunk(0, 1),
         ReportCorrupt(liar, 0),
-        BeginChunk(0),
+        BeginChunk(0, 2),
         *blocks(other, 0, attempt=2),
     ]
     assert job.chunks_completed == 0
@@ -572,7 +574,7 @@ def test_pause_drops_what_is_in_flight_and_resume_asks_again() -> None:
     job = make([[A]])
     job.start(0.0)
     job.block(0, 1, 0, 4, SLOW)
-    assert job.pause(1.0) == [DropChunk(0), StateChanged(JobState.PAUSED)]
+    assert job.pause(1.0) == [DropChunk(0, 1), StateChanged(JobState.PAUSED)]
     assert job.begun_bytes == 0
     assert job.deadline() is None
     assert job.pause(1.0) == []
@@ -580,7 +582,7 @@ def test_pause_drops_what_is_in_flight_and_resume_asks_again() -> None:
     assert job.on_time(1e9) == []
     assert job.resume(2.0) == [
         StateChanged(JobState.RUNNING),
-        BeginChunk(0),
+        BeginChunk(0, 2),
         *blocks(A, 0, attempt=2),
     ]
     assert job.resume(2.0) == []
@@ -591,7 +593,7 @@ def test_what_is_being_checked_goes_on_while_paused() -> None:
     job.start(0.0)
     answer(job, blocks(A, 0), SLOW)
     assert job.pause(1.0) == [StateChanged(JobState.PAUSED)]
-    assert job.verified(0, True, 1.0) == [WriteChunk(0)]
+    assert job.verified(0, True, 1.0) == [WriteChunk(0, 1)]
     assert job.written(0, False, 1.0) == []
     assert job.chunks_completed == 1
     assert AllHeld() in job.resume(2.0)
@@ -652,20 +654,19 @@ def test_a_failure_says_why() -> None:
     error = NoSpace("full")
     job = make([[A]])
     job.start(0.0)
-    assert job.fail(error, 1.0) == [DropChunk(0), StateChanged(JobState.FAILED), Failed(error)]
+    assert job.fail(error, 1.0) == [DropChunk(0, 1), StateChanged(JobState.FAILED), Failed(error)]
 
 
 def test_chunks_whose_bytes_on_disk_were_wrong_are_fetched_again() -> None:
     job = make([[A], [A]])
     settle(job, job.start(0.0))
     assert job.state is JobState.VERIFYING
-    attempt = job.attempt(1) + 1
     assert job.lost([1], 1.0) == [
         StateChanged(JobState.RUNNING),
-        BeginChunk(1),
-        *blocks(A, 1, attempt=attempt),
+        BeginChunk(1, 2),
+        *blocks(A, 1, attempt=2),
     ]
-    assert AllHeld() in settle(job, blocks(A, 1, attempt=attempt))
+    assert AllHeld() in settle(job, blocks(A, 1, attempt=2))
 
 
 # -- flow --------------------------------------------------------------------------------------------
@@ -693,6 +694,125 @@ def test_a_long_silence_before_the_first_request_is_no_stall() -> None:
     assert flow.stalled(1.0, 1001.0)
 
 
+# -- peers that are up, but not for us -----------------------------------------------------------
+
+
+def test_a_peer_that_cannot_be_reached_is_waited_for_and_named() -> None:
+    job = make([[A], [B]], up=[A, B])
+    asked = requests(job.start(0.0))
+    actions = job.peer_reach(B, False, 1.0)
+    assert DropChunk(1, 1) in actions
+    settle(job, [ask for ask in asked if ask.peer_id == A])
+    assert job.state is JobState.WAITING
+    assert job.missing() == {B: 1}
+    assert job.is_unreachable(B)
+    assert not job.is_unreachable(A)
+    assert requests(job.on_time(1000.0)) == [], "nothing is tried until it can be reached"
+    actions = job.peer_reach(B, True, 1001.0)
+    assert Resumed(B) in actions
+    assert requests(actions) == blocks(B, 1, attempt=2)
+
+
+def test_another_holder_takes_over_from_a_peer_that_cannot_be_reached() -> None:
+    job = make([[A, B]], up=[A, B])
+    (first, *_) = requests(job.start(0.0))
+    other = B if first.peer_id == A else A
+    assert {ask.peer_id for ask in requests(job.peer_reach(first.peer_id, False, 1.0))} == {other}
+
+
+def test_a_new_start_of_a_peer_is_tried_although_the_old_one_could_not_be_reached() -> None:
+    job = make([[A]], up=[A])
+    job.start(0.0)
+    job.peer_reach(A, False, 1.0)
+    job.peer_down(A, 2.0)
+    assert not job.is_unreachable(A)
+    assert requests(job.peer_up(A, 2, 3.0)) == blocks(A, 0, attempt=2)
+
+
+# -- hedging -------------------------------------------------------------------------------------
+
+
+def practised(took_a: float, took_b: float) -> DownloadJob:
+    """A and B are known to take so many seconds for a chunk; the only chunk, which both hold,
+    is in flight at one of them since 0."""
+    job = make([[A, B]], up=[A, B])
+    job._peers[A].took.extend([took_a] * 5)
+    job._peers[B].took.extend([took_b] * 5)
+    assert len(requests(job.start(0.0))) == CHUNK // BLOCK
+    return job
+
+
+def test_a_chunk_whose_source_is_overdue_is_asked_of_a_second_holder_too() -> None:
+    job = practised(1.0, 1.0)
+    source = job.status(0)[1]
+    assert job.deadline() == 1.0
+    assert job.on_time(0.99) == []
+    actions = job.on_time(1.0)
+    assert BeginChunk(0, 2) in actions
+    assert {ask.peer_id for ask in requests(actions)} == {A, B} - {source}
+    assert job.attempts(0) == [1, 2]
+    assert job.on_time(5.0) == [], "one hedge is enough"
+
+
+@pytest.mark.parametrize("winner", [1, 2])
+def test_the_first_answer_wins_and_the_other_does_no_harm(winner: int) -> None:
+    job = practised(1.0, 1.0)
+    job.on_time(1.0)
+    both = {fetch.attempt: dict(fetch.asked) for fetch in job._chunks[0].fetches}
+    actions: list[Action] = []
+    for offset, (length, _) in both[winner].items():
+        actions += job.block(0, winner, offset, length, 2.0)
+    loser = 3 - winner
+    assert actions == [DropChunk(0, loser), VerifyChunk(0, winner)]
+    for offset, (length, _) in both[loser].items():
+        assert job.block(0, loser, offset, length, 2.0) == []
+    assert job.verified(0, True, 2.0) == [WriteChunk(0, winner)]
+    assert AllHeld() in job.written(0, False, 2.0)
+    assert job.begun_bytes == 0
+    assert all(peer.flow.outstanding == peer.begun == 0 for peer in job._peers.values())
+
+
+@pytest.mark.parametrize("lost", [A, B])
+def test_one_of_two_attempts_may_be_lost(lost: str) -> None:
+    job = practised(1.0, 1.0)
+    job.on_time(1.0)
+    (gone,) = [fetch.attempt for fetch in job._chunks[0].fetches if fetch.peer_id == lost]
+    assert job.peer_down(lost, 1.5) == [DropChunk(0, gone)]
+    assert job.attempts(0) == [3 - gone]
+
+
+def test_a_holder_with_work_of_its_own_is_not_asked_for_a_hedge() -> None:
+    job = make([[A]] * 5 + [[A, B]] + [[B]] * 20, up=[A, B], budget=100 * CHUNK)
+    job.start(0.0)
+    job._peers[A].took.extend([0.1] * 10)
+    assert job._hedges() == []
+
+
+def test_a_hedge_needs_memory_of_its_own() -> None:
+    job = practised(1.0, 1.0)
+    job._limits = replace(job._limits, budget=CHUNK)
+    assert not any(isinstance(action, BeginChunk) for action in job.on_time(STALL - 1))
+
+
+def test_a_source_that_is_always_slow_is_hedged_by_how_fast_the_other_is() -> None:
+    assert practised(5.0, 0.1).deadline() == 0.2
+    assert practised(0.1, 5.0).deadline() == 0.1
+    assert practised(0.001, 0.001).deadline() == 0.05, "and not for noise"
+
+
+def test_the_quantile_is_that_of_the_nearest_rank() -> None:
+    assert p95([3.0]) == 3.0
+    assert p95(range(1, 101)) == 95
+    assert p95(range(1, 21)) == 19
+
+
+def test_chunks_of_a_slow_peer_go_first_where_memory_is_short() -> None:
+    job = make([[A], [A], [A], [B], [B], [B]], up=[A, B], budget=2 * CHUNK)
+    job._peers[A].flow.rate, job._peers[B].flow.rate = 100.0, 1.0
+    begun = [action.chunk for action in job.start(0.0) if isinstance(action, BeginChunk)]
+    assert begun == [3, 4]
+
+
 # -- any interleaving ------------------------------------------------------------------------------
 
 
@@ -702,19 +822,21 @@ class World:
     def __init__(self, sizes: Sequence[int], job: DownloadJob) -> None:
         self.sizes = sizes
         self.job = job
-        #: chunk -> {offset: good}; a chunk is here from BeginChunk until its buffer is back
-        self.buffers: dict[int, dict[int, bool]] = {}
-        self.lengths: dict[int, int] = {}
+        #: (chunk, attempt) -> {offset: good}; here from BeginChunk until its buffer is back
+        self.buffers: dict[tuple[int, int], dict[int, bool]] = {}
+        self.lengths: dict[tuple[int, int], int] = {}
         self.asked: list[RequestBlock] = []
         #: answered or void: their answers may come again
         self.past: list[RequestBlock] = []
-        self.verifying: set[int] = set()
-        self.writing: set[int] = set()
+        self.verifying: dict[int, int] = {}
+        self.writing: dict[int, int] = {}
         self.kept: set[int] = set()
         self.proven: set[int] = set()
         self.up: dict[str, int] = {}
+        self.unreachable: set[str] = set()
         self.relocate = False
         self.all_held = 0
+        self.hedges = 0
         self.failure: ZchunkError | None = None
 
     def do(self, actions: Iterable[Action]) -> None:
@@ -722,36 +844,49 @@ class World:
             getattr(self, f"_{type(action).__name__}")(action)
 
     def _BeginChunk(self, action: BeginChunk) -> None:
-        assert action.chunk not in self.buffers
+        key = action.chunk, action.attempt
+        assert key not in self.buffers
         assert action.chunk not in self.proven
-        self.buffers[action.chunk] = {}
-        self.lengths[action.chunk] = 0
+        others = [attempt for chunk, attempt in self.buffers if chunk == action.chunk]
+        assert len(others) <= 1, "a hedge of a hedge"
+        self.hedges += len(others)
+        self.buffers[key] = {}
+        self.lengths[key] = 0
 
     def _RequestBlock(self, ask: RequestBlock) -> None:
-        assert ask.chunk in self.buffers
+        key = ask.chunk, ask.attempt
+        assert key in self.buffers
         assert ask.peer_id in self.up, "asked a peer that is down"
-        assert self.job.attempt(ask.chunk) == ask.attempt
-        assert ask.offset == self.lengths[ask.chunk], "a gap or an overlap"
-        self.lengths[ask.chunk] += ask.length
-        assert self.lengths[ask.chunk] <= self.sizes[ask.chunk]
-        assert {a.peer_id for a in self.asked if a.chunk == ask.chunk} <= {ask.peer_id}
+        assert ask.peer_id not in self.unreachable, "asked a peer that cannot be reached"
+        assert ask.attempt in self.job.attempts(ask.chunk)
+        assert ask.offset == self.lengths[key], "a gap or an overlap"
+        self.lengths[key] += ask.length
+        assert self.lengths[key] <= self.sizes[ask.chunk]
+        assert {a.peer_id for a in self._asked_for(*key)} <= {ask.peer_id}
         self.asked.append(ask)
+        attempts = {a.attempt: a.peer_id for a in self.asked if a.chunk == ask.chunk}
+        assert len(set(attempts.values())) == len(attempts), "one peer asked twice for a chunk"
+
+    def _asked_for(self, chunk: int, attempt: int) -> list[RequestBlock]:
+        return [ask for ask in self.asked if (ask.chunk, ask.attempt) == (chunk, attempt)]
 
     def _DropChunk(self, action: DropChunk) -> None:
         assert action.chunk not in self.writing
-        del self.buffers[action.chunk]
-        void = [ask for ask in self.asked if ask.chunk == action.chunk]
-        self.asked = [ask for ask in self.asked if ask.chunk != action.chunk]
+        del self.buffers[action.chunk, action.attempt]
+        void = self._asked_for(action.chunk, action.attempt)
+        self.asked = [ask for ask in self.asked if ask not in void]
         self.past = (self.past + void)[-50:]
 
     def _VerifyChunk(self, action: VerifyChunk) -> None:
-        assert self.lengths[action.chunk] == self.sizes[action.chunk]
-        assert not any(ask.chunk == action.chunk for ask in self.asked)
-        self.verifying.add(action.chunk)
+        key = action.chunk, action.attempt
+        assert self.lengths[key] == self.sizes[action.chunk]
+        assert not any(ask.chunk == action.chunk for ask in self.asked), "the other attempt goes on"
+        assert [chunk for chunk, _ in self.buffers].count(action.chunk) == 1
+        self.verifying[action.chunk] = action.attempt
 
     def _WriteChunk(self, action: WriteChunk) -> None:
         assert action.chunk in self.proven
-        self.writing.add(action.chunk)
+        self.writing[action.chunk] = action.attempt
 
     def _ReportCorrupt(self, action: ReportCorrupt) -> None:
         assert action.chunk not in self.proven
@@ -781,22 +916,21 @@ class World:
         if ask in self.asked:
             self.asked.remove(ask)
             assert self.job.expects(ask.chunk, ask.attempt, ask.offset, ask.length)
-            self.buffers[ask.chunk][ask.offset] = good
+            self.buffers[ask.chunk, ask.attempt][ask.offset] = good
             self.past = [*self.past, ask][-50:]
         else:
             assert not self.job.expects(ask.chunk, ask.attempt, ask.offset, ask.length)
         self.do(self.job.block(ask.chunk, ask.attempt, ask.offset, ask.length, now))
 
     def verified(self, chunk: int, now: float) -> None:
-        self.verifying.remove(chunk)
-        good = all(self.buffers[chunk].values())
+        attempt = self.verifying.pop(chunk)
+        good = all(self.buffers[chunk, attempt].values())
         if good:
             self.proven.add(chunk)
         self.do(self.job.verified(chunk, good, now))
 
     def written(self, chunk: int, keep: bool, now: float) -> None:
-        self.writing.remove(chunk)
-        del self.buffers[chunk]
+        del self.buffers[chunk, self.writing.pop(chunk)]
         if keep:
             self.kept.add(chunk)
         self.do(self.job.written(chunk, keep, now))
@@ -813,6 +947,7 @@ class World:
 
     def check(self, limits: Limits, now: float) -> None:
         job = self.job
+        in_flight = {chunk for chunk, _ in self.buffers}
         expected = {
             index: (
                 ChunkState.VERIFYING
@@ -820,7 +955,7 @@ class World:
                 else ChunkState.WRITING
                 if index in self.writing
                 else ChunkState.IN_FLIGHT
-                if index in self.buffers
+                if index in in_flight
                 else ChunkState.HELD
                 if index in self.proven
                 else ChunkState.WANTED
@@ -828,9 +963,9 @@ class World:
             for index in range(len(self.sizes))
         }
         assert {index: job.chunk_state(index) for index in expected} == expected
-        assert job.in_work == len(self.buffers)
+        assert job.in_work == len(in_flight)
         assert job.chunks_completed == sum(state is ChunkState.HELD for state in expected.values())
-        in_memory = [*self.buffers, *self.kept]
+        in_memory = [*(chunk for chunk, _ in self.buffers), *self.kept]
         assert job.begun_bytes == sum(self.sizes[index] for index in in_memory)
         assert job.begun_bytes <= limits.budget or len(in_memory) == 1
         self._check_windows()
@@ -844,8 +979,9 @@ class World:
             outstanding = [ask.length for ask in self.asked if ask.peer_id == peer_id]
             assert peer.flow.outstanding == sum(outstanding)
             assert sum(outstanding) <= WINDOW_BLOCKS * peer.flow.block or len(outstanding) == 1
-            begun = {i for i in self.buffers if i not in self.verifying and i not in self.writing}
-            assert peer.begun == sum(self.job.status(index)[1] == peer_id for index in begun) <= 2
+            in_flight = {i for i, _ in self.buffers if i not in self.verifying and i not in self.writing}
+            fetches = [fetch for index in in_flight for fetch in self.job._chunks[index].fetches]
+            assert peer.begun == sum(fetch.peer_id == peer_id for fetch in fetches) <= 2
             assert len(peer.queue) <= len(self.sizes)
 
     def _check_progress(self, limits: Limits, now: float) -> None:
@@ -858,7 +994,7 @@ class World:
         for index, holders in enumerate(job._holders):
             if job.chunk_state(index) is not ChunkState.WANTED:
                 continue
-            for peer_id in holders & self.up.keys():
+            for peer_id in (holders & self.up.keys()) - self.unreachable:
                 peer = job._peers[peer_id]
                 idle = peer.begun < 2 and peer.flow.paused_until <= now
                 assert not (idle and self._is_clean(index, peer_id)), f"chunk {index} stands still"
@@ -909,8 +1045,15 @@ class Downloads(RuleBasedStateMachine):
     @rule(peer_id=st.sampled_from(PEERS), new=st.booleans())
     def peer_up(self, peer_id: str, new: bool) -> None:
         self.incarnation[peer_id] += new
+        if self.world.up.get(peer_id) != self.incarnation[peer_id]:
+            self.world.unreachable.discard(peer_id)  # a start anew is tried anew
         self.world.up[peer_id] = self.incarnation[peer_id]
         self.world.do(self.job.peer_up(peer_id, self.incarnation[peer_id], self.now))
+
+    @rule(peer_id=st.sampled_from(PEERS), reachable=st.booleans())
+    def peer_reach(self, peer_id: str, reachable: bool) -> None:
+        (self.world.unreachable.discard if reachable else self.world.unreachable.add)(peer_id)
+        self.world.do(self.job.peer_reach(peer_id, reachable, self.now))
 
     @rule(peer_id=st.sampled_from(PEERS))
     def peer_down(self, peer_id: str) -> None:
@@ -1012,6 +1155,7 @@ class Downloads(RuleBasedStateMachine):
             return
         for peer_id in PEERS:
             self.peer_up(peer_id, new=False)
+            self.peer_reach(peer_id, reachable=True)
         self.tracker_names_all()
         for _ in range(1000):
             self._one_good_step()
@@ -1068,6 +1212,7 @@ def test_a_long_job_keeps_a_bounded_state() -> None:
         job.located([[A, B]] * 20, turn)
         job.on_time(turn)
         peers = job._peers.values()
-        sizes.append(sum(len(p.queue) for p in peers) + sum(len(c.asked) for c in job._chunks))
-    assert max(sizes) == max(sizes[:5])
+        sizes.append(sum(len(p.queue) for p in peers) + sum(len(c.fetches) for c in job._chunks))
+    assert max(sizes) <= 2 * 20, "each chunk once in each peer's queue, or in flight"
+    assert max(sizes[-50:]) <= max(sizes[50:100])
     assert states(job) == {"pending": 18, "downloading": 2}

@@ -292,12 +292,18 @@ def waiting_text(event: dict[str, Any]) -> str:
     if not rows:
         return str(event.get("message") or f"{wait} for a peer")
     if len(rows) == 1:
-        return f"{wait} for {rows[0]['name']}, last seen {local_time(rows[0]['last_seen'])}"
-    each = [f"{r['name']} ({r['chunks']:,}, last seen {local_time(r['last_seen'])})" for r in rows[:5]]
+        return f"{wait} for {rows[0]['name']}, {_why_missing(rows[0])}"
+    each = [f"{r['name']} ({r['chunks']:,}, {_why_missing(r)})" for r in rows[:5]]
     more = f" and {count_text(len(rows) - 5, 'more peer')}" if len(rows) > 5 else ""
     # Copies of one chunk lie on several of them: any one will do.
     between = " or " if sum(row["chunks"] for row in rows) > chunks else ", "
     return f"{wait} for {between.join(each)}{more}"
+
+
+def _why_missing(row: dict[str, Any]) -> str:
+    if row.get("reason") == "unreachable":
+        return "which is up, but cannot be reached from here"
+    return f"last seen {local_time(row['last_seen'])}"
 
 
 # -- progress -------------------------------------------------------------------------

@@ -8,14 +8,19 @@ while a peer that holds a wanted chunk is up and not set aside.
 Events come in through the methods, with the monotonic time; each returns the actions
 for the shell (`get.py`) to carry out in order. A chunk is begun only with a buffer for
 all of it, and all its blocks come from one peer, so that a corrupt chunk has an author.
+Each time it is begun is an attempt, with a number and a buffer of its own. A chunk whose
+peer is slow may have a second attempt, a hedge, at another holder that has nothing else to
+send: the first to be complete counts, the other is dropped.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from statistics import median
 
 from zchunk.errors import IllegalEvent, IntegrityError, ZchunkError
 from zchunk.manifest import block_ranges
@@ -28,6 +33,14 @@ _MAX_CORRUPT = 2
 _MAX_STRIKES = 3
 #: How many chunks of one peer may be begun at once: one being sent, one behind it.
 _BEGUN_PER_PEER = 2
+#: How many times a peer's chunks took are remembered, and how many make a quantile.
+_REMEMBERED = 64
+_FEW = 4
+#: A hedge is for waits that a person could notice, not for noise.
+_HEDGE_MIN_S = 0.05
+#: A peer is slow, and served first, when what it has left takes so many times as long as
+#: with the others.
+_SLOW = 1.5
 
 
 class JobState(Enum):
@@ -60,9 +73,10 @@ PUBLIC_STATUS = {
 
 @dataclass(frozen=True, slots=True)
 class BeginChunk:
-    """Reserve a buffer for the chunk: its blocks follow."""
+    """Reserve a buffer for this attempt at the chunk: its blocks follow."""
 
     chunk: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +91,21 @@ class RequestBlock:
 @dataclass(frozen=True, slots=True)
 class VerifyChunk:
     chunk: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class WriteChunk:
     chunk: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class DropChunk:
-    """Give the chunk's buffer back; blocks of it that still arrive are ignored."""
+    """Give the attempt's buffer back; blocks of it that still arrive are ignored."""
 
     chunk: int
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,30 +169,62 @@ class Limits:
 
 
 @dataclass(slots=True)
+class _Fetch:
+    """One attempt at a chunk, at one peer."""
+
+    peer_id: str
+    attempt: int
+    begun_at: float
+    #: blocks not asked for yet, as (offset, length), in reverse order
+    unasked: list[tuple[int, int]]
+    #: offset -> (length, when asked)
+    asked: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return not self.asked and not self.unasked
+
+
+@dataclass(slots=True)
 class _Chunk:
     size: int
     state: ChunkState = ChunkState.WANTED
-    peer_id: str = ""
-    #: raised each time it is begun: an answer to an older attempt is late
-    attempt: int = 0
-    #: blocks not asked for yet, as (offset, length), in reverse order
-    unasked: list[tuple[int, int]] = field(default_factory=list)
-    #: offset -> (length, when asked)
-    asked: dict[int, tuple[int, float]] = field(default_factory=dict)
+    #: attempts so far: an answer to one that is not among `fetches` is late
+    attempts: int = 0
+    #: in flight: one attempt, or two where one is a hedge; then the one that was complete
+    #: first, until the chunk is held
+    fetches: list[_Fetch] = field(default_factory=list)
+    #: who sent it, once it is held
+    source: str = ""
     #: peer -> how often its copy was corrupt; `_MAX_STRIKES` where it has none
     strikes: dict[str, int] = field(default_factory=dict)
+
+    def fetch(self, attempt: int) -> _Fetch | None:
+        """The attempt of that number, if it still counts."""
+        if self.state is not ChunkState.IN_FLIGHT:
+            return None
+        return next((fetch for fetch in self.fetches if fetch.attempt == attempt), None)
 
 
 @dataclass(slots=True)
 class _Peer:
     flow: Flow
     up: bool = False
+    #: False while it cannot be reached from here, although it is up
+    reachable: bool = True
     incarnation: int = 0
     #: chunks in flight from it
     begun: int = 0
     corrupt: int = 0
+    #: seconds that its latest whole chunks took
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     #: chunks it holds that are wanted: a heap of (holders, index)
     queue: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def there(self) -> bool:
+        """Whether it can be asked at all."""
+        return self.up and self.reachable
 
 
 class DownloadJob:
@@ -187,9 +236,11 @@ class DownloadJob:
         up: Mapping[str, int],
         held: Collection[int],
         limits: Limits,
+        unreachable: Collection[str] = (),
     ) -> None:
         """`sizes`: stored bytes per chunk. `holders`: peer ids per chunk. `up`: peer id ->
-        incarnation of those that are up. `held`: chunks that an earlier run kept."""
+        incarnation of those that are up; `unreachable`: those among them that cannot be
+        reached from here. `held`: chunks that an earlier run kept."""
         self.state = JobState.RUNNING
         self.waiting_since: float | None = None
         self.bytes_received = 0
@@ -210,7 +261,7 @@ class DownloadJob:
             self._peer(peer_id)
         for peer_id, incarnation in up.items():
             peer = self._peer(peer_id)
-            peer.up, peer.incarnation = True, incarnation
+            peer.up, peer.incarnation, peer.reachable = True, incarnation, peer_id not in unreachable
         self._queue_all()
 
     # -- what is known --------------------------------------------------------------
@@ -236,21 +287,29 @@ class DownloadJob:
     def chunk_state(self, index: int) -> ChunkState:
         return self._chunks[index].state
 
-    def attempt(self, index: int) -> int:
-        return self._chunks[index].attempt
+    def attempts(self, index: int) -> list[int]:
+        """The numbers of those that count: two while a hedge runs."""
+        return [fetch.attempt for fetch in self._chunks[index].fetches]
 
     def status(self, index: int) -> tuple[str, str | None]:
         """(status, peer_id) as SPEC "DownloadJob" names them."""
         chunk = self._chunks[index]
-        return PUBLIC_STATUS[chunk.state], chunk.peer_id or None
+        peer_id = chunk.fetches[0].peer_id if chunk.fetches else chunk.source
+        return PUBLIC_STATUS[chunk.state], peer_id or None
 
     def missing(self) -> dict[str, int]:
-        """Down peers -> how many wanted chunks only down peers hold, counted at each."""
+        """Peers that are down, or cannot be reached -> how many wanted chunks only such peers
+        hold, counted at each."""
         counts: dict[str, int] = {}
         for index in self.missing_chunks():
             for peer_id in self._askable(index):
                 counts[peer_id] = counts.get(peer_id, 0) + 1
         return counts
+
+    def is_unreachable(self, peer_id: str) -> bool:
+        """Up, says the tracker, but not to be reached from here."""
+        peer = self._peers.get(peer_id)
+        return peer is not None and peer.up and not peer.reachable
 
     def is_missing(self, index: int) -> bool:
         """Wanted, and no live peer can be asked for it."""
@@ -275,12 +334,30 @@ class DownloadJob:
         if waited_for and not self._limits.auto_resume:
             self._back[peer_id] = incarnation
             return []
-        peer.up, peer.incarnation = True, incarnation
-        peer.flow.welcome_back(now)
+        peer.up, peer.reachable, peer.incarnation = True, True, incarnation
+        return actions + self._welcome_back(peer_id, waited_for, now)
+
+    def peer_reach(self, peer_id: str, reachable: bool, now: float) -> list[Action]:
+        """A peer that is up cannot be reached from here, or can again."""
+        peer = self._peer(peer_id)
+        if peer.reachable == reachable:
+            return []
+        if reachable:
+            waited_for = peer.up and peer_id in self.missing()
+            peer.reachable = True
+            return self._welcome_back(peer_id, waited_for, now)
+        peer.reachable = False
+        actions = self._take_back(peer_id)
         self._queue_all()
-        if waited_for and self.state in (JobState.RUNNING, JobState.WAITING):
-            actions.append(Resumed(peer_id))
         return actions + self._go_on(now)
+
+    def _welcome_back(self, peer_id: str, waited_for: bool, now: float) -> list[Action]:
+        self._peers[peer_id].flow.welcome_back(now)
+        self._queue_all()
+        told: list[Action] = []
+        if waited_for and self.state in (JobState.RUNNING, JobState.WAITING):
+            told.append(Resumed(peer_id))
+        return told + self._go_on(now)
 
     def peer_down(self, peer_id: str, now: float) -> list[Action]:
         self._back.pop(peer_id, None)
@@ -308,36 +385,32 @@ class DownloadJob:
         if not self.expects(chunk_index, attempt, offset, length):
             return []
         chunk = self._chunks[chunk_index]
-        _, asked_at = chunk.asked.pop(offset)
-        self._peers[chunk.peer_id].flow.answered(length, now - asked_at, now)
+        fetch = chunk.fetch(attempt)
+        assert fetch is not None
+        _, asked_at = fetch.asked.pop(offset)
+        self._peers[fetch.peer_id].flow.answered(length, now - asked_at, now)
         self.bytes_received += length
-        actions: list[Action] = []
-        if not chunk.asked and not chunk.unasked:
-            chunk.state = ChunkState.VERIFYING
-            self._peers[chunk.peer_id].begun -= 1
-            actions.append(VerifyChunk(chunk_index))
+        actions = self._complete(chunk_index, fetch, now) if fetch.complete else []
         return actions + self._go_on(now)
 
     def expects(self, chunk_index: int, attempt: int, offset: int, length: int) -> bool:
         """Whether this is an answer to a request that still counts."""
-        chunk = self._chunks[chunk_index]
-        if chunk.state is not ChunkState.IN_FLIGHT or chunk.attempt != attempt:
-            return False
-        asked = chunk.asked.get(offset)
+        fetch = self._chunks[chunk_index].fetch(attempt)
+        asked = fetch.asked.get(offset) if fetch is not None else None
         return asked is not None and asked[0] == length
 
     def refused(self, chunk_index: int, attempt: int, error: ZchunkError, now: float) -> list[Action]:
         """The peer answered a block request with an error, or the link to it broke."""
         chunk = self._chunks[chunk_index]
-        if chunk.state is not ChunkState.IN_FLIGHT or chunk.attempt != attempt:
+        fetch = chunk.fetch(attempt)
+        if fetch is None:
             return []
-        peer_id = chunk.peer_id
-        actions = self._give_up(chunk_index)
+        actions = self._give_up(chunk_index, fetch)
         if not error.retryable:
             # It does not have the chunk (any more), or cannot read it: ask others for it.
-            chunk.strikes[peer_id] = _MAX_STRIKES
+            chunk.strikes[fetch.peer_id] = _MAX_STRIKES
             self._relocate_at = now + 1.0
-        self._peers[peer_id].flow.set_aside(now)
+        self._peers[fetch.peer_id].flow.set_aside(now)
         self._queue_all()
         return actions + self._go_on(now)
 
@@ -345,14 +418,15 @@ class DownloadJob:
         chunk = self._chunks[chunk_index]
         if chunk.state is not ChunkState.VERIFYING:
             return []
+        (fetch,) = chunk.fetches
         if good:
             chunk.state = ChunkState.WRITING
-            return [WriteChunk(chunk_index)]
-        peer_id = chunk.peer_id
+            return [WriteChunk(chunk_index, fetch.attempt)]
+        peer_id = fetch.peer_id
         chunk.strikes[peer_id] = chunk.strikes.get(peer_id, 0) + 1
         self._peers[peer_id].corrupt += 1
         self._peers[peer_id].flow.set_aside(now)
-        actions = [*self._give_up(chunk_index), ReportCorrupt(peer_id, chunk_index)]
+        actions = [*self._give_up(chunk_index, fetch), ReportCorrupt(peer_id, chunk_index)]
         self._queue_all()
         return actions + self._go_on(now)
 
@@ -362,6 +436,7 @@ class DownloadJob:
         chunk = self._chunks[chunk_index]
         if chunk.state is not ChunkState.WRITING:
             return []
+        chunk.source = chunk.fetches.pop().peer_id
         chunk.state = ChunkState.HELD
         self._in_work.discard(chunk_index)
         self._held += 1
@@ -380,7 +455,7 @@ class DownloadJob:
             return []
         for index in chunk_indexes:
             if self._chunks[index].state is ChunkState.HELD:
-                self._chunks[index].state = ChunkState.WANTED
+                self._chunks[index].state, self._chunks[index].source = ChunkState.WANTED, ""
                 self._held -= 1
         self._queue_all()
         actions = self._enter(JobState.RUNNING, now)
@@ -409,7 +484,7 @@ class DownloadJob:
         back, self._back = self._back, {}
         for peer_id, incarnation in back.items():
             peer = self._peers[peer_id]
-            peer.up, peer.incarnation = True, incarnation
+            peer.up, peer.reachable, peer.incarnation = True, True, incarnation
             peer.flow.welcome_back(now)
         self._queue_all()
         return [*self._enter(JobState.RUNNING, now), *self._go_on(now)]
@@ -440,6 +515,7 @@ class DownloadJob:
         if self.state not in (JobState.RUNNING, JobState.WAITING):
             return None
         times = [t for peer in self._peers.values() for t in peer.flow.wakes_at(self._limits.stall_s)]
+        times += [due for due, _, _ in self._hedges()]
         if self._relocate_at is not None:
             times.append(self._relocate_at)
         return min(times, default=None)
@@ -450,12 +526,9 @@ class DownloadJob:
         if self.state not in (JobState.RUNNING, JobState.WAITING):
             return []
         actions: list[Action] = []
-        while True:
-            begun = self._begin_one(now)
-            asked = self._ask_blocks(now)
-            actions += begun + asked
-            if not begun:
-                break
+        while begun := self._begin_one(now) or self._hedge_one(now):
+            actions += [begun, *self._ask_blocks(now)]
+        actions += self._ask_blocks(now)
         if self._held == len(self._chunks):
             return [*actions, *self._enter(JobState.VERIFYING, now), AllHeld()]
         return actions + self._waiting_or_running(now)
@@ -486,25 +559,39 @@ class DownloadJob:
         strikes = self._chunks[index].strikes
         return [p for p in self._holders[index] if strikes.get(p, 0) < _MAX_STRIKES]
 
-    def _begin_one(self, now: float) -> list[Action]:
+    def _begin_one(self, now: float) -> Action | None:
         """Begin the most urgent chunk that some peer can send now.
 
-        The rarest first, then in the file's order: so a slow peer's chunks, which are the
-        ones left behind, are begun before the fast ones' next.
+        The rarest first, then those of slow peers, since they are the ones left behind, then
+        in the file's order. A chunk that several could send goes to the fastest.
         """
         ready = [
-            (urgency, -peer.flow.rate, peer_id)
+            (urgency, peer_id)
             for peer_id, peer in self._peers.items()
-            if peer.up and peer.begun < _BEGUN_PER_PEER and peer.flow.paused_until <= now
-            if (urgency := self._most_urgent(peer)) is not None
+            if self._has_room(peer, now) and (urgency := self._most_urgent(peer)) is not None
         ]
         if not ready:
-            return []
-        (_, index), _, peer_id = min(ready)
+            return None
+        slow = self._slow_peers([peer_id for _, peer_id in ready])
+        rank = [
+            (holders, peer_id not in slow, index, -self._peers[peer_id].flow.rate, peer_id)
+            for (holders, index), peer_id in ready
+        ]
+        _, _, index, _, peer_id = min(rank)
         if not self._fits(self._chunks[index].size):
-            return []
-        self._begin(index, peer_id)
-        return [BeginChunk(index)]
+            return None
+        heapq.heappop(self._peers[peer_id].queue)
+        return self._begin(index, peer_id, now)
+
+    def _has_room(self, peer: _Peer, now: float) -> bool:
+        return peer.there and peer.begun < _BEGUN_PER_PEER and peer.flow.paused_until <= now
+
+    def _slow_peers(self, peer_ids: Sequence[str]) -> set[str]:
+        """Those that need much longer than the others for what they have left."""
+        peers = {peer_id: self._peers[peer_id] for peer_id in peer_ids}
+        left = {p: len(peer.queue) / peer.flow.rate for p, peer in peers.items() if peer.flow.rate}
+        usual = median(left.values()) if left else 0.0
+        return {p for p, time in left.items() if time > _SLOW * usual}
 
     def _most_urgent(self, peer: _Peer) -> tuple[int, int] | None:
         """(holders, index) of the chunk to ask this peer for next."""
@@ -517,16 +604,16 @@ class DownloadJob:
     def _fits(self, size: int) -> bool:
         return not self._begun_bytes or self._begun_bytes + size <= self._limits.budget
 
-    def _begin(self, index: int, peer_id: str) -> None:
+    def _begin(self, index: int, peer_id: str, now: float) -> Action:
         chunk, peer = self._chunks[index], self._peers[peer_id]
-        heapq.heappop(peer.queue)
-        chunk.state, chunk.peer_id = ChunkState.IN_FLIGHT, peer_id
-        chunk.attempt += 1
-        chunk.unasked = block_ranges(chunk.size, peer.flow.block)[::-1]
-        chunk.asked = {}
+        chunk.state = ChunkState.IN_FLIGHT
+        chunk.attempts += 1
+        ranges = block_ranges(chunk.size, peer.flow.block)[::-1]
+        chunk.fetches.append(_Fetch(peer_id, chunk.attempts, now, ranges))
         peer.begun += 1
         self._begun_bytes += chunk.size
         self._in_work.add(index)
+        return BeginChunk(index, chunk.attempts)
 
     def _ask_blocks(self, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -534,45 +621,100 @@ class DownloadJob:
             chunk = self._chunks[index]
             if chunk.state is not ChunkState.IN_FLIGHT:
                 continue
-            peer = self._peers[chunk.peer_id]
-            while chunk.unasked and peer.flow.takes(chunk.unasked[-1][1]):
-                offset, length = chunk.unasked.pop()
-                chunk.asked[offset] = (length, now)
-                peer.flow.sent(length, now)
-                actions.append(RequestBlock(chunk.peer_id, index, chunk.attempt, offset, length))
+            for fetch in chunk.fetches:
+                flow = self._peers[fetch.peer_id].flow
+                while fetch.unasked and flow.takes(fetch.unasked[-1][1]):
+                    offset, length = fetch.unasked.pop()
+                    fetch.asked[offset] = (length, now)
+                    flow.sent(length, now)
+                    actions.append(RequestBlock(fetch.peer_id, index, fetch.attempt, offset, length))
         return actions
+
+    def _complete(self, index: int, fetch: _Fetch, now: float) -> list[Action]:
+        """All its blocks are here: it is checked, a second attempt is dropped."""
+        chunk, peer = self._chunks[index], self._peers[fetch.peer_id]
+        actions: list[Action] = []
+        for other in [other for other in chunk.fetches if other is not fetch]:
+            actions += self._give_up(index, other)
+        chunk.state = ChunkState.VERIFYING
+        peer.begun -= 1
+        peer.took.append(now - fetch.begun_at)
+        return [*actions, VerifyChunk(index, fetch.attempt)]
+
+    # -- hedging --------------------------------------------------------------------
+
+    def _hedge_one(self, now: float) -> Action | None:
+        """Ask a second holder for the chunk that is overdue the longest."""
+        due = [hedge for hedge in self._hedges() if hedge[0] <= now]
+        if not due:
+            return None
+        _, index, peer_id = min(due)
+        return self._begin(index, peer_id, now)
+
+    def _hedges(self) -> list[tuple[float, int, str]]:
+        """(when it is due, chunk, second peer) of each chunk in flight that an idle holder
+        could send as well. Only who has nothing else to send is asked: what is wanted and not
+        begun brings the file forward more."""
+        idle = [
+            peer_id
+            for peer_id, peer in self._peers.items()
+            if self._has_room(peer, peer.flow.paused_until) and not peer.flow.paused_until
+            if self._most_urgent(peer) is None
+        ]
+        hedges = []
+        for index in self._in_work if idle else ():
+            chunk = self._chunks[index]
+            if chunk.state is not ChunkState.IN_FLIGHT or len(chunk.fetches) != 1:
+                continue
+            if not self._fits(chunk.size):
+                continue
+            (fetch,) = chunk.fetches
+            for peer_id in set(idle).intersection(self._live(index)) - {fetch.peer_id}:
+                patience = self._patience(self._peers[fetch.peer_id], self._peers[peer_id])
+                if patience is not None:
+                    hedges.append((fetch.begun_at + patience, index, peer_id))
+        return hedges
+
+    def _patience(self, source: _Peer, other: _Peer) -> float | None:
+        """Seconds a chunk may take at `source` while `other` is idle: what its own chunks
+        hardly ever exceed, or twice that of the other where that is less."""
+        known = [
+            p95(peer.took) * times for peer, times in ((source, 1), (other, 2)) if len(peer.took) >= _FEW
+        ]
+        return max(_HEDGE_MIN_S, min(known)) if known else None
 
     # -- taking back ----------------------------------------------------------------
 
     def _take_back(self, peer_id: str) -> list[Action]:
         """What was asked of this peer is wanted again."""
+        return self._give_up_fetches(lambda fetch: fetch.peer_id == peer_id)
+
+    def _give_up_fetches(self, which: Callable[[_Fetch], bool]) -> list[Action]:
+        """Those in flight. What is being checked or written goes on: threads are at its buffer."""
         actions: list[Action] = []
         for index in sorted(self._in_work):
             chunk = self._chunks[index]
-            if chunk.peer_id == peer_id and chunk.state is ChunkState.IN_FLIGHT:
-                actions += self._give_up(index)
+            if chunk.state is ChunkState.IN_FLIGHT:
+                for fetch in [fetch for fetch in chunk.fetches if which(fetch)]:
+                    actions += self._give_up(index, fetch)
         return actions
 
-    def _give_up(self, index: int) -> list[Action]:
-        """A chunk in work becomes wanted; its buffer goes back."""
-        chunk = self._chunks[index]
-        peer = self._peers[chunk.peer_id]
+    def _give_up(self, index: int, fetch: _Fetch) -> list[Action]:
+        """The attempt ends; its buffer goes back. Without another the chunk is wanted again."""
+        chunk, peer = self._chunks[index], self._peers[fetch.peer_id]
         if chunk.state is ChunkState.IN_FLIGHT:
-            peer.flow.taken_back(sum(length for length, _ in chunk.asked.values()))
+            peer.flow.taken_back(sum(length for length, _ in fetch.asked.values()))
             peer.begun -= 1
-        chunk.state, chunk.peer_id = ChunkState.WANTED, ""
-        chunk.unasked, chunk.asked = [], {}
+        chunk.fetches.remove(fetch)
         self._begun_bytes -= chunk.size
-        self._in_work.discard(index)
-        return [DropChunk(index)]
+        if not chunk.fetches:
+            chunk.state = ChunkState.WANTED
+            self._in_work.discard(index)
+        return [DropChunk(index, fetch.attempt)]
 
     def _drop_all(self) -> list[Action]:
-        """Give up what is being fetched, to stand still or to end. What is being checked or
-        written goes on: threads are at its buffer."""
-        actions: list[Action] = []
-        for index in sorted(self._in_work):
-            if self._chunks[index].state is ChunkState.IN_FLIGHT:
-                actions += self._give_up(index)
+        """Give up what is being fetched, to stand still or to end."""
+        actions = self._give_up_fetches(lambda fetch: True)
         self._queue_all()
         return actions
 
@@ -586,12 +728,12 @@ class DownloadJob:
     def _live(self, index: int) -> list[str]:
         """Peers to ask for the chunk now: those that were never caught, while there are."""
         strikes = self._chunks[index].strikes
-        live = [p for p in self._askable(index) if self._peers[p].up]
+        live = [p for p in self._askable(index) if self._peers[p].there]
         clean = [p for p in live if p not in strikes and self._peers[p].corrupt < _MAX_CORRUPT]
         return clean or live
 
     def _usable_queue(self, peer: _Peer) -> bool:
-        return peer.up and any(self._chunks[i].state is ChunkState.WANTED for _, i in peer.queue)
+        return peer.there and any(self._chunks[i].state is ChunkState.WANTED for _, i in peer.queue)
 
     def _queue_all(self) -> None:
         """Who can be asked for what changed: each live peer gets its wanted chunks, the
@@ -617,3 +759,9 @@ class DownloadJob:
             self.waiting_since = None
             self._relocate_at = None
         return [StateChanged(state)]
+
+
+def p95(seconds: Collection[float]) -> float:
+    """What 95 of 100 do not exceed (nearest rank)."""
+    ordered = sorted(seconds)
+    return ordered[-(-95 * len(ordered) // 100) - 1]

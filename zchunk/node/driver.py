@@ -31,6 +31,8 @@ class Job(Protocol[A_co]):
 
     def peer_down(self, peer_id: str, now: float) -> Sequence[A_co]: ...
 
+    def peer_reach(self, peer_id: str, reachable: bool, now: float) -> Sequence[A_co]: ...
+
     def on_time(self, now: float) -> Sequence[A_co]: ...
 
     def deadline(self) -> float | None: ...
@@ -78,7 +80,7 @@ class JobDriver(ABC, Generic[A]):
     def follow(self, job: Job[A]) -> None:
         """From now on the job hears of peers and of time."""
         self._following = job
-        self.bulk.listen(self._on_peer)
+        self.bulk.listen(self._on_peer, self._on_reach)
         self.bulk.loop.add_timed(self)
 
     def leave(self) -> None:
@@ -86,7 +88,7 @@ class JobDriver(ABC, Generic[A]):
         self.ended = True
         if self._following is not None:
             self._following = None
-            self.bulk.unlisten(self._on_peer)
+            self.bulk.unlisten(self._on_peer, self._on_reach)
             self.bulk.loop.remove_timed(self)
 
     def perform(self, actions: Sequence[A]) -> None:
@@ -121,3 +123,7 @@ class JobDriver(ABC, Generic[A]):
             self.perform(self._following.peer_up(record.peer_id, record.incarnation, self.now()))
         else:
             self.perform(self._following.peer_down(record.peer_id, self.now()))
+
+    def _on_reach(self, peer_id: str, reachable: bool) -> None:
+        if self._following is not None:
+            self.perform(self._following.peer_reach(peer_id, reachable, self.now()))

@@ -6,7 +6,7 @@ big frame on a slow link holds up everything behind it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: This many blocks may be outstanding at one peer.
 WINDOW_BLOCKS = 8
@@ -30,6 +30,10 @@ class Flow:
     #: set aside until then; 0 when not
     paused_until: float = 0.0
     _pause: float = 0.0
+    _block_min: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._block_min = self.block
 
     def takes(self, length: int) -> bool:
         """Whether `length` more bytes fit the window; one block always does."""
@@ -58,7 +62,12 @@ class Flow:
         return self.outstanding > 0 and self.last_progress + stall_s <= now
 
     def set_aside(self, now: float) -> None:
-        """Ask nothing for a while, longer each time until it makes progress."""
+        """Ask nothing for a while, longer each time until it makes progress; then begin with
+        small blocks again: the line may be a slow one now. All that fails at one time is one
+        failure."""
+        self.block = self._block_min
+        if now < self.paused_until:
+            return
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE_S), _MAX_PAUSE_S)
         self.paused_until = now + self._pause
 

@@ -74,7 +74,8 @@ class Download(JobDriver[Action]):
         self._wait = wait and auto_resume
         self._auto_resume = auto_resume
         self._job: DownloadJob | None = None
-        self._buffers: dict[int, Buffer] = {}
+        #: (chunk, attempt) -> its memory
+        self._buffers: dict[tuple[int, int], Buffer] = {}
         budget = bulk.settings.transfer.receive_budget
         # One chunk may be larger than the budget; page rounding is a few kilobytes each.
         self._pool = BufferPool(budget + self.manifest.chunk_size)
@@ -132,6 +133,7 @@ class Download(JobDriver[Action]):
             sizes=[row.stored_size for row in self.manifest.chunks],
             holders=self.where.holder_ids(),
             up=self.bulk.up(),
+            unreachable=self.bulk.unreachable,
             held=held or set(),
             limits=Limits(
                 budget=transfer.receive_budget,
@@ -200,7 +202,7 @@ class Download(JobDriver[Action]):
             self.perform(job.refused(ask.chunk, ask.attempt, error, now))
             return
         if job.expects(ask.chunk, ask.attempt, ask.offset, ask.length):
-            view = self._buffers[ask.chunk].view(ask.offset + ask.length)
+            view = self._buffers[ask.chunk, ask.attempt].view(ask.offset + ask.length)
             view[ask.offset :] = reply.data  # type: ignore[union-attr]
             self.received_from[ask.peer_id] = self.received_from.get(ask.peer_id, 0) + ask.length
         self.perform(job.block(ask.chunk, ask.attempt, ask.offset, ask.length, now))
@@ -224,13 +226,13 @@ class Download(JobDriver[Action]):
         if isinstance(action, RequestBlock):
             self._request(action)
         elif isinstance(action, BeginChunk):
-            self._begin(action.chunk)
+            self._begin(action)
         elif isinstance(action, DropChunk):
-            self._buffers.pop(action.chunk).release()
+            self._buffers.pop((action.chunk, action.attempt)).release()
         elif isinstance(action, VerifyChunk):
-            self._verify(action.chunk)
+            self._verify(action)
         elif isinstance(action, WriteChunk):
-            self._write(action.chunk)
+            self._write(action)
         else:
             self._perform_rare(action)
 
@@ -261,14 +263,14 @@ class Download(JobDriver[Action]):
             lambda reply, error: self._on_block(ask, reply, error),
         )
 
-    def _begin(self, index: int) -> None:
-        buffer = self._pool.try_reserve(self.manifest.chunks[index].stored_size)
+    def _begin(self, action: BeginChunk) -> None:
+        buffer = self._pool.try_reserve(self.manifest.chunks[action.chunk].stored_size)
         assert buffer is not None  # the job's budget is less than the pool's
-        self._buffers[index] = buffer
+        self._buffers[action.chunk, action.attempt] = buffer
 
-    def _verify(self, index: int) -> None:
-        row = self.manifest.chunks[index]
-        view = self._buffers[index].view(row.stored_size)
+    def _verify(self, action: VerifyChunk) -> None:
+        index, row = action.chunk, self.manifest.chunks[action.chunk]
+        view = self._buffers[index, action.attempt].view(row.stored_size)
 
         def then(good: bool) -> None:
             assert self._job is not None
@@ -276,8 +278,9 @@ class Download(JobDriver[Action]):
 
         self.submit(self.bulk.pools.hashing, lambda: hashing.sha256(view) == row.sha256, then)
 
-    def _write(self, index: int) -> None:
-        view = self._buffers[index].view(self.manifest.length(index))
+    def _write(self, action: WriteChunk) -> None:
+        index, key = action.chunk, (action.chunk, action.attempt)
+        view = self._buffers[key].view(self.manifest.length(index))
 
         def work() -> None:
             self.part.write_chunk(index, view)
@@ -286,7 +289,7 @@ class Download(JobDriver[Action]):
         def then(_: None) -> None:
             assert self._job is not None
             assert self._digest is not None
-            buffer = self._buffers.pop(index)
+            buffer = self._buffers.pop(key)
             kept = self._digest.take(index, buffer)
             if not kept:
                 buffer.release()
@@ -359,7 +362,10 @@ class Download(JobDriver[Action]):
     def _missing_row(self, peer_id: str, chunks: int) -> dict[str, Any]:
         record = self.bulk.peers.get(peer_id)
         seen = iso_utc(record.last_seen_ms / 1000) if record is not None and record.last_seen_ms else None
-        return {"peer_id": peer_id, "name": self._name(peer_id), "chunks": chunks, "last_seen": seen}
+        assert self._job is not None
+        reason = "unreachable" if self._job.is_unreachable(peer_id) else "offline"
+        row = {"peer_id": peer_id, "name": self._name(peer_id), "chunks": chunks, "last_seen": seen}
+        return row | {"reason": reason}
 
     def _chunks_text(self) -> str:
         assert self._job is not None

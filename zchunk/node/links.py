@@ -1,7 +1,8 @@
 """Connections of the bulk plane to other nodes: a DEALER each, requests with deadlines.
 
 What may not happen here: a request without exactly one answer; a request sent twice
-(the jobs decide about trying again); control traffic (it has its own connections).
+(the jobs decide about trying again); control traffic (it has its own connections); an
+attempt to connect to a peer that the tracker calls down (its `peer.up` is waited for).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass, field
 
 from zchunk.errors import PeerUnreachable, ZchunkError
 from zchunk.loop import Loop
+from zchunk.node.reach import Reach, Verdict
 from zchunk.protocol import wire
-from zchunk.protocol.messages import Acknowledge, ErrorReply, GetBlock, Message, Request
+from zchunk.protocol.messages import Acknowledge, ErrorReply, GetBlock, Message, PeerRecord, Request
 from zchunk.transport.base import Arrival, Delivery, Link, Received, Socket, SocketOptions, Transport
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 BULK = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, linger_ms=0)
 
 Answer = Callable[[Message | None, ZchunkError | None], None]
+#: (peer id, whether it can be reached)
+OnReach = Callable[[str, bool], None]
 
 
 @dataclass(slots=True)
@@ -35,8 +39,9 @@ class _Pending:
 @dataclass(slots=True)
 class _Peer:
     endpoints: tuple[str, ...]
+    incarnation: int
     socket: Socket
-    linked: bool = False
+    reach: Reach
     pending: dict[int, _Pending] = field(default_factory=dict)
     #: encoded requests that wait for the connection
     unsent: list[tuple[int, Sequence[wire.Buffer]]] = field(default_factory=list)
@@ -51,21 +56,30 @@ class PeerLinks:
         self._loop = loop
         self._transport = transport
         self._claim = claim
-        self._endpoints: dict[str, tuple[str, ...]] = {}
+        #: peer id -> where it is, and in which start
+        self._known: dict[str, tuple[tuple[str, ...], int]] = {}
         self._peers: dict[str, _Peer] = {}
         self._next_id = 1
         #: requests sent per peer, for tests and `status`
         self.requests_sent: dict[str, int] = {}
+        #: told when a peer that is up cannot be reached from here, and when it can again
+        self.on_reach: OnReach = lambda peer_id, reachable: None
         loop.add_timed(self)
 
     # -- who is where ---------------------------------------------------------------
 
-    def set_endpoints(self, peer_id: str, endpoints: Sequence[str]) -> None:
-        """Where the peer is; when that changed, the old connection ends."""
-        self._endpoints[peer_id] = tuple(endpoints)
-        peer = self._peers.get(peer_id)
-        if peer is not None and peer.endpoints != tuple(endpoints):
-            self.drop(peer_id, PeerUnreachable("the peer has a new address"))
+    def set_peer(self, record: PeerRecord) -> None:
+        """What the tracker says of a peer. The connection to one that went ends, and so does
+        that to an older start or address: a fresh one is made at once, and does not wait for
+        the pause that its socket makes between two attempts."""
+        self._known[record.peer_id] = record.endpoints, record.incarnation
+        peer = self._peers.get(record.peer_id)
+        if peer is None:
+            return
+        if record.status != "up":
+            self.drop(record.peer_id, PeerUnreachable(f"{record.name} is {record.status}"))
+        elif (peer.endpoints, peer.incarnation) != self._known[record.peer_id]:
+            self.drop(record.peer_id, PeerUnreachable(f"{record.name} was started anew, or has moved"))
 
     def drop(self, peer_id: str, error: ZchunkError) -> None:
         """End the connection; what waits for it is answered with `error`."""
@@ -95,32 +109,53 @@ class PeerLinks:
     def acknowledge_all(self) -> None:
         """Tell every peer what arrived, so that its budget is free for others."""
         for peer_id, peer in list(self._peers.items()):
-            if peer.linked and peer.settled:
+            if peer.reach.linked and peer.settled:
                 self._acknowledge(peer_id, peer)
 
     # -- Timed ----------------------------------------------------------------------
 
     def deadline(self) -> float | None:
-        return min((p.deadline for peer in self._peers.values() for p in peer.pending.values()), default=None)
+        times = [p.deadline for peer in self._peers.values() for p in peer.pending.values()]
+        times += [at for peer in self._peers.values() if (at := peer.reach.deadline()) is not None]
+        return min(times, default=None)
 
     def on_time(self, now: float) -> None:
         for peer_id, peer in list(self._peers.items()):
+            verdict = peer.reach.on_time(now)
+            if verdict is Verdict.ASK:
+                self._acknowledge(peer_id, peer)
+            elif verdict is Verdict.UNREACHABLE:
+                self._give_up(peer_id, peer)
+                continue
             for request_id, pending in list(peer.pending.items()):
                 if pending.deadline <= now:
                     self._settle(peer, request_id)
                     error = PeerUnreachable(f"{self._where(peer_id)} did not answer in time")
                     pending.answer(None, error)
+            peer.reach.wants(bool(peer.pending), now)
 
     # -- inside ---------------------------------------------------------------------
 
     def _connected(self, peer_id: str) -> _Peer | None:
         peer = self._peers.get(peer_id)
-        if peer is None and self._endpoints.get(peer_id):
-            endpoints = self._endpoints[peer_id]
+        endpoints, incarnation = self._known.get(peer_id, ((), 0))
+        if peer is None and endpoints:
             socket = self._transport.dealer(endpoints, BULK)
-            peer = self._peers[peer_id] = _Peer(endpoints, socket)
+            peer = _Peer(endpoints, incarnation, socket, Reach(self._loop.clock.monotonic()))
+            self._peers[peer_id] = peer
             self._loop.add_socket(socket, lambda received: self._on_received(peer_id, received))
         return peer
+
+    def _give_up(self, peer_id: str, peer: _Peer) -> None:
+        """It cannot be reached. A new socket goes on trying: that it connects is the event
+        by which its requests are made again."""
+        log.info("%s cannot be reached", self._where(peer_id))
+        # First who decides, so that the answers which fail now are old news.
+        self.on_reach(peer_id, False)
+        self.drop(peer_id, PeerUnreachable(f"{self._where(peer_id)} cannot be reached from here"))
+        successor = self._connected(peer_id)
+        if successor is not None:
+            successor.reach.lost = True
 
     def _request(
         self,
@@ -137,23 +172,30 @@ class PeerLinks:
         request_id = self._next_id
         self._next_id += 1
         self.requests_sent[peer_id] = self.requests_sent.get(peer_id, 0) + 1
-        peer.pending[request_id] = _Pending(self._loop.clock.monotonic() + timeout_s, answer, payload)
+        now = self._loop.clock.monotonic()
+        peer.pending[request_id] = _Pending(now + timeout_s, answer, payload)
+        peer.reach.wants(True, now)
         frames = wire.encode(message, request_id, self._claim)
         if peer.unsent or peer.socket.send(frames) is not Delivery.SENT:
             peer.unsent.append((request_id, frames))
 
     def _on_received(self, peer_id: str, received: Arrival) -> None:
-        peer = self._peers[peer_id]
+        peer, now = self._peers[peer_id], self._loop.clock.monotonic()
         if received is Link.UP:
-            peer.linked = True
+            back = peer.reach.link(True, now)
             self._flush(peer)
+            if back:
+                log.info("%s can be reached again", self._where(peer_id))
+                self.on_reach(peer_id, True)
         elif received is Link.DOWN:
-            peer.linked = False
+            peer.reach.link(False, now)
             # Nobody answers on a connection that ended: what was sent on it is void.
             self._fail_sent(peer, PeerUnreachable(f"the connection to {self._where(peer_id)} broke"))
         else:
             assert isinstance(received, Received)
+            peer.reach.heard(now)
             self._on_reply(peer_id, peer, received)
+        peer.reach.wants(bool(peer.pending), now)
 
     def _flush(self, peer: _Peer) -> None:
         unsent, peer.unsent = peer.unsent, []
@@ -170,7 +212,7 @@ class PeerLinks:
         pending.answer(message, error)
         # Usually that has asked for the next block. Where it has not, the peer must not hold
         # what it still has for us, or for others, until its budget is free.
-        if peer.linked and peer.settled > peer.told and self._peers.get(peer_id) is peer:
+        if peer.reach.linked and peer.settled > peer.told and self._peers.get(peer_id) is peer:
             self._acknowledge(peer_id, peer)
 
     def _acknowledge(self, peer_id: str, peer: _Peer) -> None:
@@ -197,7 +239,7 @@ class PeerLinks:
             entry.answer(None, error)
 
     def _where(self, peer_id: str) -> str:
-        return f"peer {peer_id[:8]} at {', '.join(self._endpoints.get(peer_id, ()))}"
+        return f"peer {peer_id[:8]} at {', '.join(self._known.get(peer_id, ((), 0))[0])}"
 
 
 def _decoded(received: Received) -> tuple[int, Message | None, ZchunkError | None]:

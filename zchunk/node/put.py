@@ -132,6 +132,7 @@ class Upload(JobDriver[Action]):
             assignment=self._targets,
             replicas=self._plan.replicas,
             up=self.bulk.up(),
+            unreachable=self.bulk.unreachable,
             limits=Limits(
                 budget=transfer.receive_budget,
                 block_min=transfer.block_size_min,

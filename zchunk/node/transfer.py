@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from zchunk.config import Settings
 from zchunk.loop import Loop, Workers
 from zchunk.node.control import ControlPlane
-from zchunk.node.links import PeerLinks
+from zchunk.node.links import OnReach, PeerLinks
 from zchunk.protocol.messages import PeerRecord
 
 #: An upload's offer may wait at the node for memory; so long it may.
@@ -46,18 +46,25 @@ class BulkPlane:
         #: peer id -> what the tracker's events last said
         self.peers: dict[str, PeerRecord] = {}
         self._listeners: list[Callable[[PeerRecord], None]] = []
+        #: peers that are up, as far as we were told, but cannot be reached from here
+        self.unreachable: set[str] = set()
+        self._reach_listeners: list[OnReach] = []
+        links.on_reach = self._on_reach
         control.watch_peers(loop, self._on_peer, lambda: None)
 
     def up(self) -> dict[str, int]:
         """peer id -> incarnation of the peers that are up."""
         return {p: r.incarnation for p, r in self.peers.items() if r.status == "up"}
 
-    def listen(self, listener: Callable[[PeerRecord], None]) -> None:
-        """`listener(record)` runs in this loop for every change of a peer."""
+    def listen(self, listener: Callable[[PeerRecord], None], on_reach: OnReach) -> None:
+        """`listener(record)` runs in this loop for every change of a peer, `on_reach(peer_id,
+        reachable)` when one that is up cannot be reached from here, and when it can again."""
         self._listeners.append(listener)
+        self._reach_listeners.append(on_reach)
 
-    def unlisten(self, listener: Callable[[PeerRecord], None]) -> None:
+    def unlisten(self, listener: Callable[[PeerRecord], None], on_reach: OnReach) -> None:
         self._listeners.remove(listener)
+        self._reach_listeners.remove(on_reach)
 
     def learn(self, record: PeerRecord) -> None:
         """A peer as a reply of the tracker names it: new to us, unless events told more."""
@@ -65,7 +72,15 @@ class BulkPlane:
             self._on_peer(record)
 
     def _on_peer(self, record: PeerRecord) -> None:
+        before = self.peers.get(record.peer_id)
+        if before is None or (before.status, before.incarnation) != (record.status, record.incarnation):
+            self.unreachable.discard(record.peer_id)  # a start anew is tried anew
         self.peers[record.peer_id] = record
-        self.links.set_endpoints(record.peer_id, record.endpoints)
+        self.links.set_peer(record)
         for listener in list(self._listeners):
             listener(record)
+
+    def _on_reach(self, peer_id: str, reachable: bool) -> None:
+        (self.unreachable.discard if reachable else self.unreachable.add)(peer_id)
+        for listener in list(self._reach_listeners):
+            listener(peer_id, reachable)

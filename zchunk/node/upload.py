@@ -149,8 +149,10 @@ class UploadJob:
         replicas: int,
         up: Mapping[str, int],
         limits: Limits,
+        unreachable: Collection[str] = (),
     ) -> None:
-        """`assignment`: the plan's peer ids per chunk. `up`: peer id -> incarnation."""
+        """`assignment`: the plan's peer ids per chunk. `up`: peer id -> incarnation;
+        `unreachable`: those that cannot be reached from here."""
         self.state = UploadState.RUNNING
         self.bytes_sent = 0
         self._limits = limits
@@ -161,7 +163,7 @@ class UploadJob:
         ]
         self._up = dict(up)
         self._flows: dict[str, Flow] = {}
-        self._refused: set[str] = set()
+        self._refused: set[str] = set(unreachable)
         self._next_read = 0
         self._begun_bytes = 0
         self._active: set[int] = set()
@@ -292,6 +294,20 @@ class UploadJob:
         # Also after `AllStored`: before the commit a copy may still be lost.
         reopened = self._enter(UploadState.RUNNING) if self.state is UploadState.STORED else []
         return reopened + self._go_on(now)
+
+    def peer_reach(self, peer_id: str, reachable: bool, now: float) -> list[Action]:
+        """A peer that is up cannot be reached from here, or can again: until then its chunks
+        go elsewhere. What it stored counts all the same."""
+        if reachable:
+            self._arrivals += 1
+            self._refused.discard(peer_id)
+            self._flow(peer_id).welcome_back(now)
+            self._blocked = None
+        else:
+            self._refused.add(peer_id)
+            self._void(peer_id)
+        self._look_again()
+        return self._go_on(now)
 
     def replanned(self, chunks: Sequence[int], peers: Sequence[Collection[str]], now: float) -> list[Action]:
         for index, targets in zip(chunks, peers, strict=True):

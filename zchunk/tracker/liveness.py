@@ -16,7 +16,6 @@ from enum import Enum
 
 from zchunk.errors import StaleIncarnation
 
-
 #: A node whose connection broke so often within this time, in one start of it, has a bad
 #: line: its lease decides then, so that the cluster is not told of each break.
 _BREAKS = 3
@@ -105,7 +104,9 @@ class Liveness:
         return not same_life
 
     def _check_newest(self, peer: _Peer, incarnation: int, instance: str) -> None:
-        advice = "if its home was copied to another PC, remove the copy and join that PC with a token of its own"
+        advice = (
+            "if its home was copied to another PC, remove the copy and join that PC with a token of its own"
+        )
         if incarnation < peer.incarnation:
             raise StaleIncarnation(f"a newer start of this node is registered; {advice}")
         is_there = peer.incarnation == incarnation and peer.life in (Life.ARRIVING, Life.UP)

@@ -95,11 +95,12 @@ class Network:
     # -- faults ---------------------------------------------------------------------
 
     def cut(self, one: str, other: str) -> None:
-        """Nothing passes between two hosts; after a while both notice."""
+        """Nothing passes between two hosts. Sockets with heartbeats notice it after a while;
+        the others' connections stand, and go on where the line is mended."""
         self._cut.add(frozenset((one, other)))
         for server in self.bound.values():
             for connection in server.connections():
-                if self._is_cut(connection.client.host, server.host):
+                if connection.client.heartbeats and self._is_cut(connection.client.host, server.host):
                     self.schedule(_UNNOTICED_S, lambda c=connection: self._end_if_cut(c))  # type: ignore[misc]
 
     def heal(self) -> None:
@@ -261,8 +262,9 @@ class ServerSocket(MemorySocket):
 class ClientSocket(MemorySocket):
     """DEALER or SUB."""
 
-    def __init__(self, network: Network, host: str, targets: Sequence[str]) -> None:
+    def __init__(self, network: Network, host: str, targets: Sequence[str], heartbeats: bool) -> None:
         super().__init__(network, host)
+        self.heartbeats = heartbeats
         self.connection: Connection | None = None
         self._targets = deque(targets)
         network.schedule(_CONNECT_S, lambda: network.try_connect(self))
@@ -329,10 +331,10 @@ class MemoryTransport:
         return self._keep(ServerSocket(self.network, self.host, bind, publishes=True))
 
     def dealer(self, addresses: Sequence[str], options: SocketOptions) -> Socket:
-        return self._keep(ClientSocket(self.network, self.host, addresses))
+        return self._keep(ClientSocket(self.network, self.host, addresses, options.heartbeats))
 
     def subscriber(self, addresses: Sequence[str], options: SocketOptions) -> Socket:
-        return self._keep(ClientSocket(self.network, self.host, addresses))
+        return self._keep(ClientSocket(self.network, self.host, addresses, options.heartbeats))
 
     def close(self) -> None:
         """All sockets end at once: also what a crash of the host's process looks like."""

@@ -1,0 +1,195 @@
+"""node/links.py on the in-memory network: who is connected to, and when an answer is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from zchunk.clock import ManualClock
+from zchunk.errors import PeerUnreachable, ZchunkError
+from zchunk.loop import Loop
+from zchunk.node.links import BULK, PeerLinks
+from zchunk.protocol import wire
+from zchunk.protocol.messages import Acknowledge, Conclude, Message, Ok, PeerRecord
+from zchunk.transport.base import Received
+from zchunk.transport.memory import MemoryPoller, MemoryTransport, Network
+
+PEER = "a" * 32
+UPLOAD = "b" * 32
+STEP_S = 0.01
+
+
+def record(status: str = "up", incarnation: int = 1, endpoint: str = "tcp://node:7710") -> PeerRecord:
+    return PeerRecord(
+        peer_id=PEER,
+        name="LAB-PC3",
+        role="node",
+        status=status,
+        incarnation=incarnation,
+        endpoints=(endpoint,),
+        capacity=0,
+        free=0,
+        chunks=0,
+        last_seen_ms=0,
+    )
+
+
+class Rig:
+    """A client's links, and a node that answers what it is told to answer."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.network = Network(self.clock, Random(1))
+        transport = MemoryTransport(self.network, "client")
+        self.loop = Loop(transport.poller(), self.clock, "bulk")
+        self.links = PeerLinks(self.loop, transport, None)
+        self.reach: list[tuple[str, bool]] = []
+        self.links.on_reach = lambda peer_id, reachable: self.reach.append((peer_id, reachable))
+        self.node = MemoryTransport(self.network, "node")
+        self.server = Loop(self.node.poller(), self.clock, "node")
+        self.answering = True
+        self.asked: list[Message] = []
+        self.start_node()
+        self.answers: list[Any] = []
+
+    def start_node(self) -> None:
+        self.router = self.node.router("tcp://node:7710", BULK)
+        self.server.add_socket(self.router, self.serve)
+
+    def serve(self, received: Any) -> None:
+        if not isinstance(received, Received):
+            return
+        envelope = wire.decode(received.frames)
+        self.asked.append(envelope.message)
+        if self.answering:
+            self.router.send(wire.encode(Ok(), envelope.request_id), received.connection)
+
+    def ask(self, timeout_s: float = 60.0) -> None:
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            self.answers.append(error or reply)
+
+        self.links.request(PEER, Conclude(upload_id=UPLOAD), timeout_s, answer)
+
+    def run(self, seconds: float) -> None:
+        end = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < end:
+            self.network.schedule(STEP_S, lambda: None)
+            at = self.clock.monotonic()
+            while self.clock.monotonic() < at + STEP_S and self.network.step():
+                self.server.turn()
+                self.loop.turn()
+
+    @property
+    def connections(self) -> int:
+        return len(self.router.connections())  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    assert isinstance(rig.loop._poller, MemoryPoller)
+    yield rig
+    rig.loop.close()
+
+
+def test_a_request_is_answered(rig: Rig) -> None:
+    rig.links.set_peer(record())
+    rig.ask()
+    rig.run(0.1)
+    assert rig.answers == [Ok()]
+
+
+def test_without_an_address_the_answer_is_an_error_at_once(rig: Rig) -> None:
+    rig.ask()
+    assert isinstance(rig.answers[0], PeerUnreachable)
+
+
+def test_the_connection_to_a_peer_that_went_ends_and_is_not_tried_again(rig: Rig) -> None:
+    rig.answering = False
+    rig.links.set_peer(record())
+    rig.ask()
+    rig.run(0.1)
+    rig.links.set_peer(record("down"))
+    assert isinstance(rig.answers[0], PeerUnreachable)
+    assert "LAB-PC3 is down" in str(rig.answers[0])
+    rig.run(60.0)
+    assert rig.connections == 0
+
+
+def test_a_peer_that_is_back_is_connected_to_at_once(rig: Rig) -> None:
+    """Not after the pause between two attempts of a socket that stood there meanwhile."""
+    rig.links.set_peer(record())
+    rig.ask()
+    rig.run(0.1)
+    rig.loop._poller.wait(0)  # type: ignore[attr-defined]
+    rig.server.remove_socket(rig.router)
+    rig.run(5.0)
+    rig.start_node()
+    rig.links.set_peer(record(incarnation=2))
+    rig.ask()
+    rig.run(3 * STEP_S)
+    assert rig.answers == [Ok(), Ok()]
+
+
+def test_a_peer_that_cannot_be_connected_to_is_told_and_its_return_too(rig: Rig) -> None:
+    rig.network.cut("client", "node")
+    rig.links.set_peer(record())
+    rig.ask()
+    rig.run(2.1)
+    assert rig.reach == [(PEER, False)]
+    assert isinstance(rig.answers[0], PeerUnreachable)
+    assert "cannot be reached" in str(rig.answers[0])
+    rig.run(60.0)
+    assert rig.reach == [(PEER, False)], "told once"
+    rig.network.heal()
+    rig.run(0.5)
+    assert rig.reach == [(PEER, False), (PEER, True)]
+    rig.ask()
+    rig.run(0.1)
+    assert rig.answers[1] == Ok()
+
+
+def test_a_silent_peer_is_asked_and_then_given_up(rig: Rig) -> None:
+    rig.answering = False
+    rig.links.set_peer(record())
+    rig.ask()
+    rig.run(2.2)
+    assert isinstance(rig.asked[-1], Acknowledge)
+    assert rig.reach == []
+    rig.run(2.2)
+    assert rig.reach[0] == (PEER, False)
+    assert isinstance(rig.answers[0], PeerUnreachable)
+
+
+def test_a_peer_that_answers_the_question_may_take_its_time_for_the_rest(rig: Rig) -> None:
+    rig.links.set_peer(record())
+    rig.ask()
+    rig.run(0.1)
+    rig.serve_only = None  # type: ignore[attr-defined]
+    original = rig.serve
+
+    def slow(received: Any) -> None:
+        rig.answering = isinstance(received, Received) and isinstance(
+            wire.decode(received.frames).message, Acknowledge
+        )
+        original(received)
+
+    rig.server._handlers[rig.router] = slow
+    rig.ask(timeout_s=40.0)
+    rig.run(30.0)
+    assert rig.reach == []
+    assert rig.answers == [Ok()], "still waiting"
+    rig.run(11.0)
+    assert "did not answer in time" in str(rig.answers[1])
+
+
+def test_a_silence_while_nothing_is_asked_is_none(rig: Rig) -> None:
+    rig.links.set_peer(record())
+    rig.ask()
+    rig.run(0.1)
+    asked = len(rig.asked)
+    rig.run(300.0)
+    assert (rig.reach, len(rig.asked)) == ([], asked)
