@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from zchunk.clock import SystemClock
+from zchunk.clock import SystemClock, iso_utc
 from zchunk.config import Settings
 from zchunk.config import load as load_settings
 from zchunk.errors import (
@@ -35,6 +35,7 @@ from zchunk.errors import (
 from zchunk.loop import Loop, LoopThread, ThreadWorkers
 from zchunk.node.assembly import bulk_plane, control_plane
 from zchunk.node.control import ControlPlane
+from zchunk.node.feed import Missed
 from zchunk.node.get import Download
 from zchunk.node.located import Location, location
 from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
@@ -44,6 +45,7 @@ from zchunk.node.source import SourceFile
 from zchunk.node.transfer import BulkPlane
 from zchunk.protocol.messages import (
     Abandon,
+    Event,
     FileRecord,
     Files,
     GetSnapshot,
@@ -116,6 +118,7 @@ class Client:
         self.settings = settings or load_settings(None)
         self.folder, self.membership = of_home(self.home)
         self.events_in: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._followers: list[queue.SimpleQueue[dict[str, Any]]] = []
         self._answered_once = False
         clock = SystemClock()
         self._control_transport, self._bulk_transport = ZmqTransport(), ZmqTransport()
@@ -260,6 +263,34 @@ class Client:
         )
         return self.drive(download.start, download.stop, on_event)
 
+    # -- events ---------------------------------------------------------------------
+
+    def events(self, since: int | None = None) -> Iterator[dict[str, Any]]:
+        """What happens in the cluster from now on, without end: dicts with `topic`, `epoch`,
+        `seq`, `time` (ISO 8601, the tracker's) and the topic's fields (docs/events.md).
+
+        `since`: begin behind that event of the tracker's present run, 0 with the first that
+        it still has. An event that was lost on its way is fetched; a dict with the topic
+        `missed` tells of those that the tracker no longer has. While the tracker is away
+        nothing comes; afterwards it goes on by itself, from the first event of the new run.
+        Raises TrackerUnreachable where it is not there to begin with, NotAllowed.
+        """
+        self._expect(GetSnapshot(), Snapshot)
+        box: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        stop = self.control.watch_events(
+            self.control.loop,
+            lambda event: box.put(_event_dict(event)),
+            lambda missed: box.put(_missed_dict(missed)),
+            since,
+        )
+        self._followers.append(box)
+        try:
+            while True:
+                yield _unless_bug(box.get())
+        finally:
+            self._followers.remove(box)
+            stop()
+
     # -- inside ---------------------------------------------------------------------
 
     def drive(
@@ -318,17 +349,36 @@ class Client:
         return reply
 
     def _next_event(self) -> dict[str, Any]:
-        event = self.events_in.get()
-        if "_bug" in event:
-            raise event["_bug"]
-        return event
+        return _unless_bug(self.events_in.get())
 
     def _on_bug(self, error: BaseException) -> None:
         log.error("a bug ended this client", exc_info=error)
-        self.events_in.put({"event": "bug", "_bug": error})
+        for box in (self.events_in, *self._followers):
+            box.put({"event": "bug", "_bug": error})
 
     def _where(self) -> str:
         return ", ".join(self.membership.tracker)
+
+
+def _unless_bug(event: dict[str, Any]) -> dict[str, Any]:
+    if "_bug" in event:
+        raise event["_bug"]
+    return event
+
+
+def _event_dict(event: Event) -> dict[str, Any]:
+    own = {
+        "topic": event.topic,
+        "epoch": event.epoch,
+        "seq": event.seq,
+        "time": iso_utc(event.time_ms / 1000),
+    }
+    return {**own, **event.fields, **own}  # its own come first, and are not overwritten
+
+
+def _missed_dict(missed: Missed) -> dict[str, Any]:
+    numbers = {"seq": missed.last, "first": missed.first, "last": missed.last}
+    return {"topic": "missed", "epoch": missed.epoch, "time": iso_utc(SystemClock().wall()), **numbers}
 
 
 def _done_already(where: Location, path: Path) -> dict[str, Any]:

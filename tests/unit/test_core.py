@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zchunk.clock import ManualClock, read
+from zchunk.clock import ManualClock, Now, read
 from zchunk.errors import StorageFailure, ZchunkError
 from zchunk.hashing import inventory_digest
 from zchunk.manifest import MAX_CHUNKS, ChunkRow, Manifest
@@ -28,6 +28,7 @@ from zchunk.protocol.messages import (
     ErrorReply,
     Event,
     Files,
+    GetEvents,
     GetRemovals,
     GetSnapshot,
     Goodbye,
@@ -289,6 +290,7 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Heartbeat: (beat(0), READERS),
     Goodbye: (Goodbye(incarnation=1), {"node"}),
     GetSnapshot: (GetSnapshot(), READERS),
+    GetEvents: (GetEvents(epoch="e", since=0), READERS),
     Plan: (plan(), WRITERS),
     Stored: (Stored(upload_id=UPLOAD, hashes=b""), {"node"}),
     Commit: (commit(), WRITERS),
@@ -466,6 +468,29 @@ def test_numbers_rise_by_one_and_ticks_repeat_the_last(cluster: Cluster) -> None
     assert cluster.events[-1].topic == "tick"
     assert cluster.core.seq == 6
     assert [event.seq for event in cluster.core.history] == numbers
+
+
+def test_missed_events_can_be_asked_for_page_by_page(cluster: Cluster) -> None:
+    core = cluster.core
+    for number in range(1, 1203):
+        core._publish("chunk.corrupt", {"number": number}, Now(0.0, number))
+    first = cluster.ask("observer", GetEvents(epoch=core.epoch, since=0))
+    assert [(r.seq, r.fields["number"]) for r in first.events] == [(n, n) for n in range(1, 501)]
+    assert (first.epoch, first.seq) == (core.epoch, 1202)
+    last = cluster.ask("observer", GetEvents(epoch=core.epoch, since=1200))
+    assert [r.seq for r in last.events] == [1201, 1202]
+    assert cluster.ask("observer", GetEvents(epoch=core.epoch, since=1202)).events == ()
+    assert cluster.ask("observer", GetEvents(epoch=core.epoch, since=9999)).events == ()
+    other = cluster.ask("observer", GetEvents(epoch="other", since=0))
+    assert (other.epoch, other.events) == (core.epoch, ())
+
+
+def test_ten_thousand_events_are_kept(cluster: Cluster) -> None:
+    core = cluster.core
+    for number in range(12_000):
+        core._publish("chunk.corrupt", {}, Now(0.0, number))
+    page = cluster.ask("observer", GetEvents(epoch=core.epoch, since=0))
+    assert page.events[0].seq == 2001, "and who asks sees that what is before is gone"
 
 
 def test_it_ticks_once_a_second(cluster: Cluster) -> None:

@@ -136,7 +136,7 @@ _WORDS = {
     *("details.suggestion", "details.online", "details.needed", "details.free"),
     *("details.chunks_missing", "details.first_missing", "details.candidates"),
     *("file.degraded", "file.unavailable", "file.available", "tracker.send", "tracker.recv"),
-    *("config.yaml", "hello.bin"),
+    *("config.yaml", "hello.bin", "time", "first", "last"),
 }
 
 

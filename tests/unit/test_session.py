@@ -280,7 +280,7 @@ def test_events_that_come_before_a_snapshot_are_kept_within_a_bound() -> None:
 def test_the_tracker_is_seen_with_its_first_answer_and_gone_with_the_link() -> None:
     session = make()
     [ask] = sends(session.link_up(0.0))
-    assert session.reply(ask.request_id, snapshot(1), 0.1) == [TrackerSeen(True), CaughtUp(EPOCH, EVENTS)]
+    assert session.reply(ask.request_id, snapshot(1), 0.1) == [TrackerSeen(True), CaughtUp(EPOCH, 1, EVENTS)]
     assert session.link_down(1.0) == [TrackerSeen(False)]
     assert session.link_down(1.1) == []
 
@@ -442,7 +442,7 @@ def test_a_gap_or_a_new_epoch_is_followed_by_a_snapshot(far: Event) -> None:
     assert actions == [
         PeerChanged(peer(B), None),
         PeerChanged(replace(peer(A), status="down"), peer(A)),
-        CaughtUp(EPOCH, EVENTS),
+        CaughtUp(EPOCH, 7, EVENTS),
         PeerChanged(peer(C), None),
         EventSeen(event(8, peer(C))),
     ]
@@ -489,7 +489,7 @@ def test_a_new_tracker_run_is_followed_by_its_snapshot() -> None:
     session.link_down(1.0)
     [ask] = sends(session.link_up(2.0), GetSnapshot)
     actions = session.reply(ask.request_id, snapshot(1, peer(A, "up", 2), epoch="e2"), 2.1)
-    assert CaughtUp("e2", EVENTS) in actions
+    assert CaughtUp("e2", 1, EVENTS) in actions
     seen = event(2, peer(B), epoch="e2")
     assert EventSeen(seen) in session.event(seen, 3.0)
     assert session.peers == {A: peer(A, "up", 2), B: peer(B)}

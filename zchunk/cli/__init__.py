@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from zchunk.cli.common import emit_json, everywhere
+from zchunk.cli.events import events
 from zchunk.cli.files import get, info, ls, put, rm
 from zchunk.cli.members import join, peers, token
 from zchunk.cli.render import visible
@@ -118,7 +119,7 @@ def cli() -> None:
     """
 
 
-for _command in (tracker, node, join, token, put, get, ls, info, rm, peers):
+for _command in (tracker, node, join, token, put, get, ls, info, rm, peers, events):
     cli.add_command(_command)
 
 

@@ -70,13 +70,14 @@ def duration_text(seconds: float) -> str:
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def local_time(iso: str | None) -> str:
+def local_time(iso: str | None, *, seconds: bool = False) -> str:
     """An event's UTC time as the clock on the wall has it; with the date unless it is today."""
     if iso is None:
         return "never"
     moment = datetime.fromisoformat(iso).astimezone()
     today = datetime.now(timezone.utc).astimezone().date()
-    return moment.strftime("%H:%M") if moment.date() == today else moment.strftime("%Y-%m-%d %H:%M")
+    clock = "%H:%M:%S" if seconds else "%H:%M"
+    return moment.strftime(clock if moment.date() == today else f"%Y-%m-%d {clock}")
 
 
 # -- the terminal ---------------------------------------------------------------------
@@ -298,6 +299,16 @@ def waiting_text(event: dict[str, Any]) -> str:
     # Copies of one chunk lie on several of them: any one will do.
     between = " or " if sum(row["chunks"] for row in rows) > chunks else ", "
     return f"{wait} for {between.join(each)}{more}"
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """`14:02:05 #17 peer.up LAB-PC3 (hello)`: an event for people."""
+    what = [str(event[key]) for key in ("name", "file_id", "sha256") if event.get(key)][:1]
+    reason = event.get("reason")
+    if event["topic"] == "missed":
+        what = [f"events {event['first']:,} to {event['last']:,}: the tracker no longer has them"]
+    words = [event["topic"], *what, *([f"({reason})"] if reason else [])]
+    return visible(f"{local_time(event['time'], seconds=True)} #{event['seq']} {' '.join(words)}")
 
 
 def _why_missing(row: dict[str, Any]) -> str:

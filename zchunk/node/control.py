@@ -7,11 +7,14 @@ and answers are posted back into the caller's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from zchunk.errors import UnknownMessage, ZchunkError
 from zchunk.loop import Loop
+from zchunk.node.feed import Deliver, EventFeed, Fetch, Missed
 from zchunk.node.session import (
     Action,
     AskHello,
@@ -29,6 +32,8 @@ from zchunk.protocol import wire
 from zchunk.protocol.messages import (
     ErrorReply,
     Event,
+    EventList,
+    GetEvents,
     Heartbeat,
     Hello,
     Message,
@@ -44,6 +49,21 @@ CONTROL = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, heartbeats=True)
 
 Answer = Callable[[Message | None, ZchunkError | None], None]
 OnPeer = Callable[[PeerRecord], None]
+OnEvent = Callable[[Event], None]
+OnMissed = Callable[[Missed], None]
+
+#: The tracker has so long for a page of its history.
+_HISTORY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watcher:
+    """Someone who follows the events; called in `loop`."""
+
+    feed: EventFeed
+    loop: Loop
+    on_event: OnEvent
+    on_missed: OnMissed
 
 
 class Registrar(Protocol):
@@ -62,7 +82,8 @@ class Registrar(Protocol):
 
     def caught_up(self) -> None: ...
 
-    def event(self, event: Event) -> None: ...
+    def event(self, event: Event) -> None:
+        """Each event once, in order."""
 
 
 class ControlPlane:
@@ -87,12 +108,15 @@ class ControlPlane:
         self._waiting: dict[int, tuple[Loop, Answer]] = {}
         self._on_peer: list[tuple[Loop, OnPeer]] = []
         self._on_caught_up: list[tuple[Loop, Callable[[], None]]] = []
+        self._watchers: list[_Watcher] = []
         self._subscribe = subscribe
         self._events_at = events_at
         self._events = subscribe(events_at)
         loop.add_socket(tracker, self._on_tracker)
         loop.add_socket(self._events, self._on_event)
         loop.add_timed(self)
+        if registrar is not None:
+            self._add_watcher(_Watcher(EventFeed(), loop, registrar.event, _log_missed))
 
     # -- for any thread -------------------------------------------------------------
 
@@ -104,6 +128,17 @@ class ControlPlane:
         """`on_peer(record)` runs in `loop` for each peer known now, and for each change;
         `on_caught_up()` when the view is complete (at once if it is)."""
         self.loop.post(lambda: self._watch(loop, on_peer, on_caught_up))
+
+    def watch_events(
+        self, loop: Loop, on_event: OnEvent, on_missed: OnMissed, since: int | None = None
+    ) -> Callable[[], None]:
+        """`on_event(event)` runs in `loop` for each event, once, in order; those that were
+        lost on their way are fetched. `on_missed` tells of those that the tracker no longer
+        has. `since`: begin behind that event of the tracker's present run (0: with the first
+        it still has); None: with what comes now. The returned function ends it."""
+        watcher = _Watcher(EventFeed(since), loop, on_event, on_missed)
+        self.loop.post(lambda: self._add_watcher(watcher))
+        return lambda: self.loop.post(lambda: self._watchers.remove(watcher))
 
     def say_hello(self) -> None:
         """Tell the tracker of us again, because something in our hello changed."""
@@ -180,20 +215,55 @@ class ControlPlane:
             self._tracker.send(wire.encode(action.message, action.request_id, self._claim))
         elif isinstance(action, Outcome):
             self._answer(action)
-        elif isinstance(action, PeerChanged):
-            for loop, on_peer in self._on_peer:
-                loop.post(lambda on_peer=on_peer, record=action.record: on_peer(record))  # type: ignore[misc]
         elif isinstance(action, TrackerSeen):
             log.info("the tracker %s", "answers" if action.reachable else "does not answer")
+        elif isinstance(action, PeerChanged | CaughtUp | EventSeen):
+            self._show(action)
+        elif self._registrar is not None:
+            self._register(action, self._registrar)
+
+    def _show(self, action: PeerChanged | CaughtUp | EventSeen) -> None:
+        """What the cluster looks like now, to those who follow it."""
+        if isinstance(action, PeerChanged):
+            for loop, on_peer in self._on_peer:
+                loop.post(partial(on_peer, action.record))
         elif isinstance(action, CaughtUp):
             self._follow(action.events_at)
             self._tell_caught_up()
-        elif self._registrar is not None:
-            self._register(action, self._registrar)
+            for watcher in self._watchers:
+                self._feed(watcher, watcher.feed.caught_up(action.epoch, action.seq))
+        else:
+            for watcher in self._watchers:
+                self._feed(watcher, watcher.feed.seen(action.event))
 
     def _answer(self, outcome: Outcome) -> None:
         loop, answer = self._waiting.pop(outcome.request_id)
         loop.post(lambda: answer(outcome.reply, outcome.error))
+
+    def _add_watcher(self, watcher: _Watcher) -> None:
+        self._watchers.append(watcher)
+        if self.session.position is not None:
+            self._feed(watcher, watcher.feed.caught_up(*self.session.position))
+
+    def _feed(self, watcher: _Watcher, actions: Sequence[Deliver | Missed | Fetch]) -> None:
+        for action in actions:
+            if isinstance(action, Deliver):
+                _call(self.loop, watcher.loop, partial(watcher.on_event, action.event))
+            elif isinstance(action, Missed):
+                _call(self.loop, watcher.loop, partial(watcher.on_missed, action))
+            else:
+                ask = GetEvents(epoch=action.epoch, since=action.since)
+                self._request(ask, _HISTORY_S, self.loop, partial(self._fetched, watcher))
+
+    def _fetched(self, watcher: _Watcher, reply: Message | None, error: ZchunkError | None) -> None:
+        if watcher not in self._watchers:
+            return
+        if isinstance(reply, EventList):
+            self._feed(watcher, watcher.feed.fetched(reply))
+            return
+        problem = error or expect(reply, EventList)
+        log.info("missed events were not fetched: %s", problem)
+        self._feed(watcher, watcher.feed.failed(problem is not None and problem.retryable))
 
     def _follow(self, events_at: tuple[str, ...]) -> None:
         """A tracker that was started anew may publish elsewhere. What is missed while the
@@ -217,8 +287,18 @@ class ControlPlane:
             registrar.registered(action.welcome)
         elif isinstance(action, RegistrationRefused):
             registrar.refused(action.error)
-        elif isinstance(action, EventSeen):
-            registrar.event(action.event)
+
+
+def _call(here: Loop, there: Loop, call: Callable[[], None]) -> None:
+    """At once where that is the same loop, so that what follows finds it done."""
+    if here is there:
+        call()
+    else:
+        there.post(call)
+
+
+def _log_missed(missed: Missed) -> None:
+    log.warning("events %d to %d of the tracker were lost", missed.first, missed.last)
 
 
 def expect(reply: Message | None, kind: type[Message]) -> ZchunkError | None:

@@ -97,6 +97,7 @@ class CaughtUp:
     `events_at` is where the tracker publishes now."""
 
     epoch: str
+    seq: int
     events_at: tuple[str, ...]
 
 
@@ -157,6 +158,11 @@ class Session:
     def caught_up(self) -> bool:
         """Whether `peers` has been complete once."""
         return self._position is not None
+
+    @property
+    def position(self) -> tuple[str, int] | None:
+        """(epoch, seq) of the event up to which `peers` is true; None before the first snapshot."""
+        return self._position
 
     @property
     def linked(self) -> bool:
@@ -387,7 +393,7 @@ class Session:
             if gone.status == "up":
                 actions.append(PeerChanged(replace(gone, status="down"), gone))
         self._position = (snapshot.epoch, snapshot.seq)
-        actions.append(CaughtUp(snapshot.epoch, snapshot.events))
+        actions.append(CaughtUp(snapshot.epoch, snapshot.seq, snapshot.events))
         early, self._early = self._early, []
         for event in _newer(early, snapshot):
             actions += self._in_order(event, now)

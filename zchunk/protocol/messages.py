@@ -268,6 +268,41 @@ class GetSnapshot(Request):
     REPLY: ClassVar[type[Message]] = Snapshot
 
 
+@message
+class EventRecord:
+    """An event of the tracker's history; its epoch is the list's."""
+
+    topic: Annotated[str, MaxLen(64)]
+    seq: Count
+    time_ms: Count
+    fields: dict[str, Any]
+
+
+EventRecords = Annotated[tuple[Annotated[EventRecord, _record(EventRecord)], ...], MaxLen(1_000)]
+
+
+@message
+class EventList(Message):
+    """Events in order, from the first that the tracker still has; up to `seq` there are
+    more when the last one is below it. Of another epoch than was asked for: none."""
+
+    TYPE: ClassVar[str] = "event_list"
+    epoch: Annotated[str, MaxLen(64)]
+    seq: Count
+    events: EventRecords
+
+
+@message
+class GetEvents(Request):
+    """The events of run `epoch` after `since`: those that a subscriber missed. The tracker
+    keeps the latest 10,000 of its run."""
+
+    TYPE: ClassVar[str] = "get_events"
+    REPLY: ClassVar[type[Message]] = EventList
+    epoch: Annotated[str, MaxLen(64)]
+    since: Count
+
+
 # -- upload: client -> tracker, node -> tracker ----------------------------------------
 
 

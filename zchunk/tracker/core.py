@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from zchunk.addresses import announced, unmapped
@@ -34,8 +35,11 @@ from zchunk.protocol.messages import (
     Commit,
     Committed,
     Event,
+    EventList,
+    EventRecord,
     FileRecord,
     Files,
+    GetEvents,
     GetRemovals,
     GetSnapshot,
     Goodbye,
@@ -75,6 +79,8 @@ log = logging.getLogger(__name__)
 
 #: Events kept for `--since` and for subscribers with a gap.
 HISTORY = 10_000
+#: Events in one answer.
+_EVENTS_PAGE = 500
 _TICK_S = 1.0
 #: A commit waits so long for nodes whose `stored` is still on its way.
 _COMMIT_PATIENCE_S = 5.0
@@ -148,6 +154,7 @@ class TrackerCore:
             Heartbeat: (_READING, self._heartbeat),
             Goodbye: (_STORING, self._goodbye),
             GetSnapshot: (_READING, self._snapshot),
+            GetEvents: (_READING, self._get_events),
             Plan: (_WRITING, self._plan),
             Stored: (_STORING, self._stored),
             Commit: (_WRITING, self._commit),
@@ -400,6 +407,17 @@ class TrackerCore:
     def _snapshot(self, ask: Ask, now: Now) -> list[Action]:
         records = tuple(self._records[peer_id] for peer_id in sorted(self._records))
         return ask.reply(Snapshot(epoch=self.epoch, seq=self.seq, events=self._events_at, peers=records))
+
+    def _get_events(self, ask: Ask, now: Now) -> list[Action]:
+        return ask.reply(self._event_list(ask.message))
+
+    def _event_list(self, ask: GetEvents) -> EventList:
+        if ask.epoch != self.epoch or not self.history:
+            return EventList(epoch=self.epoch, seq=self.seq, events=())
+        skipped = max(0, ask.since + 1 - self.history[0].seq)
+        page = islice(self.history, skipped, skipped + _EVENTS_PAGE)
+        records = [EventRecord(topic=e.topic, seq=e.seq, time_ms=e.time_ms, fields=e.fields) for e in page]
+        return EventList(epoch=self.epoch, seq=self.seq, events=tuple(records))
 
     # -- uploads --------------------------------------------------------------------
 

@@ -1,0 +1,62 @@
+"""`zchunk events`: what happens in the cluster, line by line, for people and for tools."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from zchunk.cli import render
+from zchunk.cli.common import Invocation, emit_json, everywhere, json_option, pass_invocation
+
+
+@click.command()
+@click.option(
+    "--topic",
+    "topics",
+    multiple=True,
+    metavar="TOPIC",
+    help="Only these: one topic (peer.up) or a kind (peer). May be given several times.",
+)
+@click.option(
+    "--since",
+    type=click.IntRange(min=0),
+    metavar="SEQ",
+    help="Begin behind event SEQ of the tracker's present run, 0 with the first of the 10,000 that it keeps.",
+)
+@json_option
+@everywhere()
+@pass_invocation
+def events(invocation: Invocation, topics: tuple[str, ...], since: int | None) -> None:
+    """Follow what happens in the cluster, until Ctrl-C.
+
+    With --json one object a line, flushed: topic, epoch, seq, time and the topic's own
+    fields (docs/events.md). No event is left out: one that was lost on its way is fetched
+    from the tracker, and a line with the topic `missed` tells of those it no longer has.
+    """
+    with invocation.client() as client:
+        try:
+            for event in client.events(since):
+                if is_wanted(event["topic"], topics):
+                    _print(invocation, event)
+        except KeyboardInterrupt:
+            pass  # how following ends
+        except BrokenPipeError:
+            # The reader has enough (`| head`). What is still buffered goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_wanted(topic: str, topics: tuple[str, ...]) -> bool:
+    """Whether the topic, or its kind, is among those asked for; nothing asked is all."""
+    kind = topic.partition(".")[0]
+    return not topics or topic in topics or kind in topics or topic == "missed"
+
+
+def _print(invocation: Invocation, event: dict[str, Any]) -> None:
+    if invocation.json:
+        emit_json(event)
+    else:
+        click.echo(render.event_line(event))
+        sys.stdout.flush()
