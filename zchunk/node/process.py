@@ -55,6 +55,7 @@ class NodeProcess:
         self._threads = [LoopThread(bulk_loop, self._on_failure), LoopThread(control_loop, self._on_failure)]
 
     def start(self) -> None:
+        log.info("listening at %s", self.parts.endpoint)
         for thread in self._threads:
             thread.start()
 

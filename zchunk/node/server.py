@@ -141,6 +141,7 @@ class NodeServer(Registrar):
     # -- Registrar --------------------------------------------------------------------
 
     def hello(self) -> Hello:
+        log.info("saying hello to the tracker")
         self._registered = self._hello_again = False
         self._announced = self._interfaces()
         bound = self._bound if not addresses.is_wildcard(self._bound) else "*"
@@ -211,6 +212,7 @@ class NodeServer(Registrar):
         self.control.request(page, _TIMEOUT_S, self.control.loop, answer)
 
     def _up(self) -> None:
+        log.info("registered")
         self._registered = True
         self._on_registered()
         if self._hello_again:
