@@ -359,14 +359,21 @@ def load(
     path: Path | None,
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
+    remembered: Mapping[str, Any] | None = None,
 ) -> Settings:
     """The settings of this process; `path` None means no file.
 
-    `overrides` is `{section: {key: value}}` from the command line; a value of None there
-    (or of an empty tuple) means the option was not given. Raises ConfigError for the first mistake found.
+    `remembered` are options of an earlier start, in place of the defaults. `overrides` is
+    `{section: {key: value}}` from the command line; a value of None there (or of an empty
+    tuple) means the option was not given. Raises ConfigError for the first mistake found.
     """
     file = _Layer() if path is None else _from_file(path)
-    layers = [file, _from_environ(environ), _from_overrides(overrides or {})]
+    layers = [
+        _given(remembered or {}, "an earlier start's command line"),
+        file,
+        _from_environ(environ),
+        _given(overrides or {}, "command line"),
+    ]
     values: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for section, keys in layer.values.items():
@@ -380,25 +387,27 @@ def load(
     return settings
 
 
-def _from_overrides(overrides: Mapping[str, Any]) -> _Layer:
+def _given(sections: Mapping[str, Any], where: str) -> _Layer:
     layer = _Layer()
-    for section, keys in overrides.items():
+    for section, keys in sections.items():
         for key, value in keys.items():
             if value is not None and value != ():
-                layer.put(section, key, value, "command line")
+                layer.put(section, key, value, where)
     return layer
 
 
 def _from_environ(environ: Mapping[str, str]) -> _Layer:
-    """Variables that name a section and key; `ZCHUNK_HOME` and the like are no settings."""
+    """Variables that name a section and key; `ZCHUNK_HOME` and the like are no settings. One
+    underscore in place of two is a mistake that would go unnoticed: it is refused too."""
     known = {
         f"{PREFIX}{section}__{key}".upper(): (section, key)
         for section, model in SECTIONS.items()
         for key in model.model_fields
     }
+    sections = tuple(f"{PREFIX}{section}_".upper() for section in SECTIONS)
     layer = _Layer()
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or "__" not in name:
+        if not name.startswith(PREFIX) or not ("__" in name or name.startswith(sections)):
             continue
         if name not in known:
             allowed = f"{PREFIX}<SECTION>__<KEY> in capitals, with a key of config.yaml"

@@ -32,6 +32,22 @@ def test_a_token_for_one_join(bench: Cluster, folder: Path) -> None:
     assert second.run("ls", code=7).last["code"] == "not_joined"
 
 
+def test_a_node_remembers_its_options(folder: Path) -> None:
+    with Cluster(folder / "cluster") as cluster:
+        home = folder / "kept"
+        words = ["node", "--home", str(home), "--bind", "127.0.0.1:0", "--name", "kept"]
+        first = cluster.spawn([*words, "--capacity", "7MB", "--join", cluster.token("node", "--once")])
+        first.ready()
+        first.end()
+        again = cluster.spawn(["node", "--home", str(home)])
+        again.ready()
+        (row,) = cluster.client.run("peers").last
+        assert row["capacity"] == 7 * 10**6
+        assert row["endpoint"].startswith("tcp://127.0.0.1:")
+        again.end()
+        start_node(cluster, home, "--name", "other").expect(2)
+
+
 def test_an_expired_token(bench: Cluster, folder: Path) -> None:
     before = time.time()
     token = bench.token("client", "--expires", "1s")

@@ -125,6 +125,20 @@ def test_variables_that_name_no_key_are_not_settings(name: str) -> None:
     assert load(None, environ={name: "x"}) == Settings()
 
 
+def test_one_underscore_in_place_of_two_is_refused() -> None:
+    message = refusal(None, environ={"ZCHUNK_CHUNKING_CHUNK_SIZE": "1"})
+    assert "ZCHUNK_CHUNKING_CHUNK_SIZE is no setting (did you mean ZCHUNK_CHUNKING__CHUNK_SIZE?)" in message
+
+
+def test_what_an_earlier_start_was_given_stands_in_for_the_default_only(write: Write) -> None:
+    path = write("node:\n  capacity: 5\n")
+    kept = {"node": {"capacity": 7, "bind": "127.0.0.1:9000"}}
+    assert load(path, {}, {}, kept).node.capacity == 5
+    assert load(None, {}, {}, kept).node.capacity == 7
+    assert load(path, {"node": {"bind": "127.0.0.1:1"}}, {}, kept).node.bind == "127.0.0.1:1"
+    assert load(path, {}, {}, kept).node.bind == "127.0.0.1:9000"
+
+
 def test_text_means_the_same_in_file_and_environment(write: Write) -> None:
     text = {
         ("chunking", "auto_resume_downloads"): "no",

@@ -62,11 +62,14 @@ class Invocation:
         default = self.home / "config.yaml"
         return default if default.exists() else None
 
-    def settings(self, overrides: Mapping[str, Any] | None = None) -> Settings:
-        """Options over environment over file over defaults. Raises ConfigError."""
+    def settings(
+        self, overrides: Mapping[str, Any] | None = None, remembered: Mapping[str, Any] | None = None
+    ) -> Settings:
+        """Options over environment over file over what an earlier start was given over
+        defaults. Raises ConfigError."""
         from zchunk.config import load
 
-        return load(self.config, overrides)
+        return load(self.config, overrides, remembered=remembered)
 
     def client(self, overrides: Mapping[str, Any] | None = None) -> Client:
         """This home as a member; to be used as a context manager. Raises NotJoined."""

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
@@ -36,6 +36,12 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A name as a listing shows it: begin and end of a very long one."""
+    shown = visible(text)
+    return shown if len(shown) <= most else f"{shown[: most - 21]}…{shown[-20:]}"
 
 
 def size_text(size: float) -> str:
@@ -99,7 +105,8 @@ def _console(stream: TextIO) -> Console:
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = (), err: bool = False
 ) -> None:
-    """Aligned columns; those of index in `right` to the right. Cells are made visible."""
+    """Aligned columns; those of index in `right` to the right. Cells are made visible; in a
+    narrow terminal only those of the first column are broken."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -108,7 +115,8 @@ def print_table(
     lines = box.SIMPLE_HEAD if stream.isatty() else None
     table = Table(box=lines, pad_edge=False, header_style="bold", show_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if index in right else "left"
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=index > 0)
     for row in rows:
         table.add_row(*[Text(visible(cell)) for cell in row])
     console = _console(stream)
@@ -127,7 +135,7 @@ def file_table(records: Sequence[FileRecord]) -> None:
         ("NAME", "SIZE", "CHUNKS", "COPIES", "CREATED", "ID"),
         [
             (
-                r.name,
+                shortened(r.name),
                 size_text(r.size),
                 f"{r.chunks_count:,}",
                 str(r.replicas),
@@ -140,24 +148,29 @@ def file_table(records: Sequence[FileRecord]) -> None:
     )
 
 
+#: What a listing of peers needs to stand in one line each.
+_WIDE = 110
+
+
 def peer_table(records: Sequence[PeerRecord]) -> None:
-    print_table(
-        ("NAME", "STATUS", "FREE", "CAPACITY", "CHUNKS", "LAST SEEN", "ADDRESS", "ID"),
+    """In a narrow terminal without addresses and ids: `--json` has everything."""
+    headings = ["NAME", "STATUS", "FREE", "CAPACITY", "CHUNKS", "LAST SEEN", "ADDRESS", "ID"]
+    rows = [
         [
-            (
-                r.name,
-                r.status,
-                size_text(r.free),
-                size_text(r.capacity),
-                f"{r.chunks:,}",
-                _date_text(r.last_seen_ms),
-                r.endpoints[0].removeprefix("tcp://") if r.endpoints else "-",
-                r.peer_id[:SHORT_ID],
-            )
-            for r in records
-        ],
-        right=(2, 3, 4),
-    )
+            r.name,
+            r.status,
+            size_text(r.free),
+            size_text(r.capacity),
+            f"{r.chunks:,}",
+            _date_text(r.last_seen_ms),
+            r.endpoints[0].removeprefix("tcp://") if r.endpoints else "-",
+            r.peer_id[:SHORT_ID],
+        ]
+        for r in records
+    ]
+    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
+    shown = len(headings) - 2 if narrow else len(headings)
+    print_table(headings[:shown], [row[:shown] for row in rows], right=(2, 3, 4))
 
 
 def _date_text(milliseconds: int) -> str:
@@ -167,10 +180,15 @@ def _date_text(milliseconds: int) -> str:
 
 
 def facts(rows: Sequence[tuple[str, str]], *, err: bool = False) -> None:
-    """`Key  value` lines, the values in one column."""
-    width = max(len(key) for key, _ in rows) + 2
+    """`Key  value` lines, the values in one column; a long one is broken between words."""
+    indent = max(len(key) for key, _ in rows) + 2
+    stream = sys.stderr if err else sys.stdout
+    width = shutil.get_terminal_size().columns if stream.isatty() else 10_000
     for key, value in rows:
-        click.echo(f"{key:<{width}}{visible(value)}", err=err)
+        lines = textwrap.wrap(visible(value), max(20, width - indent)) or [""]
+        click.echo(f"{key:<{indent}}{lines[0]}", err=err)
+        for line in lines[1:]:
+            click.echo(" " * indent + line, err=err)
 
 
 # -- the upload dialog ----------------------------------------------------------------

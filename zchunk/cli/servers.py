@@ -26,7 +26,7 @@ from zchunk.cli.common import (
     token_text,
 )
 from zchunk.cli.members import check_same_cluster, host_name, join_cluster
-from zchunk.errors import NotJoined, TokenRefused
+from zchunk.errors import InvalidUsage, NotJoined, TokenRefused
 
 if TYPE_CHECKING:
     from zchunk.config import Settings
@@ -157,13 +157,23 @@ def node(
 ) -> None:
     """Run a node, in the foreground: this PC holds chunks.
 
-    The first start needs a token (`--join`); later ones remember the cluster.
+    The first start needs a token (`--join`); later ones remember the cluster, and the
+    --bind, --capacity and --advertise that were given last.
     """
     set_up_logs(invocation.verbosity, server=True)
-    given = {"bind": bind, "name": name, "capacity": capacity, "advertise": advertise}
-    settings = invocation.settings({"node": given})
     folder = invocation.home / "node"
+    from zchunk.node import options
+
+    kept = options.load(folder)
+    given = {"bind": bind, "capacity": capacity, "advertise": advertise}
+    settings = invocation.settings({"node": {**given, "name": name}}, {"node": kept})
     membership = _membership(folder, token, settings)
+    if name is not None and name != membership.name:
+        raise InvalidUsage(
+            f"this node is called {membership.name} since it joined; to call it {name},"
+            " join anew from another --home"
+        )
+    options.keep(folder, {**kept, **{key: value for key, value in given.items() if value}})
     from zchunk.node.process import NodeProcess
 
     process = NodeProcess(folder, membership, settings)
