@@ -25,9 +25,11 @@ from zchunk.protocol.messages import (
     Beat,
     Commit,
     Committed,
+    Doubts,
     ErrorReply,
     Event,
     Files,
+    GetDoubts,
     GetEvents,
     GetRemovals,
     GetSnapshot,
@@ -56,9 +58,12 @@ from zchunk.protocol.messages import (
     Snapshot,
     Stored,
     Welcome,
+    Whole,
 )
+from zchunk.tracker import reports
 from zchunk.tracker.actions import Action, Publish, Reply, Sender, Work
 from zchunk.tracker.core import Timing, TrackerCore
+from zchunk.tracker.health import TOPICS
 from zchunk.tracker.membership import Membership
 from zchunk.tracker.planning import Reservations
 from zchunk.tracker.store import TrackerStore
@@ -301,6 +306,8 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Release: (Release(hashes=b""), {"node"}),
     GetRemovals: (GetRemovals(since=0), {"node"}),
     Lost: (Lost(hashes=b""), {"node"}),
+    GetDoubts: (GetDoubts(), {"node"}),
+    Whole: (Whole(hashes=b""), {"node"}),
     ReportCorrupt: (ReportCorrupt(peer_id="a" * 32, sha256=bytes(32)), WRITERS),
 }
 #: between nodes and clients; the tracker does not answer them
@@ -950,18 +957,236 @@ def test_what_a_node_lost_is_located_there_no_more(cluster: Cluster) -> None:
     assert where.holder_ids() == [[], [peer_id("B")]]
 
 
+# -- damaged copies (SPEC D8) ------------------------------------------------------------------------
+
+
+def report(number: int = 1, at: str = "A") -> ReportCorrupt:
+    return ReportCorrupt(peer_id=peer_id(at), sha256=digest(number))
+
+
+def holders(cluster: Cluster) -> list[list[str]]:
+    return location(cluster.ask("client", Locate(name_or_id="film", unique=False))).holder_ids()
+
+
+def doubts(cluster: Cluster, name: str) -> bytes:
+    reply = cluster.ask(name, GetDoubts())
+    assert isinstance(reply, Doubts)
+    return bytes(reply.hashes)
+
+
 def test_a_report_of_corruption_is_told_and_changes_no_location(cluster: Cluster) -> None:
-    """SPEC D8: only the named node's own answer does."""
+    """Only the named node's own answer does, or a second member."""
     distributed(cluster)
-    assert cluster.ask("client", ReportCorrupt(peer_id=peer_id("A"), sha256=digest(1))) == Ok()
+    assert cluster.ask("client", report()) == Ok()
     event = cluster.events[-1]
-    assert (event.topic, event.fields["peer_id"], event.fields["reported_by"]) == (
+    assert (event.topic, event.fields) == (
         "chunk.corrupt",
-        peer_id("A"),
-        peer_id("client"),
+        {
+            "peer_id": peer_id("A"),
+            "sha256": digest(1).hex(),
+            "reported_by": peer_id("client"),
+            "reports": 1,
+        },
     )
-    where = location(cluster.ask("client", Locate(name_or_id="film", unique=False)))
-    assert where.holder_ids()[0] == [peer_id("A")]
+    assert holders(cluster) == [[peer_id("A")], [peer_id("B")]]
+    told = len(cluster.events)
+    assert cluster.ask("client", report()) == Ok()
+    assert len(cluster.events) == told, "the same member again is no news"
+
+
+def test_reports_by_two_members_take_the_location_away(cluster: Cluster) -> None:
+    distributed(cluster)
+    cluster.ask("client", report())
+    cluster.ask("B", report())
+    assert cluster.events[-1].fields["reports"] == 2
+    assert holders(cluster) == [[], [peer_id("B")]]
+    told = len(cluster.events)
+    assert cluster.ask("client", report()) == Ok()
+    assert len(cluster.events) == told, "that is known"
+
+
+@pytest.mark.parametrize(
+    ("who", "message", "code"),
+    [
+        ("client", report(2, at="A"), "not_found"),
+        ("client", report(1, at="C"), "not_found"),
+        ("client", report(1, at="nobody"), "not_found"),
+        ("A", report(1, at="A"), "usage"),
+    ],
+    ids=["other chunk", "holds nothing", "no peer", "itself"],
+)
+def test_a_report_of_what_cannot_be_is_refused(
+    cluster: Cluster, who: str, message: ReportCorrupt, code: str
+) -> None:
+    distributed(cluster)
+    cluster.up("C")
+    told = len(cluster.events)
+    assert cluster.refused(who, message) == code
+    assert len(cluster.events) == told
+    assert doubts(cluster, "A") == b""
+
+
+def test_a_node_learns_of_its_doubtful_chunks_whenever_it_asks(cluster: Cluster) -> None:
+    """Also one that was away when it was told: of single reports and of what two made."""
+    distributed(cluster)
+    stored(cluster, "A", [3, 4])
+    assert doubts(cluster, "A") == b""
+    cluster.ask("client", report(3))
+    cluster.ask("client", report(4))
+    cluster.ask("B", report(4))
+    assert doubts(cluster, "A") == b"".join(sorted([digest(3), digest(4)]))
+    assert doubts(cluster, "B") == b""
+
+
+def test_a_node_that_found_its_chunk_whole_voids_the_reports(cluster: Cluster) -> None:
+    distributed(cluster)
+    cluster.ask("client", report())
+    assert cluster.ask("A", Whole(hashes=digest(1))) == Ok()
+    assert doubts(cluster, "A") == b""
+    cluster.ask("B", report())
+    assert holders(cluster)[0] == [peer_id("A")], "the first report does not count any more"
+    cluster.ask("client", report())
+    assert holders(cluster)[0] == []
+    cluster.ask("A", Whole(hashes=joined([1, 7])))
+    assert holders(cluster)[0] == [peer_id("A")]
+    assert cluster.store.inventory_summary(peer_id("A"))[0] == 1, "whole is not stored"
+
+
+@pytest.mark.parametrize("answer", [Lost, Stored])
+def test_every_answer_of_the_node_settles_it(cluster: Cluster, answer: Any) -> None:
+    distributed(cluster)
+    cluster.ask("client", report())
+    other = {"upload_id": UPLOAD} if answer is Stored else {}
+    cluster.ask("A", answer(hashes=digest(1), **other))
+    assert doubts(cluster, "A") == b""
+
+
+def test_a_mark_that_could_not_be_kept_is_no_answer_but_breaks_nothing(cluster: Cluster) -> None:
+    distributed(cluster)
+    cluster.ask("client", report())
+    cluster.send("B", report())
+    cluster.work(1)
+    cluster.failure = StorageFailure("the disk is full")
+    cluster.work()
+    cluster.failure = None
+    assert holders(cluster)[0] == [peer_id("A")]
+
+
+def test_too_many_reports_of_one_member(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "_MAX_OF_MEMBER", 1)
+    distributed(cluster)
+    cluster.ask("client", report())
+    assert cluster.refused("client", report(2, at="B")) == "busy"
+    assert cluster.ask("C", report(2, at="B")) == Ok()
+
+
+# -- health of files (SPEC I1, R9) -------------------------------------------------------------------
+
+
+def health_events(cluster: Cluster) -> list[tuple[str, str]]:
+    return [(e.topic, e.fields["health"]) for e in cluster.events if e.topic in TOPICS]
+
+
+def lasting(cluster: Cluster, seconds: float, *names: str) -> None:
+    """Time passes, and these nodes stay up."""
+    for _ in range(int(seconds / 0.5)):
+        cluster.advance(0.5)
+        for name in names:
+            cluster.ask(name, beat())
+
+
+def test_a_peer_that_goes_and_comes_changes_the_health_of_its_files(cluster: Cluster) -> None:
+    file_id = distributed(cluster)
+    lasting(cluster, LEASE + 1, "A", "B")
+    assert health_events(cluster) == [], "it is complete, as every file is until it is told otherwise"
+    lasting(cluster, LEASE + 1, "A")
+    assert health_events(cluster) == [("file.unavailable", "unavailable")]
+    told = next(e for e in cluster.events if e.topic == "file.unavailable")
+    assert told.fields == {
+        "file_id": file_id,
+        "name": "film",
+        "health": "unavailable",
+        "replicas": 1,
+        "chunks_count": 2,
+        "chunks_unavailable": 1,
+        "chunks_below_replicas": 1,
+    }
+    assert cluster.topics().index("peer.down") < cluster.topics().index("file.unavailable")
+    cluster.ask("B", hello(incarnation=2, held=[digest(2)]))
+    lasting(cluster, 2, "A")
+    assert health_events(cluster)[1:] == [("file.available", "complete")]
+
+
+def test_a_file_with_fewer_copies_than_asked_is_degraded(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    lasting(cluster, LEASE + 1, "A", "B")
+    stored(cluster, "A", [1, 2])
+    stored(cluster, "B", [2])
+    assert isinstance(cluster.ask("client", commit(replicas=2)), Committed)
+    lasting(cluster, 1, "A", "B")
+    assert health_events(cluster) == [("file.degraded", "degraded")]
+    assert cluster.topics()[-2:] == ["file.distributed", "file.degraded"]
+    stored(cluster, "B", [1])
+    lasting(cluster, 1, "A", "B")
+    assert health_events(cluster)[1:] == [("file.available", "complete")]
+    cluster.ask("A", Lost(hashes=digest(1)))
+    lasting(cluster, 1, "A", "B")
+    assert health_events(cluster)[2:] == [("file.degraded", "degraded")]
+    cluster.ask("client", report(1, at="B"))
+    cluster.ask("C", report(1, at="B"))
+    lasting(cluster, 1, "A", "B")
+    assert health_events(cluster)[3:] == [("file.unavailable", "unavailable")]
+    cluster.ask("B", Whole(hashes=digest(1)))
+    lasting(cluster, 1, "A", "B")
+    assert health_events(cluster)[4:] == [("file.available", "degraded")]
+
+
+def test_an_inventory_of_a_node_that_stays_up_changes_health(cluster: Cluster) -> None:
+    distributed(cluster)
+    lasting(cluster, LEASE + 1, "A", "B")
+    cluster.ask("B", hello(held=[]))
+    cluster.ask("B", Inventory(page=0, last=True, hashes=b""))
+    lasting(cluster, 2, "A", "B")
+    assert health_events(cluster) == [("file.unavailable", "unavailable")]
+
+
+def test_a_removed_file_is_told_of_no_more(cluster: Cluster) -> None:
+    file_id = distributed(cluster)
+    lasting(cluster, LEASE + 1, "A", "B")
+    cluster.ask("B", Goodbye(incarnation=1))
+    lasting(cluster, 1, "A")
+    cluster.ask("client", Remove(file_id=file_id))
+    cluster.ask("B", hello(incarnation=2, held=[digest(2)]))
+    lasting(cluster, 2, "A", "B")
+    assert health_events(cluster) == [("file.unavailable", "unavailable")]
+
+
+def test_after_a_restart_the_peers_have_a_lease_to_come_back(tmp_path: Path) -> None:
+    """Then what is not complete is told once."""
+    first = Cluster(tmp_path, store=str(tmp_path / "t.sqlite"))
+    distributed(first)
+    first.store.close()
+    again = Cluster(tmp_path, store=str(tmp_path / "t.sqlite"), epoch="e2")
+    again.advance(LEASE - 0.5)
+    again.ask("A", hello(incarnation=2, held=[digest(1)]))
+    again.advance(0.25)
+    assert health_events(again) == []
+    lasting(again, 4, "A")
+    assert health_events(again) == [("file.unavailable", "unavailable")]
+    assert again.topics().index("peer.down") < again.topics().index("file.unavailable")
+    again.store.close()
+
+
+def test_a_store_that_fails_in_a_slice_is_asked_again(cluster: Cluster) -> None:
+    distributed(cluster)
+    lasting(cluster, LEASE + 1, "A", "B")
+    cluster.ask("B", Goodbye(incarnation=1))
+    cluster.failure = StorageFailure("the disk is full")
+    cluster.advance(0.5)
+    cluster.failure = None
+    assert health_events(cluster) == []
+    lasting(cluster, 2, "A")
+    assert health_events(cluster) == [("file.unavailable", "unavailable")]
 
 
 def test_a_revoked_member_is_refused_within_a_tick_though_it_was_up(cluster: Cluster) -> None:
@@ -994,6 +1219,14 @@ STEPS = st.one_of(
     ),
     st.builds(lambda name, held: (name, Stored(upload_id=UPLOAD, hashes=joined(held))), names, chunk_numbers),
     st.builds(lambda name, held: (name, Lost(hashes=joined(held))), names, chunk_numbers),
+    st.builds(lambda name, held: (name, Whole(hashes=joined(held))), names, chunk_numbers),
+    st.builds(
+        lambda name, peer, n: (name, ReportCorrupt(peer_id=peer_id(peer), sha256=digest(n))),
+        st.sampled_from(["A", "client"]),
+        names,
+        st.integers(1, 4),
+    ),
+    st.builds(lambda name: (name, GetDoubts()), names),
     st.builds(lambda name, held: (name, Release(hashes=joined(held))), names, chunk_numbers),
     st.just(("client", commit())),
     st.just(("client", plan())),

@@ -30,7 +30,8 @@ from zchunk.node.joining import join
 from zchunk.node.membership import Membership
 from zchunk.node.process import NodeProcess
 from zchunk.protocol.messages import BY_TYPE, HEADER_FIELDS, PAYLOAD_FIELDS, FileRecord, PeerRecord, Request
-from zchunk.tracker import core
+from zchunk.tracker import core, health
+from zchunk.tracker.records import health_fields
 from zchunk.tracker.server import Tracker, make_token
 from zchunk.transport.zeromq import ZmqTransport
 
@@ -135,8 +136,8 @@ _WORDS = {
     *("stored_size", "plain_blake3", "hello", "lease", "goodbye", "connection"),
     *("details.suggestion", "details.online", "details.needed", "details.free"),
     *("details.chunks_missing", "details.first_missing", "details.candidates"),
-    *("file.degraded", "file.unavailable", "file.available", "tracker.send", "tracker.recv"),
     *("config.yaml", "hello.bin", "time", "first", "last"),
+    *("tracker.send", "tracker.recv", "complete", "degraded", "unavailable"),
 }
 
 
@@ -201,7 +202,13 @@ def test_the_published_topics_are_documented_and_no_other() -> None:
     source = Path(core.__file__).read_text()
     published = set(re.findall(r'self\._(?:publish|event)\("([a-z.]+)"', source))
     published |= set(re.findall(r'topic = "([a-z.]+)" if .* else "([a-z.]+)"', source)[0])
-    assert published == set(TOPICS)
+    assert {*published, *health.TOPICS} == set(TOPICS)
+
+
+@pytest.mark.parametrize("topic", health.TOPICS)
+def test_the_fields_of_a_files_health_are_documented(topic: str) -> None:
+    copies = health.Copies("f" * 64, "f", 2, 10, 0, 1)
+    assert names(TOPICS[topic]) == list(health_fields(copies))
 
 
 @pytest.fixture

@@ -50,6 +50,8 @@ Name = Annotated[str, MaxLen(4096)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 #: characters of an endpoint, `tcp://` and port with it
 MAX_ADDRESS = 300
+#: chunks that a node is asked to check at once
+MAX_DOUBTS = 1_000
 Address = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)]
 Addresses = Annotated[tuple[Address, ...], MaxLen(16)]
 Strategy = Annotated[str, StringConstraints(pattern=r"^(round_robin|contiguous|balanced)$")]
@@ -495,6 +497,34 @@ class GetRemovals(Request):
 
 
 @message
+class Doubts(Message):
+    """`hashes` (32 bytes each, ascending): up to `MAX_DOUBTS` chunks of which this node's
+    copy was reported corrupt. It checks them and answers each by `lost` or `whole`."""
+
+    TYPE: ClassVar[str] = "doubts"
+    hashes: Payload
+
+
+@message
+class GetDoubts(Request):
+    """Which of my chunks should I check? Asked after registration, after a gap in the
+    events, and when a `chunk.corrupt` names this node (SPEC D8)."""
+
+    TYPE: ClassVar[str] = "get_doubts"
+    REPLY: ClassVar[type[Message]] = Doubts
+
+
+@message
+class Whole(Request):
+    """A node has checked these chunks that were in doubt, and they are whole (32-byte
+    digests): what was reported of them is void."""
+
+    TYPE: ClassVar[str] = "whole"
+    REPLY: ClassVar[type[Message]] = Ok
+    hashes: Payload
+
+
+@message
 class Lost(Request):
     """A node found that it no longer holds these chunks whole (32-byte digests)."""
 
@@ -505,7 +535,9 @@ class Lost(Request):
 
 @message
 class ReportCorrupt(Request):
-    """A client received bytes from `peer_id` that are not chunk `sha256` (SPEC D8)."""
+    """A member received bytes from `peer_id` that are not chunk `sha256` (SPEC D8). Refused
+    as `not_found` where that peer is not known to hold the chunk, as `busy` for a member
+    with too many reports that no node has answered yet."""
 
     TYPE: ClassVar[str] = "report_corrupt"
     REPLY: ClassVar[type[Message]] = Ok

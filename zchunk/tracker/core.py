@@ -20,6 +20,7 @@ from zchunk.addresses import parse as parse_address
 from zchunk.clock import Now
 from zchunk.errors import (
     HelloFirst,
+    InvalidUsage,
     MalformedMessage,
     NotAllowed,
     NotYetStored,
@@ -30,15 +31,18 @@ from zchunk.manifest import Manifest, parse
 from zchunk.protocol.columns import split_hashes
 from zchunk.protocol.messages import (
     MAX_ADDRESS,
+    MAX_DOUBTS,
     Abandon,
     Beat,
     Commit,
     Committed,
+    Doubts,
     Event,
     EventList,
     EventRecord,
     FileRecord,
     Files,
+    GetDoubts,
     GetEvents,
     GetRemovals,
     GetSnapshot,
@@ -67,13 +71,16 @@ from zchunk.protocol.messages import (
     Snapshot,
     Stored,
     Welcome,
+    Whole,
 )
 from zchunk.tracker.actions import Action, Ask, Publish, Sender, Work
+from zchunk.tracker.health import Counted, FileHealth
 from zchunk.tracker.liveness import Change, Life, Liveness
 from zchunk.tracker.membership import Member, Membership
 from zchunk.tracker.planning import Reservations, make_plan
-from zchunk.tracker.records import file_fields, restored, save
-from zchunk.tracker.store import LocatedRows, StoredPeer, TrackerStore
+from zchunk.tracker.records import file_fields, health_fields, restored, save
+from zchunk.tracker.reports import ENOUGH, CorruptReports
+from zchunk.tracker.store import InventoryChange, LocatedRows, StoredPeer, TrackerStore
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +148,8 @@ class TrackerCore:
         self._loads: dict[str, float] = {}
         self._inventories: dict[str, _Inventory] = {}
         self._reservations = Reservations()
+        self._health = FileHealth(first_at=now.mono + timing.lease_s)
+        self._corrupt = CorruptReports()
         self._parked: dict[str, _ParkedCommit] = {}
         self._next_tick = now.mono
         self._members_problem = ""
@@ -165,6 +174,8 @@ class TrackerCore:
             Release: (_STORING, self._release),
             GetRemovals: (_STORING, self._removals),
             Lost: (_STORING, self._lost),
+            GetDoubts: (_STORING, self._doubts),
+            Whole: (_STORING, self._whole),
             ReportCorrupt: (_WRITING, self._report_corrupt),
         }
 
@@ -190,7 +201,8 @@ class TrackerCore:
             self._next_tick = now.mono + _TICK_S
             self._refresh_members()
             actions.append(Publish(self._event("tick", {}, self.seq, now)))
-        return actions
+        # Behind the changes of peers, which the store keeps and tells of first.
+        return actions + self._count_copies(now)
 
     def _refresh_members(self) -> None:
         """Another process may have changed the list; one that cannot be read changes nothing."""
@@ -207,7 +219,7 @@ class TrackerCore:
         return self._changed(self._liveness.connection_gone(connection, now.mono), now)
 
     def deadline(self) -> float:
-        times = [self._next_tick, self._liveness.deadline()]
+        times = [self._next_tick, self._liveness.deadline(), self._health.deadline()]
         times += [parked.deadline for parked in self._parked.values()]
         return min(t for t in times if t is not None)
 
@@ -352,12 +364,14 @@ class TrackerCore:
         return [self._inventory_work(ask, pages)]
 
     def _inventory_work(self, ask: Ask, pages: _Inventory) -> Work:
-        def run(store: TrackerStore) -> None:
-            store.replace_inventory(ask.peer_id, split_hashes(b"".join(pages.parts)), store.now_ms())
+        def run(store: TrackerStore) -> InventoryChange:
+            return store.replace_inventory(ask.peer_id, split_hashes(b"".join(pages.parts)), store.now_ms())
 
-        def then(_: Any, error: ZchunkError | None, now: Now) -> list[Action]:
+        def then(change: InventoryChange, error: ZchunkError | None, now: Now) -> list[Action]:
             if error is not None:
                 return ask.refuse(error)
+            if change.added or change.lost:
+                self._health.peers_changed(now.mono)
             if self._inventories.get(ask.peer_id) is pages:
                 del self._inventories[ask.peer_id]
             return ask.reply(Ok()) + self._arrived(ask.peer_id, pages.incarnation, now)
@@ -400,6 +414,7 @@ class TrackerCore:
             topic = "peer.up" if change.life is Life.UP else "peer.down"
             fields = {"peer_id": change.peer_id, "name": record.name, "reason": change.reason}
             event = self._publish(topic, {**fields, "peer": asdict(record)}, now)
+            self._health.peers_changed(now.mono)
             return [*answer, event, *self._retry_parked()]
 
         return Work(run, then)
@@ -444,12 +459,15 @@ class TrackerCore:
         hashes = split_hashes(stored.hashes)
         self._reservations.stored(stored.upload_id, ask.peer_id, len(hashes), now.mono)
 
-        def run(store: TrackerStore) -> None:
-            store.add_holdings(ask.peer_id, hashes, store.now_ms())
+        def run(store: TrackerStore) -> list[str]:
+            added = store.add_holdings(ask.peer_id, hashes, store.now_ms())
+            return store.files_of(hashes) if added else []
 
-        def then(_: Any, error: ZchunkError | None, now: Now) -> list[Action]:
+        def then(file_ids: list[str], error: ZchunkError | None, now: Now) -> list[Action]:
             if error is not None:
                 return ask.refuse(error)
+            self._corrupt.settle(ask.peer_id, hashes)
+            self._health.gained(file_ids, now.mono)
             return ask.reply(Ok()) + self._retry_parked()
 
         return [Work(run, then)]
@@ -485,6 +503,7 @@ class TrackerCore:
                 return ask.refuse(error)
             record, already, self._commit_number = result
             self._reservations.drop(commit.upload_id)
+            self._health.changed([record.file_id], later.mono)
             actions = ask.reply(Committed(file=record, already=already))
             if not already:
                 actions.append(self._publish("file.distributed", file_fields(record), later))
@@ -542,6 +561,7 @@ class TrackerCore:
             self._commit_number = max(self._commit_number, commit_number)
             actions = ask.reply(Removed(file_id=file_id, commit_number=commit_number))
             if fresh:
+                self._health.removed(file_id)
                 fields = {"file_id": file_id, "commit_number": commit_number}
                 actions.append(self._publish("file.removed", fields, now))
             return actions
@@ -582,19 +602,99 @@ class TrackerCore:
 
         return [Work(lambda store: store.removals(ask.message.since), then)]
 
+    # -- damaged copies (SPEC D8) -----------------------------------------------------
+
     def _lost(self, ask: Ask, now: Now) -> list[Action]:
         hashes = split_hashes(ask.message.hashes)
 
-        def then(_: Any, error: ZchunkError | None, __: Now) -> list[Action]:
-            return ask.reply(Ok()) if error is None else ask.refuse(error)
+        def run(store: TrackerStore) -> list[str]:
+            return store.files_of(hashes) if store.drop_holdings(ask.peer_id, hashes) else []
 
-        return [Work(lambda store: store.drop_holdings(ask.peer_id, hashes), then)]
+        def then(file_ids: list[str], error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            self._corrupt.settle(ask.peer_id, hashes)
+            self._health.changed(file_ids, now.mono)
+            return ask.reply(Ok())
+
+        return [Work(run, then)]
+
+    def _whole(self, ask: Ask, now: Now) -> list[Action]:
+        hashes = split_hashes(ask.message.hashes)
+
+        def run(store: TrackerStore) -> list[str]:
+            return store.files_of(store.mark_whole(ask.peer_id, hashes))
+
+        def then(file_ids: list[str], error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            self._corrupt.settle(ask.peer_id, hashes)
+            self._health.gained(file_ids, now.mono)
+            return ask.reply(Ok()) + self._retry_parked()
+
+        return [Work(run, then)]
+
+    def _doubts(self, ask: Ask, now: Now) -> list[Action]:
+        def then(marked: list[bytes], error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            hashes = sorted({*marked, *self._corrupt.open_at(ask.peer_id)})
+            return ask.reply(Doubts(hashes=b"".join(hashes[:MAX_DOUBTS])))
+
+        return [Work(lambda store: store.unavailable_on(ask.peer_id, MAX_DOUBTS), then)]
 
     def _report_corrupt(self, ask: Ask, now: Now) -> list[Action]:
-        """Tell the cluster; the named node hears it and checks itself (SPEC D8)."""
+        """Tell the cluster once for each member; the named node hears it and checks itself."""
         report: ReportCorrupt = ask.message
-        fields = {"peer_id": report.peer_id, "sha256": report.sha256.hex(), "reported_by": ask.peer_id}
-        return [*ask.reply(Ok()), self._publish("chunk.corrupt", fields, now)]
+        if report.peer_id == ask.peer_id:
+            raise InvalidUsage("a node reports others; of its own chunks it says `lost`")
+        self._corrupt.check(ask.peer_id)
+
+        def then(counts: bool, error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            return ask.reply(Ok()) + (self._reported(ask.peer_id, report, now) if counts else [])
+
+        return [Work(lambda store: store.counts_on(report.peer_id, report.sha256), then)]
+
+    def _reported(self, member: str, report: ReportCorrupt, now: Now) -> list[Action]:
+        members = self._corrupt.add(member, report.peer_id, report.sha256)
+        if not members:
+            return []
+        fields = {"peer_id": report.peer_id, "sha256": report.sha256.hex(), "reported_by": member}
+        told: list[Action] = [self._publish("chunk.corrupt", {**fields, "reports": members}, now)]
+        return told if members < ENOUGH else [*told, self._unavailable_work(report)]
+
+    def _unavailable_work(self, report: ReportCorrupt) -> Work:
+        def run(store: TrackerStore) -> list[str]:
+            marked = store.mark_unavailable(report.peer_id, report.sha256)
+            return store.files_of([report.sha256]) if marked else []
+
+        def then(file_ids: list[str], error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                log.warning("a copy that two members reported still counts: %s", error.message)
+                return []
+            self._health.changed(file_ids, now.mono)
+            return []
+
+        return Work(run, then)
+
+    # -- health of files (SPEC R9) ------------------------------------------------------
+
+    def _count_copies(self, now: Now) -> list[Action]:
+        """The next slice, when it is due; one at a time, so that others get their turn."""
+        asked = self._health.next(self._liveness.up(), now.mono)
+        if asked is None:
+            return []
+
+        def then(found: Counted, error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                self._health.failed(asked, now.mono)
+                return []
+            changes = self._health.counted(asked, found, now.mono)
+            return [self._publish(change.topic, health_fields(change.copies), now) for change in changes]
+
+        return [Work(lambda store: store.count_copies(asked), then)]
 
     # -- events ---------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from zchunk import hashing
+from zchunk.errors import NotFound
 from zchunk.tracker.database import Database
 
 
@@ -65,6 +66,33 @@ class Holdings:
         holding = self._table
         which = (holding.peer == key) & (holding.chunk_hash == sha256) & holding.is_available
         return bool(holding.update({holding.is_available: False}).where(which).execute())
+
+    def mark_whole(self, key: int, hashes: Iterable[bytes]) -> list[bytes]:
+        """Those of `hashes` that were unavailable and count again."""
+        holding = self._table
+        mine = (holding.peer == key) & (holding.is_available == False)  # noqa: E712 - peewee's
+        query = holding.select(holding.chunk_hash).where(mine)
+        rows = self._database.rows_among(query, holding.chunk_hash, sorted(set(hashes)))
+        again = [bytes(row[0]) for row in rows]
+        update = holding.update({holding.is_available: True}).where(mine)
+        self._database.run_among(update, holding.chunk_hash, again)
+        return again
+
+    def counts_on(self, key: int, sha256: bytes) -> bool:
+        """Raises NotFound."""
+        holding = self._table
+        which = (holding.peer == key) & (holding.chunk_hash == sha256)
+        rows = self._database.all(holding.select(holding.is_available).where(which))
+        if not rows:
+            raise NotFound(f"that peer is not known to hold chunk {sha256.hex()[:12]}; locate the file again")
+        return bool(rows[0][0])
+
+    def unavailable(self, key: int, limit: int) -> list[bytes]:
+        """Ascending."""
+        holding = self._table
+        mine = (holding.peer == key) & (holding.is_available == False)  # noqa: E712 - peewee's
+        query = holding.select(holding.chunk_hash).where(mine).order_by(holding.chunk_hash)
+        return [bytes(row[0]) for row in self._database.all(query.limit(limit))]
 
     def inventory(self, key: int) -> tuple[int, bytes]:
         """Count and digest of the peer's rows, available or not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zchunk.protocol.messages import FileRecord, PeerRecord
+from zchunk.tracker.health import Copies
 from zchunk.tracker.store import StoredPeer, TrackerStore
 
 
@@ -43,4 +44,16 @@ def file_fields(record: FileRecord) -> dict[str, Any]:
         "size": record.size,
         "chunks_count": record.chunks_count,
         "is_distributed": record.is_distributed,
+    }
+
+
+def health_fields(copies: Copies) -> dict[str, Any]:
+    return {
+        "file_id": copies.file_id,
+        "name": copies.name,
+        "health": copies.health.value,
+        "replicas": copies.replicas,
+        "chunks_count": copies.chunks_count,
+        "chunks_unavailable": copies.chunks_unavailable,
+        "chunks_below_replicas": copies.chunks_below_replicas,
     }

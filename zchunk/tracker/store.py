@@ -3,8 +3,8 @@
 Responsible for what must be true together (a file names only chunks that a live peer
 has confirmed; a chunk that a file names is never released; inventory digests are exact)
 and for durability: what is one transaction is said here. The statements stand in
-`storedpeers.py`, `holdings.py`, `commits.py` and `listing.py`, the connection in
-`database.py`. Not responsible for who is up: callers pass the live peers in.
+`storedpeers.py`, `holdings.py`, `commits.py`, `listing.py` and `copies.py`, the connection
+in `database.py`. Not responsible for who is up: callers pass the live peers in.
 `tracker/core.py` decides, its writer thread calls.
 
 All methods block, and are called by one thread at a time. Each changing method is one
@@ -28,7 +28,9 @@ from zchunk.clock import Clock
 from zchunk.manifest import Manifest
 from zchunk.protocol.messages import FileRecord
 from zchunk.tracker.commits import Commits, Removals
+from zchunk.tracker.copies import CopyCounter
 from zchunk.tracker.database import Database
+from zchunk.tracker.health import Counted, Slice
 from zchunk.tracker.holders import Demand
 from zchunk.tracker.holdings import Holdings
 from zchunk.tracker.listing import HealthCounts, Listing, LocatedRows
@@ -83,6 +85,7 @@ class TrackerStore:
         self._holdings = Holdings(database)
         self._listing = Listing(database, self._peers)
         self._commits = Commits(database, self._peers, self._listing)
+        self._copies = CopyCounter(database, self._peers)
 
     @classmethod
     def open(cls, path_or_url: str, clock: Clock) -> TrackerStore:
@@ -183,6 +186,23 @@ class TrackerStore:
         return self._holdings.mark_unavailable(self._peers.key(peer_id), sha256)
 
     @_changing
+    def mark_whole(self, peer_id: str, hashes: Sequence[bytes]) -> list[bytes]:
+        """The peer has checked these copies and they count again, if it is known to hold
+        them. Returns those that did not count until now."""
+        return self._holdings.mark_whole(self._peers.key(peer_id), hashes)
+
+    @_reading
+    def counts_on(self, peer_id: str, sha256: bytes) -> bool:
+        """Whether the peer's copy counts: False for one marked unavailable. NotFound when the
+        peer is not known to hold the chunk."""
+        return self._holdings.counts_on(self._peers.key(peer_id), sha256)
+
+    @_reading
+    def unavailable_on(self, peer_id: str, limit: int) -> list[bytes]:
+        """Chunks of which the peer's copy is marked unavailable, ascending."""
+        return self._holdings.unavailable(self._peers.key(peer_id), limit)
+
+    @_changing
     def release(self, peer_id: str, hashes: Sequence[bytes]) -> list[bytes]:
         """Those of `hashes` that the peer may delete, since no committed file names them.
 
@@ -253,6 +273,11 @@ class TrackerStore:
     def health_counts(self, file_id: str, live: Collection[str]) -> HealthCounts:
         """How many chunks there are, can be read from `live`, and have too few copies there."""
         return self._listing.health_counts(file_id, live)
+
+    @_reading
+    def count_copies(self, asked: Slice) -> Counted:
+        """A bounded part of the question how healthy all files are, see `health.py`."""
+        return self._copies.count(asked)
 
     @_changing
     def remove_file(self, file_id: str, now_ms: int) -> int:
