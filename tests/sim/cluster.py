@@ -475,7 +475,7 @@ class Cluster:
         """Whether the node has told the tracker everything, and frees nothing just now."""
         reports = server._reports
         telling = reports.by_upload or reports.under_way or not server._registered
-        return not telling and not server.garbage._busy
+        return not telling and not server.garbage._busy and not server.selfcheck.busy
 
     def _verify_locations(self) -> None:
         """Holdings and disks agree, chunk by chunk."""

@@ -192,6 +192,61 @@ def shared_content(root: Path, seed: int) -> None:
     cluster.verify({kept.name: kept})
 
 
+def rotten(root: Path, seed: int) -> None:
+    """Bits flip on a node's disk while the only other copy is off. A download meets them and
+    waits; the node checks itself when it hears of it, or when it is back from where it did
+    not hear of it; the download ends with the copy that comes back (D8)."""
+    cluster = Cluster(root, seed, nodes=2)
+    path = cluster.make_file("rotten.bin", 6 * CHUNK)
+    file_id = _put(cluster, path, replicas=2)
+    bad, other = cluster.rng.sample(cluster.nodes, 2)
+    damaged = cluster.rng.sample(bad.store.hashes(), cluster.rng.randrange(1, 4))
+    for sha256 in damaged:
+        _flip(bad, sha256, cluster.rng.randrange(8 * CHUNK))
+    _stop(cluster, other)
+    target = root / "got"
+    outcome = cluster.client().get(path.name, target)
+    _report_unheard(cluster, bad, cluster.rng.choice(["heard", "cut", "killed"]), len(damaged))
+    cluster.run(lambda: not any(map(bad.store.has, damaged)), "the damaged chunks to be dropped", limit_s=30)
+    for sha256 in damaged:
+        assert list((bad.folder / "store" / "trash" / "corrupt").glob(f"*-{sha256.hex()}"))
+    _start(cluster, other)
+    _finish(cluster, outcome, target, path)
+    cluster.run(lambda: _health_told(cluster) == (file_id, "degraded"), "its health to be told", limit_s=30)
+    cluster.verify({path.name: path})
+
+
+def _flip(node: SimNode, sha256: bytes, bit: int) -> None:
+    path = node.folder / "store" / "chunks" / sha256.hex()[:2] / sha256.hex()
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def _report_unheard(cluster: Cluster, node: SimNode, how: str, reports: int) -> None:
+    """The reports reach the tracker, but "cut" off, or "killed", the node learns it later."""
+
+    def told() -> bool:
+        topics = [event.topic for event in cluster.tracker.server.core.history]
+        return topics.count("chunk.corrupt") == reports
+
+    if how == "cut":
+        cluster.run_for(0.02)  # its address is asked for first
+        cluster.network.cut("tracker", node.name)
+    cluster.run(told, "the reports", limit_s=30)
+    if how == "killed":
+        node.crash()
+        cluster.run_for(cluster.rng.uniform(0.0, 5.0))
+        node.start()
+    cluster.network.heal()
+
+
+def _health_told(cluster: Cluster) -> tuple[str, str]:
+    """The file and the health of the last event about one."""
+    told = [event.fields for event in cluster.tracker.server.core.history if "health" in event.fields]
+    return (told[-1]["file_id"], told[-1]["health"]) if told else ("", "")
+
+
 def slow_reports(root: Path, seed: int) -> None:
     """What nodes stored reaches the tracker late: a file is visible no sooner (U5)."""
     cluster = Cluster(root, seed, faults=Faults(delay_min=0.001, delay_max=0.3, loss=0.05))

@@ -23,6 +23,7 @@ from zchunk.node import get, upload
 from zchunk.node.download import ChunkState, DownloadJob, VerifyChunk
 from zchunk.node.garbage import GarbageCollector
 from zchunk.node.reach import Reach
+from zchunk.node.selfcheck import SelfCheck
 from zchunk.node.server import NodeServer
 from zchunk.node.session import Session
 from zchunk.node.store import chunkstore
@@ -178,6 +179,24 @@ def returns_unnoticed(patch: Patch) -> None:
     patch.setattr(DownloadJob, "peer_up", peer_up)
 
 
+def doubts_unasked(patch: Patch) -> None:
+    """A node checks itself only when it hears the report at once."""
+    patch.setattr(NodeServer, "caught_up", lambda self: self.garbage.collect())
+    up = NodeServer._up
+
+    def silent_up(self: NodeServer) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(self.selfcheck, "check", lambda: None)
+            up(self)
+
+    patch.setattr(NodeServer, "_up", silent_up)
+
+
+def corruption_unheard(patch: Patch) -> None:
+    """A node does not look at its own chunks, whoever reports them."""
+    patch.setattr(SelfCheck, "check", lambda self: None)
+
+
 @dataclass(frozen=True)
 class Mutation:
     apply: Callable[[Patch], None]
@@ -202,6 +221,8 @@ MUTATIONS = {
         Mutation(returns_unnoticed, scenarios.missed_events),
         Mutation(silence_unnoticed, scenarios.partial_partition),
         Mutation(way_back_unnoticed, scenarios.partial_partition),
+        Mutation(doubts_unasked, scenarios.rotten),
+        Mutation(corruption_unheard, scenarios.rotten),
     )
 }
 STORIES = sorted({m.story for m in MUTATIONS.values()} - {history}, key=lambda story: story.__name__)

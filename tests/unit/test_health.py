@@ -239,7 +239,7 @@ class World:
     now: float = 0.0
     health: FileHealth = field(default_factory=lambda: FileHealth(FIRST))
     asked: Slice | None = None
-    found: Counted = Counted(())
+    found: Counted = field(default_factory=lambda: Counted(()))
 
     def tell(self, changes: list[HealthChange]) -> None:
         for change in changes:

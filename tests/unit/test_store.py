@@ -845,6 +845,31 @@ def test_health_counts(store: TrackerStore) -> None:
     assert store.health_counts(manifest.file_id, []) == HealthCounts(3, 0, 3)
 
 
+def test_a_copy_that_was_marked_and_is_whole_counts_again(store: TrackerStore) -> None:
+    """SPEC D8. Only where the peer is known to hold the chunk."""
+    store.add_holdings(A, digests([1, 2, 3]), 1)
+    assert store.counts_on(A, digest(1))
+    for number in (3, 1):
+        store.mark_unavailable(A, digest(number))
+    assert not store.counts_on(A, digest(1))
+    assert store.unavailable_on(A, 10) == sorted(digests([1, 3]))
+    assert store.unavailable_on(A, 1) == sorted(digests([1, 3]))[:1]
+    assert store.unavailable_on(B, 10) == []
+    before = store.inventory_summary(A)
+    assert store.mark_whole(A, digests([1, 2, 9])) == [digest(1)]
+    assert store.mark_whole(B, digests([3])) == []
+    assert store.counts_on(A, digest(1))
+    assert store.unavailable_on(A, 10) == [digest(3)]
+    assert store.inventory_summary(A) == before
+
+
+@pytest.mark.parametrize("peer_id", [B, D], ids=["another peer", "no peer"])
+def test_a_copy_that_is_not_known_is_not_found(store: TrackerStore, peer_id: str) -> None:
+    store.add_holdings(A, [digest(1)], 1)
+    with pytest.raises(NotFound):
+        store.counts_on(peer_id, digest(1))
+
+
 def test_files_on_a_peer(store: TrackerStore) -> None:
     both, one = make("both", [1, 2]), make("one", [3])
     stored(store, both)

@@ -316,7 +316,7 @@ class Download(JobDriver[Action]):
         sha256 = self.manifest.chunks[action.chunk].sha256
         log.warning("peer %s sent a corrupt chunk %d", self._name(action.peer_id), action.chunk)
         message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
-        self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, lambda reply, error: None)
+        self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, _reported)
         self.tell({"event": "corrupt", "peer_id": action.peer_id, "chunk_index": action.chunk})
 
     def _relocated(self, reply: Message | None, error: ZchunkError | None) -> None:
@@ -479,6 +479,11 @@ class Download(JobDriver[Action]):
     def _name(self, peer_id: str) -> str:
         record = self.bulk.peers.get(peer_id) or self.where.peers.get(peer_id)
         return record.name if record is not None else peer_id[:8]
+
+
+def _reported(_: Message | None, error: ZchunkError | None) -> None:
+    if error is not None:  # the download does without: the chunk comes from another holder
+        log.info("the tracker did not take the report: %s", error.message)
 
 
 def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:

@@ -16,6 +16,7 @@ from zchunk.interfaces import interface_addresses
 from zchunk.loop import Workers
 from zchunk.node.control import ControlPlane, Registrar
 from zchunk.node.garbage import GarbageCollector
+from zchunk.node.selfcheck import SelfCheck
 from zchunk.node.service import ChunkService
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.protocol.messages import Event, Heartbeat, Hello, Inventory, Message, Stored, Welcome
@@ -98,6 +99,7 @@ class NodeServer(Registrar):
         self._report_at: float | None = None
         self.control: ControlPlane
         self.garbage: GarbageCollector
+        self.selfcheck: SelfCheck
 
     def attach(self, control: ControlPlane) -> None:
         self.control = control
@@ -108,7 +110,16 @@ class NodeServer(Registrar):
             store=self._store,
             workers=self._workers,
             trash_keep_s=self._settings.node.trash_keep_s,
-            inventory=lambda: self._inventories if self._registered else None,
+            inventory=self._inventory,
+            on_kept=self._kept,
+            on_outdated=self._outdated,
+        )
+        self.selfcheck = SelfCheck(
+            loop=control.loop,
+            control=control,
+            store=self._store,
+            workers=self._workers,
+            inventory=self._inventory,
             on_kept=self._kept,
             on_outdated=self._outdated,
         )
@@ -129,6 +140,10 @@ class NodeServer(Registrar):
         if self._registered and self._interfaces() != self._announced:
             log.info("this PC's addresses changed; telling the tracker")
             self._say_hello()
+
+    def _inventory(self) -> int | None:
+        """The number of the last one that the tracker was given; None while it may be given one."""
+        return self._inventories if self._registered else None
 
     def _interfaces(self) -> list[str]:
         """The machine's addresses; the last known ones when they cannot be listed now."""
@@ -176,10 +191,13 @@ class NodeServer(Registrar):
 
     def caught_up(self) -> None:
         self.garbage.collect()
+        self.selfcheck.check()
 
     def event(self, event: Event) -> None:
         if event.topic == "file.removed":
             self.garbage.collect()
+        elif event.topic == "chunk.corrupt" and event.fields.get("peer_id") == self._peer_id:
+            self.selfcheck.check()
 
     # -- registration -----------------------------------------------------------------
 
@@ -220,6 +238,7 @@ class NodeServer(Registrar):
             return
         self._report()
         self.garbage.collect()
+        self.selfcheck.check()
 
     def _outdated(self) -> None:
         """The hello's digest shows it, so the tracker asks for an inventory again."""

@@ -1,0 +1,221 @@
+"""node/selfcheck.py (SPEC D8): what is asked, looked at and answered, in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from blake3 import blake3
+
+from zchunk.clock import ManualClock
+from zchunk.errors import StoreOffline, TrackerUnreachable, ZchunkError
+from zchunk.loop import Loop
+from zchunk.node.control import ControlPlane
+from zchunk.node.selfcheck import SelfCheck
+from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.protocol.messages import MAX_DOUBTS, Doubts, GetDoubts, Lost, Message, Ok, Request, Whole
+
+UPLOAD = "1" * 32
+
+
+class Node:
+    """A self-check on a real store; the tracker and the worker act when told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = ChunkStore.create_or_open(folder, capacity=None, reserve=0, clock=ManualClock())
+        self.asked: deque[tuple[Request, Callable[..., None]]] = deque()
+        self.works: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
+        self.inventory: int | None = 1
+        self.kept: list[bytes] = []
+        self.outdated = 0
+        self.check = SelfCheck(
+            loop=cast(Loop, None),
+            control=cast(ControlPlane, self),
+            store=self.store,
+            workers=cast(Any, self),
+            inventory=lambda: self.inventory,
+            on_kept=self.kept.extend,
+            on_outdated=self._outdated,
+        )
+
+    def _outdated(self) -> None:
+        self.outdated += 1
+
+    # the control plane, and the workers
+
+    def request(self, message: Request, timeout_s: float, loop: Loop, answer: Callable[..., None]) -> None:
+        self.asked.append((message, answer))
+
+    def submit(self, work: Callable[[], Any], done: Callable[..., None]) -> None:
+        self.works.append((work, done))
+
+    # what a test does
+
+    def put(self, number: int) -> bytes:
+        data = bytes([number]) * 5000
+        sha256 = hashlib.sha256(data).digest()
+        self.store.put(sha256, blake3(data).digest(), data, UPLOAD)
+        return sha256
+
+    def path(self, sha256: bytes) -> Path:
+        return self.store.root / "chunks" / sha256.hex()[:2] / sha256.hex()
+
+    def damage(self, sha256: bytes) -> None:
+        data = bytearray(self.path(sha256).read_bytes())
+        data[1234] ^= 4
+        self.path(sha256).write_bytes(data)
+
+    def answer(self, reply: Message | None, error: ZchunkError | None = None) -> Request:
+        message, answer = self.asked.popleft()
+        answer(reply, error)
+        return message
+
+    def doubts(self, *hashes: bytes) -> None:
+        assert isinstance(self.answer(Doubts(hashes=b"".join(hashes))), GetDoubts)
+
+    def work(self) -> None:
+        work, done = self.works.popleft()
+        try:
+            value = work()
+        except ZchunkError as error:
+            done(None, error)
+        else:
+            done(value, None)
+
+    def told(self) -> Request:
+        """The worker looks at a chunk; what the tracker is told of it."""
+        assert len(self.works) == 1, "one at a time"
+        self.work()
+        return self.answer(Ok())
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Any:
+    made = Node(tmp_path / "store")
+    yield made
+    made.store.close()
+
+
+def test_a_chunk_that_is_whole_is_said_to_be(node: Node) -> None:
+    sha256 = node.put(1)
+    node.check.check()
+    node.doubts(sha256)
+    assert node.told() == Whole(hashes=sha256)
+    assert node.store.has(sha256)
+    assert not node.check.busy
+    assert not node.asked
+
+
+def test_a_damaged_chunk_goes_to_the_trash_before_it_is_said_to_be_lost(node: Node) -> None:
+    good, bad = node.put(1), node.put(2)
+    node.damage(bad)
+    node.check.check()
+    node.doubts(bad, good)
+    node.work()
+    assert not node.store.has(bad)
+    assert [path.name[11:] for path in (node.store.root / "trash" / "corrupt").iterdir()] == [bad.hex()]
+    assert node.answer(Ok()) == Lost(hashes=bad)
+    assert node.told() == Whole(hashes=good)
+    assert (node.kept, node.outdated, node.check.busy) == ([], 0, False)
+
+
+@pytest.mark.parametrize("how", ["never held", "file gone"])
+def test_a_chunk_that_is_not_there_is_lost(node: Node, how: str) -> None:
+    sha256 = node.put(1)
+    if how == "never held":
+        sha256 = bytes(32)
+    else:
+        node.path(sha256).unlink()
+    node.check.check()
+    node.doubts(sha256)
+    assert node.told() == Lost(hashes=sha256)
+    assert not node.store.has(sha256)
+
+
+def test_asked_again_meanwhile_it_runs_once_more(node: Node) -> None:
+    sha256 = node.put(1)
+    node.check.check()
+    node.check.check()
+    node.doubts(sha256)
+    node.check.check()
+    node.told()
+    node.doubts()
+    assert not node.check.busy
+    assert not node.asked
+
+
+def test_a_full_answer_is_followed_by_the_next_question(node: Node) -> None:
+    node.check.check()
+    node.doubts(*(number.to_bytes(32) for number in range(MAX_DOUBTS + 5)))
+    for number in range(MAX_DOUBTS):
+        assert node.told() == Lost(hashes=number.to_bytes(32))
+    node.doubts()
+    assert not node.check.busy
+
+
+def test_before_registration_nothing_is_asked(node: Node) -> None:
+    node.inventory = None
+    node.check.check()
+    assert not node.asked
+
+
+@pytest.mark.parametrize("reply", [None, Ok(), Doubts(hashes=b"x")], ids=["error", "other", "malformed"])
+def test_an_answer_of_no_use_ends_the_run_and_the_next_one_begins_anew(
+    node: Node, reply: Message | None
+) -> None:
+    sha256 = node.put(1)
+    node.check.check()
+    node.answer(reply, TrackerUnreachable("gone") if reply is None else None)
+    assert not node.check.busy
+    node.check.check()
+    node.doubts(sha256)
+    node.work()
+    node.answer(None, TrackerUnreachable("gone"))
+    assert not node.check.busy
+    node.check.check()
+    node.doubts(sha256)
+    assert node.told() == Whole(hashes=sha256)
+
+
+def test_an_unplugged_disk_makes_no_chunk_corrupt(node: Node) -> None:
+    sha256 = node.put(1)
+    node.damage(sha256)
+    marker = node.store.root / "zchunk-store.json"
+    marker.rename(marker.with_suffix(".away"))
+    node.check.check()
+    node.doubts(sha256)
+    with pytest.raises(StoreOffline):
+        node.store.verify(sha256)
+    node.work()
+    assert not node.asked
+    assert not node.check.busy
+    marker.with_suffix(".away").rename(marker)
+    assert node.store.has(sha256)
+
+
+@pytest.mark.parametrize("inventory", [None, 2])
+def test_a_loss_that_crossed_an_inventory_is_told_by_a_new_hello(node: Node, inventory: int | None) -> None:
+    """The tracker may have taken the chunk from the inventory after it heard of the loss."""
+    sha256 = node.put(1)
+    node.damage(sha256)
+    node.check.check()
+    node.doubts(sha256)
+    node.work()
+    node.inventory = inventory
+    node.answer(Ok())
+    assert node.outdated == 1
+
+
+def test_a_chunk_stored_anew_meanwhile_is_reported_again(node: Node) -> None:
+    sha256 = node.put(1)
+    node.damage(sha256)
+    node.check.check()
+    node.doubts(sha256)
+    node.work()
+    node.put(1)
+    node.answer(Ok())
+    assert node.kept == [sha256]

@@ -1,0 +1,137 @@
+"""A node looks at its own chunks that others reported as corrupt (SPEC D8).
+
+Which ones, it asks the tracker: after registering, after a gap in the events, and when a
+`chunk.corrupt` names it. So a report that was made while it was away, or an event that was
+lost, is not missed, and nothing is read from the disk on the word of an event alone.
+
+A bad chunk goes to trash/corrupt before the tracker hears that it is lost: should that be
+cut off, the inventory of the next hello says it. Who is right in the end is the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from zchunk.errors import NotFound, ZchunkError
+from zchunk.loop import Loop, Workers
+from zchunk.node.control import ControlPlane, expect
+from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.protocol.columns import split_hashes
+from zchunk.protocol.messages import MAX_DOUBTS, Doubts, GetDoubts, Lost, Message, Whole
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 30.0
+
+
+class SelfCheck:
+    """Runs in the control loop; disk work in `workers`, one chunk at a time. `check` may be
+    called at any time."""
+
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        control: ControlPlane,
+        store: ChunkStore,
+        workers: Workers,
+        inventory: Callable[[], int | None],
+        on_kept: Callable[[list[bytes]], None],
+        on_outdated: Callable[[], None],
+    ) -> None:
+        """`inventory`, `on_kept` and `on_outdated` as for the `GarbageCollector`: a chunk that
+        is told lost may have been in an inventory on its way, or be stored anew meanwhile."""
+        self._loop = loop
+        self._control = control
+        self._store = store
+        self._workers = workers
+        self._inventory = inventory
+        self._on_kept = on_kept
+        self._on_outdated = on_outdated
+        #: what is left of the tracker's last answer, at most `MAX_DOUBTS`
+        self._queue: deque[bytes] = deque()
+        self.busy = False
+        self._again = False
+
+    def check(self) -> None:
+        """Ask which chunks are in doubt, look at them, answer. One run at a time; asked for
+        meanwhile, another one follows."""
+        if self._inventory() is None:
+            return  # not registered: then it is called again
+        if self.busy:
+            self._again = True
+            return
+        self.busy, self._again = True, False
+        self._control.request(GetDoubts(), _TIMEOUT_S, self._loop, self._on_doubts)
+
+    def _on_doubts(self, reply: Message | None, error: ZchunkError | None) -> None:
+        problem = error or expect(reply, Doubts)
+        if problem is not None or not isinstance(reply, Doubts):
+            self._end(problem)
+            return
+        try:
+            self._queue = deque(split_hashes(reply.hashes)[:MAX_DOUBTS])
+        except ZchunkError as malformed:
+            self._end(malformed)
+            return
+        # A full answer means that there may be more.
+        self._again = self._again or len(self._queue) == MAX_DOUBTS
+        self._next()
+
+    def _next(self) -> None:
+        if not self._queue:
+            self._end(None)
+            return
+        sha256, inventory = self._queue.popleft(), self._inventory()
+
+        def looked(whole: bool | None, error: ZchunkError | None) -> None:
+            if error is not None:
+                self._end(error)
+            else:
+                self._tell(sha256, bool(whole), inventory)
+
+        self._workers.submit(lambda: self._look(sha256), looked)
+
+    def _look(self, sha256: bytes) -> bool:
+        """In a worker. False: it is damaged, or was not there; then it is not held any more."""
+        try:
+            if self._store.verify(sha256):
+                return True
+            self._store.drop_corrupt(sha256)
+        except NotFound:
+            pass
+        return False
+
+    def _tell(self, sha256: bytes, whole: bool, inventory: int | None) -> None:
+        if whole:
+            log.info("chunk %s was reported corrupt, and is whole here", sha256.hex()[:12])
+        else:
+            log.warning("chunk %s was reported corrupt: it is not held here any more", sha256.hex()[:12])
+
+        def answer(_: Message | None, error: ZchunkError | None) -> None:
+            if error is not None:
+                self._end(error)
+                return
+            if not whole:
+                self._told_lost(sha256, inventory)
+            self._next()
+
+        message = Whole(hashes=sha256) if whole else Lost(hashes=sha256)
+        self._control.request(message, _TIMEOUT_S, self._loop, answer)
+
+    def _told_lost(self, sha256: bytes, inventory: int | None) -> None:
+        if inventory is None or self._inventory() != inventory:
+            self._on_outdated()
+        elif self._store.has(sha256):
+            self._on_kept([sha256])
+
+    def _end(self, error: ZchunkError | None) -> None:
+        """After an error the tracker still has the doubts, and is asked again in its time."""
+        if error is not None:
+            log.warning("chunks in doubt are not checked for now: %s", error.message)
+        self._queue.clear()
+        self.busy = False
+        if self._again and error is None:
+            self.check()
