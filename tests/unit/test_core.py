@@ -1052,13 +1052,20 @@ def test_a_node_that_found_its_chunk_whole_voids_the_reports(cluster: Cluster) -
     assert cluster.store.inventory_summary(peer_id("A"))[0] == 1, "whole is not stored"
 
 
-@pytest.mark.parametrize("answer", [Lost, Stored])
-def test_every_answer_of_the_node_settles_it(cluster: Cluster, answer: Any) -> None:
+def test_only_an_answer_about_the_copy_settles_it(cluster: Cluster) -> None:
+    """`stored` is none: a node says it of a chunk that it has, unread, when it is offered."""
     distributed(cluster)
     cluster.ask("client", report())
-    other = {"upload_id": UPLOAD} if answer is Stored else {}
-    cluster.ask("A", answer(hashes=digest(1), **other))
+    stored(cluster, "A", [1])
+    assert doubts(cluster, "A") == digest(1)
+    cluster.ask("B", report())
+    stored(cluster, "A", [1])
+    assert holders(cluster)[0] == []
+    assert doubts(cluster, "A") == digest(1)
+    cluster.ask("A", Lost(hashes=digest(1)))
     assert doubts(cluster, "A") == b""
+    stored(cluster, "A", [1])
+    assert holders(cluster)[0] == [peer_id("A")]
 
 
 def test_a_mark_that_could_not_be_kept_is_no_answer_but_breaks_nothing(cluster: Cluster) -> None:

@@ -26,14 +26,15 @@ class Node:
     """A self-check on a real store; the tracker and the worker act when told."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = ChunkStore.create_or_open(folder, capacity=None, reserve=0, clock=ManualClock())
+        self.clock = ManualClock()
+        self.store = ChunkStore.create_or_open(folder, capacity=None, reserve=0, clock=self.clock)
         self.asked: deque[tuple[Request, Callable[..., None]]] = deque()
         self.works: deque[tuple[Callable[[], Any], Callable[..., None]]] = deque()
         self.inventory: int | None = 1
         self.kept: list[bytes] = []
         self.outdated = 0
         self.check = SelfCheck(
-            loop=cast(Loop, None),
+            loop=cast(Loop, self),
             control=cast(ControlPlane, self),
             store=self.store,
             workers=cast(Any, self),
@@ -45,7 +46,10 @@ class Node:
     def _outdated(self) -> None:
         self.outdated += 1
 
-    # the control plane, and the workers
+    # the control plane, its loop, and the workers
+
+    def add_timed(self, timed: SelfCheck) -> None:
+        assert timed.deadline() is None
 
     def request(self, message: Request, timeout_s: float, loop: Loop, answer: Callable[..., None]) -> None:
         self.asked.append((message, answer))
@@ -179,6 +183,18 @@ def test_an_answer_of_no_use_ends_the_run_and_the_next_one_begins_anew(
     node.check.check()
     node.doubts(sha256)
     assert node.told() == Whole(hashes=sha256)
+
+
+def test_after_an_error_it_is_asked_again_later(node: Node) -> None:
+    node.check.check()
+    node.answer(None, TrackerUnreachable("gone"))
+    deadline = node.check.deadline()
+    assert deadline == node.clock.monotonic() + 60
+    node.check.on_time(deadline)
+    assert node.check.deadline() is None
+    node.doubts()
+    assert node.check.deadline() is None, "nothing was wrong"
+    assert not node.asked
 
 
 def test_an_unplugged_disk_makes_no_chunk_corrupt(node: Node) -> None:

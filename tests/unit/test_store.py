@@ -530,7 +530,7 @@ def test_replacing_by_the_same_changes_nothing(store: TrackerStore) -> None:
     assert store.inventory_summary(A) == before
 
 
-def test_an_unavailable_copy_counts_no_more_until_it_is_stored_anew(store: TrackerStore) -> None:
+def test_an_unavailable_copy_counts_no_more_until_it_was_checked_or_stored_anew(store: TrackerStore) -> None:
     manifest = stored(store, make("f", [1]), [A])
     commit(store, manifest, distributed=False)
     assert store.mark_unavailable(A, digest(1)) is True
@@ -544,8 +544,15 @@ def test_an_unavailable_copy_counts_no_more_until_it_is_stored_anew(store: Track
     assert store.inventory_summary(A) == (1, digest(1))
     assert store.replace_inventory(A, [digest(1)], 15).added == 0
     assert holders(store.locate(manifest.file_id)) == [[]]
-    assert store.add_holdings(A, [digest(1)], 20) == 1
-    assert holders(store.locate(manifest.file_id)) == [[(A, 20)]]
+    # An upload that finds it there has not read it either.
+    assert store.add_holdings(A, [digest(1)], 20) == 0
+    assert holders(store.locate(manifest.file_id)) == [[]]
+    assert store.mark_whole(A, [digest(1)]) == [digest(1)]
+    assert holders(store.locate(manifest.file_id)) == [[(A, 10)]]
+    store.mark_unavailable(A, digest(1))
+    store.drop_holdings(A, [digest(1)])
+    assert store.add_holdings(A, [digest(1)], 30) == 1
+    assert holders(store.locate(manifest.file_id)) == [[(A, 30)]]
     assert store.inventory_summary(A) == (1, digest(1))
 
 
@@ -1118,7 +1125,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(peer=PEER, numbers=HASHES)
     def add(self, peer: str, numbers: set[int]) -> None:
         now, held = self.tick(), self.model.holdings
-        new = [h for h in digests(numbers) if not held.get((peer, h), (0, False))[1]]
+        new = [h for h in digests(numbers) if (peer, h) not in held]
         assert self.store.add_holdings(peer, digests(numbers), now) == len(new)
         held.update({(peer, h): (now, True) for h in new})
 
@@ -1148,6 +1155,13 @@ class StoreAgainstModel(RuleBasedStateMachine):
         assert self.store.mark_unavailable(peer, digest(number)) == ok
         if ok:
             self.model.holdings[peer, digest(number)] = at, False
+
+    @rule(peer=PEER, numbers=HASHES)
+    def checked(self, peer: str, numbers: set[int]) -> None:
+        held = self.model.holdings
+        again = [h for h in digests(numbers) if held.get((peer, h), (0, True))[1] is False]
+        assert sorted(self.store.mark_whole(peer, digests(numbers))) == sorted(again)
+        held.update({(peer, h): (held[peer, h][0], True) for h in again})
 
     @rule(manifest=MANIFESTS, live=st.sets(PEER), replicas=st.integers(1, 3), distributed=st.booleans())
     def commit(self, manifest: Manifest, live: set[str], replicas: int, distributed: bool) -> None:

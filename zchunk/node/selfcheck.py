@@ -24,6 +24,8 @@ from zchunk.protocol.messages import MAX_DOUBTS, Doubts, GetDoubts, Lost, Messag
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30.0
+#: After an error it is asked again so much later, if nothing asks before.
+_RETRY_S = 60.0
 
 
 class SelfCheck:
@@ -54,6 +56,15 @@ class SelfCheck:
         self._queue: deque[bytes] = deque()
         self.busy = False
         self._again = False
+        self._retry_at: float | None = None
+        loop.add_timed(self)
+
+    def deadline(self) -> float | None:
+        return self._retry_at
+
+    def on_time(self, now: float) -> None:
+        self._retry_at = None
+        self.check()
 
     def check(self) -> None:
         """Ask which chunks are in doubt, look at them, answer. One run at a time; asked for
@@ -63,7 +74,7 @@ class SelfCheck:
         if self.busy:
             self._again = True
             return
-        self.busy, self._again = True, False
+        self.busy, self._again, self._retry_at = True, False, None
         self._control.request(GetDoubts(), _TIMEOUT_S, self._loop, self._on_doubts)
 
     def _on_doubts(self, reply: Message | None, error: ZchunkError | None) -> None:
@@ -128,10 +139,11 @@ class SelfCheck:
             self._on_kept([sha256])
 
     def _end(self, error: ZchunkError | None) -> None:
-        """After an error the tracker still has the doubts, and is asked again in its time."""
-        if error is not None:
-            log.warning("chunks in doubt are not checked for now: %s", error.message)
+        """After an error the tracker still has the doubts, and is asked again later."""
         self._queue.clear()
         self.busy = False
+        if error is not None:
+            log.warning("chunks in doubt are not checked for now: %s", error.message)
+            self._retry_at = self._loop.clock.monotonic() + _RETRY_S
         if self._again and error is None:
             self.check()

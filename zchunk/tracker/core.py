@@ -466,7 +466,6 @@ class TrackerCore:
         def then(file_ids: list[str], error: ZchunkError | None, now: Now) -> list[Action]:
             if error is not None:
                 return ask.refuse(error)
-            self._corrupt.settle(ask.peer_id, hashes)
             self._health.gained(file_ids, now.mono)
             return ask.reply(Ok()) + self._retry_parked()
 

@@ -26,18 +26,14 @@ class Holdings:
         self._peers = database.models.Peer
 
     def add(self, key: int, hashes: Sequence[bytes], stored_at_ms: int) -> int:
-        """Returns how many are new, or were unavailable and count again."""
+        """Returns how many are new. One that is unavailable stays so."""
         holding = self._table
-        query = holding.select(holding.chunk_hash, holding.is_available).where(holding.peer == key)
+        query = holding.select(holding.chunk_hash).where(holding.peer == key)
         rows = self._database.rows_among(query, holding.chunk_hash, sorted(set(hashes)))
-        known = {bytes(h): ok for h, ok in rows}
-        fresh = sorted(set(hashes) - known.keys())
-        again = [chunk_hash for chunk_hash, ok in known.items() if not ok]
+        fresh = sorted(set(hashes) - {bytes(row[0]) for row in rows})
         self._insert(key, fresh, stored_at_ms)
-        update = holding.update({holding.stored_at_ms: stored_at_ms, holding.is_available: True})
-        self._database.run_among(update.where(holding.peer == key), holding.chunk_hash, again)
         self._count(key, added=fresh)
-        return len(fresh) + len(again)
+        return len(fresh)
 
     def drop(self, key: int, hashes: Iterable[bytes]) -> int:
         """Deletes the peer's rows of `hashes`; returns how many there were."""

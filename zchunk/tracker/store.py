@@ -154,8 +154,9 @@ class TrackerStore:
     def add_holdings(self, peer_id: str, hashes: Sequence[bytes], stored_at_ms: int) -> int:
         """The peer holds these chunks, verified and durably. Idempotent.
 
-        Returns how many the tracker could not count on before: new ones, and ones that
-        were marked unavailable and are stored anew now. NotFound for an unknown peer.
+        Returns how many are new. A copy that was marked unavailable stays so: a node says
+        `stored` of what it already has, too, unread; `mark_whole` is for what it has read.
+        NotFound for an unknown peer.
         """
         return self._holdings.add(self._peers.key(peer_id), hashes, stored_at_ms)
 
@@ -181,8 +182,8 @@ class TrackerStore:
 
     @_changing
     def mark_unavailable(self, peer_id: str, sha256: bytes) -> bool:
-        """The peer's copy is damaged and counts no more until it is stored anew. Returns
-        whether it counted until now."""
+        """The peer's copy is damaged and counts no more until the peer has checked it, or lost it
+        and stored it anew. Returns whether it counted until now."""
         return self._holdings.mark_unavailable(self._peers.key(peer_id), sha256)
 
     @_changing
