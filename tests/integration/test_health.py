@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -120,6 +121,32 @@ def test_a_flipped_bit_is_found_by_its_own_node_after_a_report(trio: Cluster, fo
     assert in_trash == set(reported)
     # What nobody was sent is not read again: only reports make a node look.
     assert liar.holds(bad) == set(bad) - set(reported)
+
+
+@pytest.mark.parametrize("how", ["cut short", "gone"])
+def test_a_file_that_its_node_cannot_read_is_found_without_a_report(
+    how: str, trio: Cluster, folder: Path
+) -> None:
+    source = make_file(folder / f"{how}.bin", 3 * MIB)
+    file_id = trio.client.put(source.path, "--replicas", "2").last["file_id"]
+    hashes = trio.client.info(file_id)["chunks_hashes"]
+    broken = trio.nodes["A"]
+    damaged = sorted(broken.holds(hashes))
+    for sha256 in damaged:
+        if how == "gone":
+            broken.chunk_path(sha256).unlink()
+        else:
+            os.truncate(broken.chunk_path(sha256), 100)
+    with listening(trio) as events:
+        trio.client.get(file_id, folder / "copy")
+        assert sha256_of(folder / "copy") == source.sha256
+        wait_for(
+            lambda: any(broken.peer_id not in located(trio, file_id, sha256) for sha256 in damaged),
+            PATIENCE_S,
+            "the tracker hears of one that is lost",
+        )
+        wait_for(lambda: events.health_of(file_id), PATIENCE_S, "the file is told to be degraded")
+        assert events.health_of(file_id) == [("file.degraded", "degraded")]
 
 
 def test_a_node_that_was_killed_learns_of_the_report_when_it_is_back(trio: Cluster, folder: Path) -> None:

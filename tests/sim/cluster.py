@@ -459,6 +459,7 @@ class Cluster:
         self.run(self._quiet, "the cluster to be quiet")
         self._verify_locations()
         self._verify_stores()
+        self._verify_health()
         self._verify_files(files)
 
     def _quiet(self) -> bool:
@@ -483,6 +484,17 @@ class Cluster:
             count, digest = self.store.inventory_summary(node.membership.peer_id)
             where = f"seed {self.seed}, node {node.name}"
             assert (count, digest) == (node.store.count, node.store.digest), where
+
+    def _verify_health(self) -> None:
+        """Who followed the events of this tracker knows how every file is (SPEC I1, R9)."""
+        core = self.tracker.server.core
+        health = core._health
+        self.run(lambda: health.deadline() is None and not health._under_way, "the files to be counted")
+        told = {e.fields["file_id"]: e.fields["health"] for e in core.history if "health" in e.fields}
+        for record in self.store.list_files("")[0]:
+            total, readable, low = self.store.health_counts(record.file_id, core._liveness.up())
+            truth = "unavailable" if readable < total else "degraded" if low else "complete"
+            assert told.get(record.file_id, "complete") == truth, f"seed {self.seed}: {record.name}"
 
     def _verify_stores(self) -> None:
         for node in self.nodes:

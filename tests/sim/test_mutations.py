@@ -29,6 +29,7 @@ from zchunk.node.session import Session
 from zchunk.node.store import chunkstore
 from zchunk.node.upload import UploadJob
 from zchunk.protocol.messages import Event, Release
+from zchunk.tracker.health import FileHealth
 from zchunk.tracker.holders import Holders
 from zchunk.tracker.listing import Listing
 from zchunk.tracker.liveness import Change, Liveness
@@ -197,6 +198,11 @@ def corruption_unheard(patch: Patch) -> None:
     patch.setattr(SelfCheck, "check", lambda self: None)
 
 
+def comings_uncounted(patch: Patch) -> None:
+    """Files are not counted anew when a peer came or went."""
+    patch.setattr(FileHealth, "peers_changed", lambda self, now: None)
+
+
 @dataclass(frozen=True)
 class Mutation:
     apply: Callable[[Patch], None]
@@ -210,7 +216,7 @@ MUTATIONS = {
         Mutation(downloads_unverified, scenarios.noise),
         Mutation(puts_unverified, history),
         Mutation(gaps_ignored, scenarios.missed_events),
-        Mutation(leases_endless, scenarios.death),
+        Mutation(leases_endless, scenarios.lateness),
         Mutation(old_starts_welcome, scenarios.copied_home),
         Mutation(leased_chunks_trashed, scenarios.churn),
         Mutation(kept_chunks_untold, scenarios.churn),
@@ -223,9 +229,12 @@ MUTATIONS = {
         Mutation(way_back_unnoticed, scenarios.partial_partition),
         Mutation(doubts_unasked, scenarios.rotten),
         Mutation(corruption_unheard, scenarios.rotten),
+        Mutation(comings_uncounted, history),
     )
 }
-STORIES = sorted({m.story for m in MUTATIONS.values()} - {history}, key=lambda story: story.__name__)
+STORIES = sorted(
+    {scenarios.death, *(m.story for m in MUTATIONS.values())} - {history}, key=lambda story: story.__name__
+)
 
 
 def _run(root: Path, story: Story, seed: int) -> None:

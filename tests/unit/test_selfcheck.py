@@ -185,6 +185,41 @@ def test_an_answer_of_no_use_ends_the_run_and_the_next_one_begins_anew(
     assert node.told() == Whole(hashes=sha256)
 
 
+def test_a_chunk_that_could_not_be_read_is_looked_at_without_a_report(node: Node) -> None:
+    cut, fine, reported = node.put(1), node.put(2), node.put(3)
+    with open(node.path(cut), "r+b") as file:
+        file.truncate(10)
+    node.check.suspect(cut)
+    node.check.suspect(fine)
+    node.doubts(reported, fine)
+    assert [node.told() for _ in range(3)] == [
+        Whole(hashes=reported),
+        Whole(hashes=fine),
+        Lost(hashes=cut),
+    ]
+    node.doubts()  # it was suspected while a run was under way
+    assert not node.check.busy
+    assert not node.works
+
+
+def test_what_could_not_be_read_is_kept_in_mind_until_it_is_told(node: Node) -> None:
+    sha256 = node.put(1)
+    node.path(sha256).unlink()
+    node.inventory = None
+    node.check.suspect(sha256)
+    node.inventory = 1
+    node.check.check()
+    node.answer(None, TrackerUnreachable("gone"))
+    node.check.suspect(sha256)
+    assert not node.asked, "not again for everyone who asks for the chunk"
+    node.check.on_time(node.check.deadline() or 0.0)
+    node.doubts()
+    assert node.told() == Lost(hashes=sha256)
+    node.check.check()
+    node.doubts()
+    assert not node.check.busy
+
+
 def test_after_an_error_it_is_asked_again_later(node: Node) -> None:
     node.check.check()
     node.answer(None, TrackerUnreachable("gone"))

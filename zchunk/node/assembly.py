@@ -129,6 +129,7 @@ def node_parts(
         send_budget=settings.transfer.send_budget,
         receive_budget=settings.transfer.receive_budget,
         on_stored=lambda upload_id, sha256: server.stored(upload_id, sha256),
+        on_unreadable=lambda sha256: server.unreadable(sha256),
     )
     server = NodeServer(
         store=store,

@@ -2,7 +2,8 @@
 
 Which ones, it asks the tracker: after registering, after a gap in the events, and when a
 `chunk.corrupt` names it. So a report that was made while it was away, or an event that was
-lost, is not missed, and nothing is read from the disk on the word of an event alone.
+lost, is not missed, and nothing is read from the disk on the word of an event alone. A
+chunk that it could not read when it was asked for it, it doubts by itself.
 
 A bad chunk goes to trash/corrupt before the tracker hears that it is lost: should that be
 cut off, the inventory of the next hello says it. Who is right in the end is the disk.
@@ -52,8 +53,10 @@ class SelfCheck:
         self._inventory = inventory
         self._on_kept = on_kept
         self._on_outdated = on_outdated
-        #: what is left of the tracker's last answer, at most `MAX_DOUBTS`
+        #: what is left of the tracker's last answer and of our own doubts
         self._queue: deque[bytes] = deque()
+        #: chunks that could not be read here, in order, at most `MAX_DOUBTS`
+        self._suspected: dict[bytes, None] = {}
         self.busy = False
         self._again = False
         self._retry_at: float | None = None
@@ -65,6 +68,13 @@ class SelfCheck:
     def on_time(self, now: float) -> None:
         self._retry_at = None
         self.check()
+
+    def suspect(self, sha256: bytes) -> None:
+        """The chunk is held here and could not be read: look at it."""
+        if len(self._suspected) < MAX_DOUBTS:
+            self._suspected[sha256] = None
+        if self._retry_at is None:  # else what failed before would fail for every reader
+            self.check()
 
     def check(self) -> None:
         """Ask which chunks are in doubt, look at them, answer. One run at a time; asked for
@@ -83,12 +93,13 @@ class SelfCheck:
             self._end(problem)
             return
         try:
-            self._queue = deque(split_hashes(reply.hashes)[:MAX_DOUBTS])
+            doubted = split_hashes(reply.hashes)[:MAX_DOUBTS]
         except ZchunkError as malformed:
             self._end(malformed)
             return
         # A full answer means that there may be more.
-        self._again = self._again or len(self._queue) == MAX_DOUBTS
+        self._again = self._again or len(doubted) == MAX_DOUBTS
+        self._queue = deque(dict.fromkeys([*doubted, *self._suspected]))
         self._next()
 
     def _next(self) -> None:
@@ -117,14 +128,17 @@ class SelfCheck:
 
     def _tell(self, sha256: bytes, whole: bool, inventory: int | None) -> None:
         if whole:
-            log.info("chunk %s was reported corrupt, and is whole here", sha256.hex()[:12])
+            log.info("chunk %s was in doubt, and is whole here", sha256.hex()[:12])
         else:
-            log.warning("chunk %s was reported corrupt: it is not held here any more", sha256.hex()[:12])
+            log.warning(
+                "chunk %s was in doubt: it is damaged or gone, and not held here any more", sha256.hex()[:12]
+            )
 
         def answer(_: Message | None, error: ZchunkError | None) -> None:
             if error is not None:
                 self._end(error)
                 return
+            self._suspected.pop(sha256, None)
             if not whole:
                 self._told_lost(sha256, inventory)
             self._next()

@@ -57,7 +57,7 @@ class _Reports:
 class NodeServer(Registrar):
     """Keeps the tracker informed: hello, inventory, heartbeats, what was stored.
 
-    Lives in the control loop; `stored` may be called from the bulk loop.
+    Lives in the control loop; `stored` and `unreadable` may be called from the bulk loop.
     """
 
     def __init__(
@@ -259,6 +259,10 @@ class NodeServer(Registrar):
             self._report()
 
         self.control.loop.post(add)
+
+    def unreadable(self, sha256: bytes) -> None:
+        """A chunk that is held here could not be read. From any thread."""
+        self.control.loop.post(lambda: self.selfcheck.suspect(sha256))
 
     def _kept(self, hashes: list[bytes]) -> None:
         for sha256 in hashes:

@@ -14,7 +14,16 @@ from typing import Any, TypeVar
 
 from zchunk.buffers import Buffer, BufferPool, LoanPool
 from zchunk.disconnects import Disconnects
-from zchunk.errors import Busy, MalformedMessage, NoSpace, NotFound, UnknownMessage, ZchunkError
+from zchunk.errors import (
+    Busy,
+    ChunkCorrupt,
+    MalformedMessage,
+    NoSpace,
+    NotFound,
+    StorageFailure,
+    UnknownMessage,
+    ZchunkError,
+)
 from zchunk.loop import Loop, Workers
 from zchunk.manifest import MAX_CHUNK_SIZE
 from zchunk.node.serving import Admission, BlockWanted, ChunkKey, Incoming, Outgoing
@@ -38,6 +47,8 @@ from zchunk.transport.base import Arrival, Delivery, Received, Socket, Suspects
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+#: A chunk's file is cut short, its disk fails, or it is gone.
+_UNREADABLE = (ChunkCorrupt, StorageFailure, NotFound)
 #: Told of each chunk that became durable here: (upload id, sha256).
 OnStored = Callable[[str, bytes], None]
 #: Verifies and stores: (sha256, blake3, bytes, upload id); see `DistributedChunkManager`.
@@ -57,7 +68,9 @@ class ChunkService:
         send_budget: int,
         receive_budget: int,
         on_stored: OnStored,
+        on_unreadable: Callable[[bytes], None],
     ) -> None:
+        """`on_unreadable` is told of a chunk that the store holds and cannot read."""
         self._loop = loop
         self._router = router
         self._store = store
@@ -65,6 +78,7 @@ class ChunkService:
         self._reading = reading
         self._storing = storing
         self._on_stored = on_stored
+        self._on_unreadable = on_unreadable
         self._outgoing = Outgoing(send_budget)
         self._blocks = LoanPool(send_budget)
         # A byte that comes in may lie in its socket and in its chunk's buffer at one time:
@@ -172,6 +186,8 @@ class ChunkService:
     def _send_block(self, wanted: BlockWanted, data: memoryview | None, error: ZchunkError | None) -> None:
         if error is not None:
             self._outgoing.not_sent(wanted)
+            if isinstance(error, _UNREADABLE) and self._store.has(wanted.sha256):
+                self._on_unreadable(wanted.sha256)
             self._refuse(wanted.connection, wanted.request_id, error)
         else:
             delivery = self._reply(wanted.connection, wanted.request_id, Block(data=data))
