@@ -230,15 +230,16 @@ def _report_unheard(cluster: Cluster, node: SimNode, how: str, reports: int) -> 
         topics = [event.topic for event in cluster.tracker.server.core.history]
         return topics.count("chunk.corrupt") == reports
 
-    if how == "cut":
-        cluster.run_for(0.02)  # its address is asked for first
+    if how == "cut":  # some reports come before the node counts as down, the others later
+        cluster.run_for(0.02)
         cluster.network.cut("tracker", node.name)
+        cluster.run_for(cluster.rng.uniform(0.1, 4.0))
+        cluster.network.heal()
     cluster.run(told, "the reports", limit_s=30)
     if how == "killed":
         node.crash()
         cluster.run_for(cluster.rng.uniform(0.0, 5.0))
         node.start()
-    cluster.network.heal()
 
 
 def _health_told(cluster: Cluster) -> tuple[str, str]:

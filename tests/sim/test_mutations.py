@@ -229,7 +229,7 @@ MUTATIONS = {
         Mutation(way_back_unnoticed, scenarios.partial_partition),
         Mutation(doubts_unasked, scenarios.rotten),
         Mutation(corruption_unheard, scenarios.rotten),
-        Mutation(comings_uncounted, history),
+        Mutation(comings_uncounted, scenarios.rotten),
     )
 }
 STORIES = sorted(
