@@ -93,3 +93,23 @@ def test_a_waiting_download_survives_the_trackers_restart(bench: Cluster, folder
     assert get.until("resumed")["peer_id"] == lost.peer_id
     get.result().expect(0)
     assert sha256_of(folder / "copy") == source.sha256
+
+
+def test_a_disk_that_is_unplugged_is_waited_for_by_name(bench: Cluster, folder: Path) -> None:
+    """The node runs, its store is away (SPEC R8): nothing is asked there, nothing is lost."""
+    source = make_file(folder / "unplugged.bin", 4 * MIB)
+    bench.client.put(source.path)
+    marker = bench.nodes["C"].home / "node" / "store" / "zchunk-store.json"
+    plugged = marker.read_bytes()
+    marker.unlink()
+    bench.await_status("C", "offline-store")
+    assert bench.client.info("unplugged.bin")["health"] == "unavailable"
+    partly = bench.client.get("unplugged.bin", folder / "partly", "--no-wait", code=4)
+    assert partly.last["missing_peers"] == [bench.nodes["C"].peer_id]
+    get = bench.client.start("get", "unplugged.bin", "-o", folder / "copy")
+    (row,) = get.until("waiting")["missing"]
+    assert (row["name"], row["reason"]) == ("C", "offline-store")
+    marker.write_bytes(plugged)
+    get.until("resumed")
+    get.result().expect(0)
+    assert sha256_of(folder / "copy") == source.sha256

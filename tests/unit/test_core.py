@@ -229,7 +229,9 @@ def hello(incarnation: int = 1, held: Sequence[bytes] = (), **other: Any) -> Hel
 
 
 def beat(incarnation: int = 1, **other: Any) -> Heartbeat:
-    return Heartbeat(**{"incarnation": incarnation, "free": 5, "chunks": 0, "load": 0.0, **other})
+    return Heartbeat(
+        **{"incarnation": incarnation, "free": 5, "chunks": 0, "load": 0.0, "store_online": True, **other}
+    )
 
 
 def digest(number: int) -> bytes:
@@ -475,6 +477,22 @@ def test_numbers_rise_by_one_and_ticks_repeat_the_last(cluster: Cluster) -> None
     assert cluster.events[-1].topic == "tick"
     assert cluster.core.seq == 6
     assert [event.seq for event in cluster.core.history] == numbers
+
+
+def test_a_node_without_its_disk_is_no_holder_and_takes_nothing(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    cluster.ask("A", beat(1, store_online=False))
+    cluster.ask("A", beat(1, store_online=False))
+    assert cluster.events[-1].topic == "peer.updated"
+    assert cluster.events[-1].fields["peer"]["status"] == "offline-store"
+    assert cluster.topics().count("peer.updated") == 1, "told once"
+    assert cluster.core._live() == {peer_id("B")}
+    assert cluster.refused("client", plan()) == "too_few_peers"
+    cluster.ask("A", hello(1))  # over a new connection, say
+    assert cluster.statuses()["A"] == "offline-store"
+    cluster.ask("A", beat(1, free=10**9))
+    assert cluster.events[-1].fields["peer"]["status"] == "up"
+    assert isinstance(cluster.ask("client", plan()), Planned)
 
 
 def test_missed_events_can_be_asked_for_page_by_page(cluster: Cluster) -> None:

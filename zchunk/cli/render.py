@@ -332,6 +332,8 @@ def event_line(event: dict[str, Any]) -> str:
 def _why_missing(row: dict[str, Any]) -> str:
     if row.get("reason") == "unreachable":
         return "which is up, but cannot be reached from here"
+    if row.get("reason") == "offline-store":
+        return "which is up, but without the disk that has them"
     return f"last seen {local_time(row['last_seen'])}"
 
 

@@ -364,6 +364,8 @@ class Download(JobDriver[Action]):
         seen = iso_utc(record.last_seen_ms / 1000) if record is not None and record.last_seen_ms else None
         assert self._job is not None
         reason = "unreachable" if self._job.is_unreachable(peer_id) else "offline"
+        if record is not None and record.status == "offline-store":
+            reason = record.status
         row = {"peer_id": peer_id, "name": self._name(peer_id), "chunks": chunks, "last_seen": seen}
         return row | {"reason": reason}
 

@@ -30,6 +30,8 @@ _NO_UPLOAD = "0" * 32
 _INVENTORY_PAGE = 50_000  # digests per message
 #: The machine's own addresses are looked at this often; a change is announced.
 _ADDRESSES_S = 5.0
+_AWAY = "the store %s is offline: plug its disk in; until then this node serves and takes nothing"
+_BACK = "the store %s is online again"
 
 
 def raise_incarnation(folder: Path) -> int:
@@ -84,6 +86,7 @@ class NodeServer(Registrar):
         self._port = port
         self.incarnation = incarnation
         self._instance = secrets.token_hex(8)
+        self._store_was_online = True
         self._list_interfaces = interfaces
         self._on_registered = on_registered
         self._on_refused = on_refused
@@ -178,7 +181,20 @@ class NodeServer(Registrar):
         load = (moved - self._last_moved) / max(now - self._last_status, 1e-3)
         if now - self._last_status >= 1.0:
             self._last_moved, self._last_status = moved, now
-        return Heartbeat(incarnation=self.incarnation, free=self._free(), chunks=self._store.count, load=load)
+        return Heartbeat(
+            incarnation=self.incarnation,
+            free=self._free(),
+            chunks=self._store.count,
+            load=load,
+            store_online=self._is_store_online(),
+        )
+
+    def _is_store_online(self) -> bool:
+        online = self._store.online
+        if online != self._store_was_online:
+            log.log(*((logging.INFO, _BACK) if online else (logging.WARNING, _AWAY)), self._store.root)
+            self._store_was_online = online
+        return online
 
     def registered(self, welcome: Welcome) -> None:
         self._workers.submit(

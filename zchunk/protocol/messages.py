@@ -234,7 +234,8 @@ class Beat(Message):
 
 @message
 class Heartbeat(Request):
-    """A node's or client's sign of life. A client's numbers are zero."""
+    """A node's or client's sign of life. A client's numbers are zero. `store_online` is false
+    while the disk with the node's chunks is away: it is then there, and of no use."""
 
     TYPE: ClassVar[str] = "heartbeat"
     REPLY: ClassVar[type[Message]] = Beat
@@ -242,6 +243,7 @@ class Heartbeat(Request):
     free: Count
     chunks: Count
     load: float  # bytes per second served and stored lately
+    store_online: bool
 
 
 @message

@@ -91,6 +91,8 @@ _EVENTS_PAGE = 500
 _TICK_S = 1.0
 #: A commit waits so long for nodes whose `stored` is still on its way.
 _COMMIT_PATIENCE_S = 5.0
+#: the status of a node that is there without its disk
+_OFFLINE = "offline-store"
 _MAX_INVENTORY_BYTES = 32 * 4_000_000
 
 
@@ -274,8 +276,8 @@ class TrackerCore:
         arriving = self._liveness.hello(
             ask.peer_id, hello.incarnation, ask.sender.connection, now.mono, hello.instance
         )
-        record = replace(record, status="down" if arriving else "up")
         before = self._records.get(ask.peer_id)
+        record = replace(record, status="down" if arriving or before is None else before.status)
         self._records[ask.peer_id] = record
 
         def run(store: TrackerStore) -> tuple[int, bytes]:
@@ -388,10 +390,27 @@ class TrackerCore:
             if not known:
                 raise HelloFirst("say hello first")
             self._loads[ask.peer_id] = beat.load
+            before = self._records[ask.peer_id]
             self._records[ask.peer_id] = replace(
-                self._records[ask.peer_id], free=beat.free, chunks=beat.chunks, last_seen_ms=now.wall_ms
+                before, free=beat.free, chunks=beat.chunks, last_seen_ms=now.wall_ms
             )
+            told = self._store_beat(ask.peer_id, beat.store_online, now)
+            return [*told, *ask.reply(Beat(epoch=self.epoch, seq=self.seq))]
         return ask.reply(Beat(epoch=self.epoch, seq=self.seq))
+
+    def _store_beat(self, peer_id: str, online: bool, now: Now) -> list[Action]:
+        """A node's disk was unplugged, or is back (SPEC R8)."""
+        record, status = self._records[peer_id], "up" if online else _OFFLINE
+        if record.status == status or record.status not in ("up", _OFFLINE):
+            return []
+        record = self._records[peer_id] = replace(record, status=status)
+        self._health.peers_changed(now.mono)
+        fields = {"peer_id": peer_id, "name": record.name, "peer": asdict(record)}
+        return [self._publish("peer.updated", fields, now)]
+
+    def _live(self) -> frozenset[str]:
+        """Peers whose chunks can be had: up, and with their store."""
+        return frozenset(p for p in self._liveness.up() if self._records[p].status == "up")
 
     def _goodbye(self, ask: Ask, now: Now) -> list[Action]:
         changes = self._liveness.goodbye(ask.peer_id, ask.message.incarnation, now.mono)
@@ -438,7 +457,7 @@ class TrackerCore:
 
     def _plan(self, ask: Ask, now: Now) -> list[Action]:
         plan: Plan = ask.message
-        online = [self._records[peer_id] for peer_id in sorted(self._liveness.up())]
+        online = [self._records[peer_id] for peer_id in sorted(self._live())]
         taken = self._reservations.taken(plan.upload_id)
         loads = dict(self._loads)
 
@@ -479,7 +498,7 @@ class TrackerCore:
 
     def _commit_work(self, ask: Ask, patience_ends: float) -> Work:
         commit: Commit = ask.message
-        live = self._liveness.up()
+        live = self._live()
 
         def run(store: TrackerStore) -> tuple[FileRecord, bool, int]:
             manifest: Manifest = parse(commit.manifest, commit.file_id)
@@ -682,7 +701,7 @@ class TrackerCore:
 
     def _count_copies(self, now: Now) -> list[Action]:
         """The next slice, when it is due; one at a time, so that others get their turn."""
-        asked = self._health.next(self._liveness.up(), now.mono)
+        asked = self._health.next(self._live(), now.mono)
         if asked is None:
             return []
 

@@ -284,6 +284,11 @@ class ChunkStore:
 
     # -- reading
 
+    @property
+    def online(self) -> bool:
+        """Whether its disk is there."""
+        return self._folder.has_marker()
+
     def has(self, sha256: bytes) -> bool:
         return self._held.has(sha256)
 
