@@ -15,6 +15,7 @@ import logging
 import queue
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -37,6 +38,9 @@ from zchunk.node.assembly import bulk_plane, control_plane
 from zchunk.node.control import ControlPlane
 from zchunk.node.feed import Missed
 from zchunk.node.get import Download
+from zchunk.node.jobcontrol import KeptJob
+from zchunk.node.jobdesk import JobDesk
+from zchunk.node.jobs import JobRecord, JobStatus, book_of
 from zchunk.node.located import Location, location
 from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
 from zchunk.node.membership import of_home, own_node
@@ -138,6 +142,7 @@ class Client:
             settings=self.settings,
             make_workers=ThreadWorkers,
         )
+        self.desk = JobDesk(book_of(self.home, self.folder))
         self.manager = DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests")
         self._threads = [LoopThread(bulk_loop, self._on_bug), LoopThread(control_loop, self._on_bug)]
         for thread in self._threads:
@@ -246,22 +251,101 @@ class Client:
         path = Path(target) if target is not None else Path(safe_target_name(where.file.name))
         if path.is_dir():
             path = path / safe_target_name(where.file.name)
-        if path.exists():
-            if target_has_content(path, where.manifest):
-                remove_leftovers(path)
-                return _done_already(where, path)
-            if not force:
-                raise TargetExists(f"{path} exists with other content; choose another with -o, or --force")
-        part = open_part(path, where.manifest, secrets.token_hex(8))
+        done = self._at_target(where, path, force)
+        if done is not None:
+            return done
+        record = self._new_record(where, path, secrets.token_hex(8), force)
+        return self._download(where, record, wait, on_event)
+
+    def _at_target(self, where: Location, path: Path, force: bool) -> dict[str, Any] | None:
+        """The `done` event where the target is the file already. Raises TargetExists."""
+        if not path.exists():
+            return None
+        if target_has_content(path, where.manifest):
+            remove_leftovers(path)
+            return _done_already(where, path)
+        if not force:
+            raise TargetExists(f"{path} exists with other content; choose another with -o, or --force")
+        return None
+
+    def _new_record(self, where: Location, path: Path, job_id: str, force: bool) -> JobRecord:
+        return JobRecord(
+            job_id=job_id,
+            file_id=where.manifest.file_id,
+            name=where.manifest.name,
+            size=where.manifest.size,
+            chunks_count=len(where.manifest.chunks),
+            target=str(path.absolute()),
+            created_at=iso_utc(SystemClock().wall()),
+            auto_resume=self.settings.chunking.auto_resume_downloads,
+            force=force,
+        )
+
+    def _download(
+        self, where: Location, record: JobRecord, wait: bool, on_event: OnEvent | None
+    ) -> dict[str, Any]:
+        """Runs the job in this process; the record becomes that of what is at the target."""
+        try:
+            part = open_part(Path(record.target), where.manifest, record.job_id)
+        except ZchunkError as error:
+            self.desk.not_started(record, error)
+            raise
+        record = replace(record, job_id=part.job_id, created_at=part.created_at)
+        kept = KeptJob(
+            bulk=self.bulk,
+            transport=self._bulk_transport,
+            book=self.desk.book,
+            record=record,
+            tell=self.events_in.put,
+        )
         download = Download(
             bulk=self.bulk,
             where=where,
             part=part,
             wait=wait,
-            auto_resume=self.settings.chunking.auto_resume_downloads,
-            tell=self.events_in.put,
+            auto_resume=record.auto_resume,
+            tell=kept.tell,
+            on_state=kept.state_changed,
         )
-        return self.drive(download.start, download.stop, on_event)
+        kept.attach(download)
+        return self.drive(kept.start, kept.stop, on_event)
+
+    # -- jobs -----------------------------------------------------------------------
+
+    def jobs(self) -> list[JobStatus]:
+        """The downloads of this home, newest first, also those of other processes."""
+        return self.desk.all()
+
+    def pause(self, job_id: str) -> JobStatus:
+        """Makes a running download stand still, in whatever process. `job_id` may be a unique
+        prefix, here and below. Raises NotFound, InvalidUsage (too late), PeerUnreachable."""
+        return self.desk.pause(self.desk.find(job_id))
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """Ends a download and deletes its part. Raises as `pause` does."""
+        return self.desk.cancel(self.desk.find(job_id))
+
+    def resume(self, job_id: str, *, on_event: OnEvent | None = None) -> JobStatus:
+        """Lets a paused download go on in its process; one that no process runs is run here,
+        to its end. Raises as `pause` and `get` do."""
+        record = self.desk.find(job_id)
+        found = self.desk.resume(record)
+        if found.active:
+            return found
+        self.run_job(record, on_event=on_event)
+        return self.desk.status(self.desk.find(record.job_id))
+
+    def run_job(self, record: JobRecord, *, on_event: OnEvent | None = None) -> dict[str, Any]:
+        """Runs a job of this home that no process runs; returns the `done` event."""
+        where, path = self.locate(record.file_id), Path(record.target)
+        if where.manifest.file_id != record.file_id:  # a file whose name is that id
+            raise NotFound(f"the file {record.name!r} of job {record.job_id} is not in the cluster any more")
+        done = self._at_target(where, path, record.force)
+        if done is not None:
+            self.desk.completed(record)
+            return done
+        again = self._new_record(where, path, record.job_id, record.force)
+        return self._download(where, replace(again, created_at=record.created_at), True, on_event)
 
     # -- events ---------------------------------------------------------------------
 

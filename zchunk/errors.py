@@ -140,7 +140,7 @@ class AlreadyRunning(InvalidUsage):
     code = "already_running"
 
 
-# -- exits 3 to 9, 130 ----------------------------------------------------------------
+# -- exits 3 to 10, 130 ----------------------------------------------------------------
 
 
 class TooFewPeers(ZchunkError):
@@ -208,6 +208,13 @@ class NoSpace(ZchunkError):
 class NotFound(ZchunkError):
     code = "not_found"
     exit_code = 9
+
+
+class Cancelled(ZchunkError):
+    """A download was cancelled: nothing of it is kept, so trying again starts over."""
+
+    code = "cancelled"
+    exit_code = 10
 
 
 class Interrupted(ZchunkError):

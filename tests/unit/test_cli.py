@@ -41,6 +41,7 @@ EXIT_CODES = {
     "TokenRefused": 7,
     "NoSpace": 8,
     "NotFound": 9,
+    "Cancelled": 10,
     "Interrupted": 130,
 }
 

@@ -18,7 +18,7 @@ CLASSES = sorted(
     key=lambda cls: cls.__name__,
 )
 
-#: SPEC "Command line"; what it does not name is 1, "unexpected".
+#: SPEC "Command line", and 10 for what was cancelled; everything else is 1, "unexpected".
 EXIT_CODES = {
     "InvalidUsage": 2,
     "ConfigError": 2,
@@ -39,6 +39,7 @@ EXIT_CODES = {
     "UnsupportedVersion": 7,
     "NoSpace": 8,
     "NotFound": 9,
+    "Cancelled": 10,
     "Interrupted": 130,
 }
 

@@ -17,6 +17,7 @@ import click
 from zchunk.cli.common import emit_json, everywhere
 from zchunk.cli.events import events
 from zchunk.cli.files import get, info, ls, put, rm
+from zchunk.cli.jobs import cancel, jobs, pause, resume
 from zchunk.cli.members import join, peers, token
 from zchunk.cli.render import visible
 from zchunk.cli.servers import node, tracker
@@ -119,7 +120,23 @@ def cli() -> None:
     """
 
 
-for _command in (tracker, node, join, token, put, get, ls, info, rm, peers, events):
+for _command in (
+    tracker,
+    node,
+    join,
+    token,
+    put,
+    get,
+    jobs,
+    pause,
+    resume,
+    cancel,
+    ls,
+    info,
+    rm,
+    peers,
+    events,
+):
     cli.add_command(_command)
 
 

@@ -82,16 +82,32 @@ def _tell(line: render.ProgressLine, event: dict[str, Any]) -> None:
     if kind == "plan":
         kept = event.get("chunks_kept", 0)
         line.note(f"id {event['file_id']}")
+        if "job_id" in event:
+            line.note(
+                f"job {event['job_id']}: `zchunk pause`, `resume` and `cancel` obey it, `jobs` lists it"
+            )
         if kept:
             line.note(f"{kept:,} of {render.count_text(event['chunks_count'], 'chunk')} are here already")
     elif kind == "waiting":
-        line.note(f"{render.waiting_text(event)} (Ctrl-C stops; what is there is kept)")
+        line.note(f"{render.waiting_text(event)} ({_waiting_hint(event)})")
     elif kind == "resumed":
         line.note(f"{event.get('name', event['peer_id'])} is back: going on")
+    elif kind == "peer_back":
+        line.note(f"{event['name']} is back: `zchunk resume {event['job_id']}` goes on")
+    elif kind == "paused":
+        line.note(f"paused: `zchunk resume {event['job_id']}` goes on (Ctrl-C stops; what is there is kept)")
+    elif kind == "continued":
+        line.note("going on")
     elif kind == "corrupt":
         line.note(
             f"chunk {event['chunk_index']} from {event['peer_id'][:8]} is corrupt: taken from elsewhere"
         )
+
+
+def _waiting_hint(event: dict[str, Any]) -> str:
+    if event.get("auto_resume", True):
+        return "Ctrl-C stops; what is there is kept"
+    return f"auto-resume is off: `zchunk resume {event['job_id']}` goes on when it is back"
 
 
 # -- put ------------------------------------------------------------------------------
@@ -326,16 +342,29 @@ def get(invocation: Invocation, name_or_id: str, output: Path | None, no_wait: b
     if output is not None and output.is_file():
         invocation.say(f"{output} exists: looking whether it is the same")
     with invocation.client() as client:
-        job = render.JobView(0, 0, begun=False)
+        run_get(
+            invocation,
+            client,
+            lambda tell: client.get(name_or_id, output, wait=not no_wait, force=force, on_event=tell),
+        )
 
-        def run(on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-            def sized(event: dict[str, Any]) -> None:
-                job.total_bytes = event.get("size", job.total_bytes)
-                on_event(event)
 
-            return client.get(name_or_id, output, wait=not no_wait, force=force, on_event=sized)
+def run_get(
+    invocation: Invocation,
+    client: Client,
+    run: Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]],
+) -> None:
+    """Runs a download, drawn or told as JSON, and says how it ended."""
+    job = render.JobView(0, 0, begun=False)
 
-        done = _run_job(invocation, client, job, "get", run)
+    def sized(on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        def tell(event: dict[str, Any]) -> None:
+            job.total_bytes = event.get("size", job.total_bytes)
+            on_event(event)
+
+        return run(tell)
+
+    done = _run_job(invocation, client, job, "get", sized)
     if invocation.json:
         emit_json(done)
     else:

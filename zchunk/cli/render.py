@@ -21,6 +21,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from zchunk.node.jobs import JobStatus
     from zchunk.protocol.messages import FileRecord, PeerRecord
 
 #: Digits of a file id that a listing shows: enough to tell files apart, and to ask by.
@@ -171,6 +172,45 @@ def peer_table(records: Sequence[PeerRecord]) -> None:
     narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
     shown = len(headings) - 2 if narrow else len(headings)
     print_table(headings[:shown], [row[:shown] for row in rows], right=(2, 3, 4))
+
+
+def job_table(jobs: Sequence[JobStatus]) -> None:
+    print_table(
+        ("JOB", "STATE", "CHUNKS", "NAME", "TARGET", "NOTE"),
+        [
+            (
+                j.job_id,
+                j.state,
+                f"{j.chunks_completed:,} of {j.chunks_count:,}",
+                j.name,
+                shown_path(j.target),
+                job_note(j),
+            )
+            for j in jobs
+        ],
+        right=(2,),
+    )
+
+
+def job_note(job: JobStatus) -> str:
+    """Why it stands, and what goes on."""
+    if job.state == "complete":
+        return ""
+    if job.state == "waiting":
+        names = ", ".join(job.missing_names) or "a peer"
+        how = "goes on by itself" if job.auto_resume else "auto-resume is off: `zchunk resume` goes on"
+        return f"waits for {names} since {local_time(job.waiting_since)}; {how}"
+    if job.state == "paused" and job.active:
+        return "`zchunk resume` goes on"
+    return job.reason or (
+        "" if job.active or job.state == "cancelled" else "nothing runs: `zchunk resume` goes on"
+    )
+
+
+def shown_path(path: str) -> str:
+    """As short as it can be said here."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(path) else path
 
 
 def _date_text(milliseconds: int) -> str:
@@ -352,6 +392,7 @@ class JobView:
     bytes_moved: int = 0
     bytes_per_second: float = 0.0
     waiting: str | None = None
+    paused: bool = False
     #: False until the job's plan is known
     begun: bool = True
     done: bool = False
@@ -374,6 +415,9 @@ class JobView:
             self.chunks_completed = self.chunks_count - event["chunks_missing"]
         elif kind == "resumed":
             self.waiting = None
+        elif kind in ("paused", "continued"):
+            self.paused = kind == "paused"
+            self.waiting = None
 
     @property
     def fraction(self) -> float:
@@ -394,6 +438,8 @@ class JobView:
             return "starting"
         if self.done:
             return "done"
+        if self.paused:
+            return "paused"
         if self.waiting is not None:
             return "waiting"
         if self.chunks_completed >= self.chunks_count:
@@ -404,7 +450,7 @@ class JobView:
 
     @property
     def speed_text(self) -> str:
-        if self.waiting is not None or not self.begun:
+        if self.waiting is not None or self.paused or not self.begun:
             return ""
         return f"{size_text(self.bytes_per_second)}/s"
 
@@ -460,7 +506,7 @@ class ProgressLine:
         """`now`: monotonic seconds."""
         if self._bar is not None:
             self._bar.update(self._task, completed=self._job.fraction, refresh=True, **self._columns())
-        elif now >= self._line_at and self._job.waiting is None:
+        elif now >= self._line_at and self._job.waiting is None and not self._job.paused:
             self._line_at = now + self._EVERY_S
             click.echo(f"{self._what} {self._job.line()}", err=True)
 

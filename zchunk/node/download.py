@@ -294,8 +294,15 @@ class DownloadJob:
     def status(self, index: int) -> tuple[str, str | None]:
         """(status, peer_id) as SPEC "DownloadJob" names them."""
         chunk = self._chunks[index]
+        if chunk.state is ChunkState.WANTED and chunk.strikes and not self._askable(index):
+            return "failed", None
         peer_id = chunk.fetches[0].peer_id if chunk.fetches else chunk.source
         return PUBLIC_STATUS[chunk.state], peer_id or None
+
+    @property
+    def came_back(self) -> frozenset[str]:
+        """Peers that are up and, without auto-resume, are asked only after `resume`."""
+        return frozenset(self._back)
 
     def missing(self) -> dict[str, int]:
         """Peers that are down, or cannot be reached -> how many wanted chunks only such peers
@@ -479,7 +486,8 @@ class DownloadJob:
 
     def resume(self, now: float) -> list[Action]:
         """Go on after a pause, and ask the peers that came back meanwhile."""
-        if self.state is not JobState.PAUSED and not (self.state is JobState.WAITING and self._back):
+        going = self.state in (JobState.RUNNING, JobState.WAITING)
+        if self.state is not JobState.PAUSED and not (going and self._back):
             return []
         back, self._back = self._back, {}
         for peer_id, incarnation in back.items():
@@ -487,7 +495,8 @@ class DownloadJob:
             peer.up, peer.reachable, peer.incarnation = True, True, incarnation
             peer.flow.welcome_back(now)
         self._queue_all()
-        return [*self._enter(JobState.RUNNING, now), *self._go_on(now)]
+        resumed = [Resumed(peer_id) for peer_id in sorted(back)]
+        return [*self._enter(JobState.RUNNING, now), *resumed, *self._go_on(now)]
 
     def cancel(self, now: float) -> list[Action]:
         if self.state in (JobState.COMPLETE, JobState.FAILED):

@@ -8,12 +8,13 @@ output") through `tell`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from zchunk import hashing
 from zchunk.buffers import Buffer, BufferPool
 from zchunk.clock import iso_utc
-from zchunk.errors import IntegrityError, Interrupted, PartialDownload, ZchunkError
+from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, PartialDownload, ZchunkError
 from zchunk.node.control import expect
 from zchunk.node.download import (
     Action,
@@ -39,7 +40,7 @@ from zchunk.node.located import MAX_LISTED, Location, location
 from zchunk.node.partfile import PartFile
 from zchunk.node.progress import Progress
 from zchunk.node.transfer import TRACKER_TIMEOUT_S, BulkPlane
-from zchunk.protocol.messages import Block, Locate, Located, Message
+from zchunk.protocol.messages import Block, Locate, Located, Message, PeerRecord
 from zchunk.protocol.messages import ReportCorrupt as ReportMessage
 
 log = logging.getLogger(__name__)
@@ -63,16 +64,24 @@ class Download(JobDriver[Action]):
         wait: bool,
         tell: Tell,
         auto_resume: bool = True,
+        on_state: Callable[[JobState], None] = lambda state: None,
     ) -> None:
-        """`wait`: stay for missing peers; else end as partial when only they are left."""
+        """`wait`: stay for missing peers; else end as partial when only they are left.
+        `auto_resume`: go on by itself when one is back; else only after `resume`.
+        `on_state` hears of each change of the job's state."""
         super().__init__(bulk, tell)
         self.where = where
         self.part = part
         self.manifest = where.manifest
         #: payload bytes per peer in this run
         self.received_from: dict[str, int] = {}
-        self._wait = wait and auto_resume
+        #: wall time since when nothing but missing peers is left; None while it is not so
+        self.waiting_since: float | None = None
+        self._wait = wait
         self._auto_resume = auto_resume
+        self._on_state = on_state
+        #: told to pause before there was a job
+        self._pause_at_start = False
         self._job: DownloadJob | None = None
         #: (chunk, attempt) -> its memory
         self._buffers: dict[tuple[int, int], Buffer] = {}
@@ -90,6 +99,8 @@ class Download(JobDriver[Action]):
 
     def start(self) -> None:
         """Looks at what an earlier run kept, then fetches the rest."""
+        if self.ended:
+            return
         self._started = self.now()
         self._save_at = self._started + _SAVE_EVERY_S
         self.bulk.pools.digesting.submit(self.part.scan, self._scanned)
@@ -101,7 +112,75 @@ class Download(JobDriver[Action]):
             return
         if self._job is not None:
             self.perform(self._job.pause(self.now()))
-        self._end(error or Interrupted("interrupted; the part is kept: run the same command to go on"))
+        how = f"`zchunk resume {self.part.job_id}`, or the same command, goes on"
+        self._end(error or Interrupted(f"interrupted; the part is kept: {how}"))
+
+    def pause(self) -> None:
+        """Stand still until `resume`; what is there is saved. Does nothing while paused.
+        Raises InvalidUsage when it is too late."""
+        if self._job is None and not self.ended:
+            self._pause_at_start = True
+            return
+        self._check_under_way("pause")
+        assert self._job is not None
+        if self._job.state is JobState.PAUSED:
+            return
+        self.perform(self._job.pause(self.now()))
+        self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+        self.tell(self._paused_event("paused"))
+
+    def resume(self) -> None:
+        """Go on after a pause, or with peers that came back while auto-resume is off. Does
+        nothing while it runs. Raises InvalidUsage when it is too late."""
+        self._pause_at_start = False
+        if self._job is None and not self.ended:
+            return
+        self._check_under_way("resume")
+        assert self._job is not None
+        paused = self._job.state is JobState.PAUSED
+        actions = self._job.resume(self.now())
+        if paused:
+            self.tell(self._paused_event("continued"))
+        self.perform(actions)
+
+    def cancel(self) -> None:
+        """End, and delete what is there. Raises InvalidUsage when it is too late."""
+        if self._job is not None:
+            self._check_under_way("cancel", and_also=JobState.VERIFYING)
+            self.perform(self._job.cancel(self.now()))
+        elif self.ended:
+            raise self._too_late("cancel")
+        self._end(Cancelled(f"cancelled; nothing is kept of {self.part.target}"), self.part.abandon)
+
+    def _check_under_way(self, verb: str, and_also: JobState | None = None) -> None:
+        allowed = (JobState.RUNNING, JobState.WAITING, JobState.PAUSED, and_also)
+        if self.ended or self._finishing or self.state not in allowed:
+            raise self._too_late(verb)
+
+    def _too_late(self, verb: str) -> InvalidUsage:
+        state = "ended" if self.ended else "all here and being verified"
+        return InvalidUsage(f"job {self.part.job_id} is {state}: too late to {verb} it")
+
+    # -- what others ask, in the bulk loop --------------------------------------------
+
+    @property
+    def state(self) -> JobState:
+        if self._job is None:
+            return JobState.PAUSED if self._pause_at_start else JobState.RUNNING
+        return self._job.state
+
+    def chunk_statuses(self) -> list[tuple[str, str | None]]:
+        """(status, peer_id) of each chunk, as SPEC "DownloadJob" names them."""
+        if self._job is not None:
+            return [self._job.status(index) for index in range(self._job.chunks_count)]
+        kept = self.part.completed  # what the journal claims, until it is looked at
+        count = len(self.manifest.chunks)
+        return [("completed" if index in kept else "pending", None) for index in range(count)]
+
+    def missing_names(self) -> dict[str, str]:
+        """Peers that wanted chunks wait for -> their names."""
+        missing = self._job.missing() if self._job is not None else {}
+        return {peer_id: self._name(peer_id) for peer_id in sorted(missing)}
 
     # -- Timed ----------------------------------------------------------------------
 
@@ -147,6 +226,9 @@ class Download(JobDriver[Action]):
         self._new_digest()
         self.follow(self._job)
         self.tell(self._plan_event(held or set()))
+        if self._pause_at_start:
+            self._pause_at_start = False
+            self.pause()
         self.perform(self._job.start(self.now()))
         if self._digest is not None:
             self._digest.go_on()
@@ -335,6 +417,8 @@ class Download(JobDriver[Action]):
 
     def _state_changed(self, state: JobState) -> None:
         self.part.state = state.value
+        self.waiting_since = self.bulk.loop.clock.wall() if state is JobState.WAITING else None
+        self._on_state(state)
         if state is JobState.WAITING:
             self._waiting()
 
@@ -351,13 +435,32 @@ class Download(JobDriver[Action]):
         rows = [self._missing_row(peer_id, chunks) for peer_id, chunks in sorted(missing.items())]
         return {
             "event": "waiting",
+            "job_id": self.part.job_id,
+            "auto_resume": self._auto_resume,
             "missing_peers": sorted(missing),
             "missing": rows,
             "chunks_missing": len(self._job.missing_chunks()),
             "chunks_completed": self._job.chunks_completed,
             "chunks_count": self._job.chunks_count,
-            "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
+            "waiting_since": iso_utc(self.waiting_since or self.bulk.loop.clock.wall()),
         }
+
+    def _paused_event(self, name: str) -> dict[str, Any]:
+        """`paused`, or `continued` after it."""
+        assert self._job is not None
+        return {
+            "event": name,
+            "job_id": self.part.job_id,
+            "chunks_completed": self._job.chunks_completed,
+            "chunks_count": self._job.chunks_count,
+        }
+
+    def _on_peer(self, record: PeerRecord) -> None:
+        known = self._job.came_back if self._job is not None else frozenset()
+        super()._on_peer(record)
+        if self._job is not None and record.peer_id in self._job.came_back - known:
+            event = {"event": "peer_back", "job_id": self.part.job_id, "peer_id": record.peer_id}
+            self.tell(event | {"name": record.name})
 
     def _missing_row(self, peer_id: str, chunks: int) -> dict[str, Any]:
         record = self.bulk.peers.get(peer_id)
@@ -445,32 +548,35 @@ class Download(JobDriver[Action]):
             "chunks_read_back": self._digest.read_back,
         }
 
-    def _end(self, error: ZchunkError) -> None:
-        """Close the part file once its threads are through, then tell the outcome."""
+    def _end(self, error: ZchunkError, close_part: Callable[[], None] | None = None) -> None:
+        """Close the part file (by default: keep it) once its threads are through, then tell
+        the outcome."""
         if self.ended:
             return
         completed = self._job.bytes_received if self._job is not None else 0
         self._close()
 
-        def close_part() -> None:
-            try:
-                if not self.part.closed:
-                    self.part.save()
-            except ZchunkError as problem:
-                # The journal is a hint; the content is found again by the next run's scan.
-                log.warning("the job's journal could not be written: %s", problem.message)
-            finally:
-                self.part.keep()
-
         def told(_: None, problem: ZchunkError | None) -> None:
-            error.details.setdefault("job_id", self.part.job_id)
-            error.details.setdefault("bytes_received", completed)
-            self.tell(error.to_json() | {"_error": error})
+            outcome = problem or error
+            outcome.details.setdefault("job_id", self.part.job_id)
+            outcome.details.setdefault("bytes_received", completed)
+            self.tell(outcome.to_json() | {"_error": outcome})
 
         # Through both threads that use the file: what they still do comes before.
+        writing = self.bulk.pools.writing
         self.bulk.pools.digesting.submit(
-            lambda: None, lambda value, problem: self.bulk.pools.writing.submit(close_part, told)
+            lambda: None, lambda value, problem: writing.submit(close_part or self._keep_part, told)
         )
+
+    def _keep_part(self) -> None:
+        try:
+            if not self.part.closed:
+                self.part.save()
+        except ZchunkError as problem:
+            # The journal is a hint; the content is found again by the next run's scan.
+            log.warning("the job's journal could not be written: %s", problem.message)
+        finally:
+            self.part.keep()
 
     def _close(self) -> None:
         self.leave()
@@ -491,8 +597,9 @@ def _reported(_: Message | None, error: ZchunkError | None) -> None:
 def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
     """The error of a download that does not wait for the peers of a `waiting` event."""
     names = ", ".join(row["name"] for row in waiting["missing"]) or "no known peer"
+    how = f"`zchunk resume {waiting['job_id']}`, or the same command, goes on when it is back"
     return PartialDownload(
-        f"{kept}; {waiting['chunks_missing']} wait for {names}: run the same command when it is back",
+        f"{kept}; {waiting['chunks_missing']} wait for {names}: {how}",
         missing_peers=waiting["missing_peers"],
         chunks_missing=waiting["chunks_missing"],
         chunks_completed=waiting["chunks_completed"],

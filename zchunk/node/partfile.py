@@ -35,7 +35,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,6 +61,10 @@ MAX_NAME_BYTES = 200
 
 _TEMP = ".zjob.tmp"  # one writer per target, so one name: the next save takes a stray one away
 _ASIDE = ".aside-"
+#: Who only looks whether a target is worked on holds its lock for a moment.
+_LOOK_S = 0.2
+#: It becomes the name of a file, and a journal may lie in a folder that others write to.
+_JOB_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _READ_BYTES = 1024 * 1024
 
 
@@ -99,6 +103,8 @@ def _job(raw: Any) -> JobInfo:
     texts = {key: raw[key] for key in ("job_id", "file_id", "name", "target", "state", "created_at")}
     if not all(isinstance(text, str) and text for text in texts.values()):
         raise TypeError("a job's texts")
+    if not _JOB_ID.fullmatch(texts["job_id"]):
+        raise ValueError("a job's id")
     manifest = parse(_decode(raw["manifest"]), raw["file_id"])
     if (raw["size"], raw["chunk_size"], raw["name"]) != (manifest.size, manifest.chunk_size, manifest.name):
         raise ValueError("a job of another manifest")
@@ -222,12 +228,66 @@ def remove_leftovers(target: Path) -> None:
         _unlock(lock, target)
 
 
+# -- a job that nobody works on -------------------------------------------------------
+
+
+def kept_job(target: Path, file_id: str) -> JobInfo | None:
+    """The job of this file whose journal lies beside the target; None where there is none.
+    `completed` is empty where the .zpart is gone."""
+    job = load_job(_beside(target, JOB))
+    if job is None or job.file_id != file_id:
+        return None
+    return job if _beside(target, PART).is_file() else replace(job, completed=frozenset())
+
+
+def has_part(target: Path) -> bool:
+    return os.path.lexists(_beside(target, PART))
+
+
+def is_worked_on(target: Path) -> bool:
+    """Whether a process downloads to the target now. Where that cannot be found out (a
+    folder of somebody else) it is not one of ours."""
+    if not _beside(target, LOCK).exists():
+        return False
+    try:
+        lock = _lock(target, wait_s=0.0)
+    except AlreadyRunning:
+        return True
+    except ZchunkError:
+        return False
+    _unlock(lock, target)
+    return False
+
+
+def discard_job(target: Path, job_id: str) -> None:
+    """Deletes .zpart and .zjob of this job; durable on return. Does nothing where others'
+    lie there. Raises AlreadyRunning, NotAllowed, StorageFailure."""
+    if not target.parent.is_dir():
+        return
+    lock = _lock(target)
+    try:
+        job = load_job(_beside(target, JOB))
+        if job is not None and job.job_id == job_id:
+            _delete(target)
+    finally:
+        _unlock(lock, target)
+
+
+def _delete(target: Path) -> None:
+    with disk.storage_errors(_beside(target, PART), "deleting"), suppress(FileNotFoundError):
+        # The journal last: a .zpart without one would be kept aside for ever.
+        for suffix in (PART, JOB, _TEMP):
+            with suppress(FileNotFoundError):
+                os.unlink(_beside(target, suffix))
+        disk.sync_folder(target.parent)
+
+
 # -- one writer per target ------------------------------------------------------------
 
 
-def _lock(target: Path) -> FileLock:
+def _lock(target: Path, wait_s: float = _LOOK_S) -> FileLock:
     path = _beside(target, LOCK)
-    lock = FileLock(path, timeout=0, thread_local=False)
+    lock = FileLock(path, timeout=wait_s, poll_interval=0.02, thread_local=False)
     with disk.storage_errors(path, "locking"):
         try:
             lock.acquire()
@@ -524,12 +584,7 @@ class PartFile:
         StorageFailure; what could not be deleted stays a job."""
         self._close_writer()
         try:
-            with disk.storage_errors(self._part, "deleting"):
-                # The journal last: a .zpart without one would be kept aside for ever.
-                for path in (self._part, self._job, self._temp):
-                    with suppress(FileNotFoundError):
-                        os.unlink(path)
-                disk.sync_folder(self.target.parent)
+            _delete(self.target)
         finally:
             self.keep()
 

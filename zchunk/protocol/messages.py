@@ -54,6 +54,7 @@ MAX_ADDRESS = 300
 MAX_DOUBTS = 1_000
 Address = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)]
 Addresses = Annotated[tuple[Address, ...], MaxLen(16)]
+JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 Strategy = Annotated[str, StringConstraints(pattern=r"^(round_robin|contiguous|balanced)$")]
 Role = Annotated[str, StringConstraints(pattern=r"^(node|client|observer)$")]
 Status = Annotated[str, StringConstraints(pattern=r"^(up|down|left|draining|offline-store|revoked)$")]
@@ -640,6 +641,51 @@ class Conclude(Request):
     TYPE: ClassVar[str] = "conclude"
     REPLY: ClassVar[type[Message]] = Ok
     upload_id: UploadId
+
+
+# -- jobs: a command -> the process that runs a download of the same home ------------------
+
+
+JobStateName = Annotated[
+    str, StringConstraints(pattern=r"^(running|waiting|paused|verifying|complete|failed|cancelled)$")
+]
+#: DownloadJob's statuses of a chunk, in the order of `Job.statuses`.
+CHUNK_STATUSES = ("pending", "downloading", "completed", "failed")
+
+
+@message
+class Job(Message):
+    """DownloadJob of SPEC "Data" as it is now. `counts` are chunks per `CHUNK_STATUSES`.
+
+    `chunk_status` (u16 indexes into `CHUNK_STATUSES`) and `chunk_peer` (u16 indexes into
+    `peers`, 0xFFFF for nobody) have an entry for each chunk, and none for a file of more
+    than 1,000. `missing_names` are the names of `missing_peers`.
+    """
+
+    TYPE: ClassVar[str] = "job"
+    job_id: JobId
+    state: JobStateName
+    auto_resume: bool
+    counts: Annotated[tuple[Count, ...], Len(len(CHUNK_STATUSES), len(CHUNK_STATUSES))]
+    missing_peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
+    missing_names: Annotated[tuple[Annotated[str, MaxLen(64)], ...], MaxLen(10_000)]
+    waiting_since_ms: Count | None
+    peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
+    chunk_status: Payload
+    chunk_peer: Payload
+
+
+@message
+class SteerJob(Request):
+    """Show, pause, resume or cancel this job. `secret` stands in the job's file, which
+    only its user can read. The answer tells the job as it is then; that to `cancel`
+    comes when nothing of it is left on the disk."""
+
+    TYPE: ClassVar[str] = "steer_job"
+    REPLY: ClassVar[type[Message]] = Job
+    job_id: JobId
+    secret: Annotated[bytes, Len(32, 32)]
+    action: Annotated[str, StringConstraints(pattern=r"^(show|pause|resume|cancel)$")]
 
 
 # -- events: tracker -> subscribers ----------------------------------------------------------

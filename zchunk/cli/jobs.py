@@ -1,0 +1,144 @@
+"""`zchunk jobs`, `pause`, `resume` and `cancel`: the downloads of this home."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from zchunk.cli import render
+from zchunk.cli.common import (
+    Invocation,
+    emit_json,
+    everywhere,
+    json_option,
+    pass_invocation,
+    say,
+)
+from zchunk.cli.files import run_get
+from zchunk.errors import ZchunkError
+
+if TYPE_CHECKING:
+    from zchunk.node.jobdesk import JobDesk
+    from zchunk.node.jobs import JobRecord, JobStatus
+
+_JOB_IDS = click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
+
+
+def _desk(invocation: Invocation) -> JobDesk:
+    from zchunk.node.jobdesk import desk_of
+
+    return desk_of(invocation.home)
+
+
+@click.command()
+@json_option
+@everywhere()
+@pass_invocation
+def jobs(invocation: Invocation) -> None:
+    """List the downloads of this home: those that run, in whatever terminal, those that
+    can be resumed, and the last ones that are over.
+
+    A paused job whose note says that nothing runs was interrupted: what it has is kept.
+    """
+    found = _desk(invocation).all()
+    if invocation.json:
+        emit_json([job.to_json() for job in found])
+    elif found:
+        render.job_table(found)
+    else:
+        say("no downloads yet; `zchunk get NAME` starts one")
+
+
+@click.command()
+@_JOB_IDS
+@json_option
+@everywhere()
+@pass_invocation
+def pause(invocation: Invocation, job_ids: Sequence[str]) -> None:
+    """Make running downloads stand still, until `zchunk resume`.
+
+    JOB is an id that `zchunk jobs` lists, or its beginning.
+    """
+    desk = _desk(invocation)
+    _each(desk, job_ids, lambda record: _told(invocation, "pause", desk.pause(record)))
+
+
+@click.command()
+@_JOB_IDS
+@json_option
+@everywhere()
+@pass_invocation
+def resume(invocation: Invocation, job_ids: Sequence[str]) -> None:
+    """Go on with downloads that are paused, were interrupted, or failed.
+
+    One whose process still runs goes on there. The others run here, one after the other,
+    as `zchunk get` does, and keep what is there.
+    """
+    desk = _desk(invocation)
+    standing: list[JobRecord] = []
+
+    def one(record: JobRecord) -> None:
+        found = desk.resume(record)
+        if found.active:
+            _told(invocation, "resume", found)
+        else:
+            standing.append(record)
+
+    _each(desk, job_ids, one)
+    if standing:
+        with invocation.client() as client:
+            for record in standing:
+                invocation.say(f"{record.name} to {render.shown_path(record.target)}: going on")
+                run_get(invocation, client, lambda tell, r=record: client.run_job(r, on_event=tell))  # type: ignore[misc]
+
+
+@click.command()
+@_JOB_IDS
+@json_option
+@everywhere()
+@pass_invocation
+def cancel(invocation: Invocation, job_ids: Sequence[str]) -> None:
+    """End downloads and delete what they have so far. The `get` of one that runs ends with
+    exit code 10.
+    """
+    desk = _desk(invocation)
+    _each(desk, job_ids, lambda record: _told(invocation, "cancel", desk.cancel(record)))
+
+
+def _each(desk: JobDesk, job_ids: Sequence[str], do: Callable[[JobRecord], None]) -> None:
+    """All are known before one is touched; one that fails does not keep the others back.
+    Raises the first failure."""
+    records = {record.job_id: record for record in map(desk.find, job_ids)}
+    failures: list[ZchunkError] = []
+    for record in records.values():
+        try:
+            do(record)
+        except ZchunkError as error:
+            failures.append(error)
+    for failure in failures[1:]:
+        say(f"zchunk: {failure.message}")
+    if failures:
+        raise failures[0]
+
+
+def _told(invocation: Invocation, action: str, job: JobStatus) -> None:
+    if invocation.json:
+        emit_json({"event": "done", "action": action, **job.to_json()})
+    else:
+        say(_outcome(action, job))
+
+
+def _outcome(action: str, job: JobStatus) -> str:
+    done = f"{job.chunks_completed:,} of {render.count_text(job.chunks_count, 'chunk')}"
+    what = f"job {job.job_id} ({job.name})"
+    if action == "cancel":
+        return f"{what} is cancelled; nothing of it is kept"
+    if not job.active:
+        return f"{what}: nothing is running; it is {job.state} with {done}"
+    if action == "pause":
+        return f"{what} is paused with {done}; `zchunk resume {job.job_id}` goes on"
+    if job.state == "waiting":
+        return f"{what} still waits for {', '.join(job.missing_names)}, with {done}"
+    return f"{what} goes on where it runs, with {done}"

@@ -1,0 +1,326 @@
+"""A running download that other commands of the same user can steer, and how they do it.
+
+`KeptJob` runs in the bulk loop of the process that downloads: it binds a ROUTER on loopback
+(TCP, so that it is the same everywhere), writes where it is and a random secret into the
+job's file, answers `steer_job`, and keeps the file up to date. `steer` is the other side.
+
+What may not happen here: an order obeyed without the secret; `cancelled` said before the
+part is gone; a run that has begun, or ended, without its record durable.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from zchunk.clock import Clock, iso_utc
+from zchunk.errors import (
+    Cancelled,
+    Interrupted,
+    InvalidUsage,
+    NotAllowed,
+    NotFound,
+    PartialDownload,
+    PeerUnreachable,
+    UnknownMessage,
+    ZchunkError,
+)
+from zchunk.node.download import JobState
+from zchunk.node.jobs import JobBook, JobRecord, JobStatus, identity
+from zchunk.node.located import MAX_LISTED
+from zchunk.node.transfer import BulkPlane
+from zchunk.protocol import columns, wire
+from zchunk.protocol.messages import CHUNK_STATUSES, ErrorReply, Job, Message, SteerJob
+from zchunk.transport.base import Link, Received, Socket, SocketOptions, Transport
+
+log = logging.getLogger(__name__)
+
+#: Requests are small; an answer has two columns of at most 1,000 entries and some names.
+STEERING = SocketOptions(max_frame_bytes=1024 * 1024, send_mark=64, receive_mark=64)
+_LOOPBACK = "tcp://127.0.0.1:0"
+#: What ends a run and leaves the job to be resumed, without anything being wrong.
+_STOPPED = (Interrupted, PartialDownload)
+
+
+class Steered(Protocol):
+    """What `get.Download` is to this module. Called in the bulk loop."""
+
+    waiting_since: float | None
+
+    def start(self) -> None: ...
+
+    def stop(self, error: ZchunkError | None = None) -> None: ...
+
+    def pause(self) -> None:
+        """Raises InvalidUsage where it is too late."""
+
+    def resume(self) -> None: ...
+
+    def cancel(self) -> None:
+        """Raises InvalidUsage where it is too late."""
+
+    @property
+    def state(self) -> JobState: ...
+
+    def chunk_statuses(self) -> Sequence[tuple[str, str | None]]: ...
+
+    def missing_names(self) -> dict[str, str]: ...
+
+
+class KeptJob:
+    """One run of a job. Its owner makes the download with `tell` and `state_changed` of
+    this, gives it to `attach`, and posts `start`."""
+
+    def __init__(
+        self,
+        *,
+        bulk: BulkPlane,
+        transport: Transport,
+        book: JobBook,
+        record: JobRecord,
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.record = record
+        self._bulk = bulk
+        self._transport = transport
+        self._book = book
+        self._tell = tell
+        self._download: Steered
+        self._socket: Socket | None = None
+        self._secret = secrets.token_bytes(32)
+        self._has_ended = False
+        #: connections that wait for the cancellation to be done, with their requests
+        self._cancelling: list[tuple[bytes, int]] = []
+
+    def attach(self, download: Steered) -> None:
+        self._download = download
+
+    # -- the owner's calls, in the bulk loop ----------------------------------------
+
+    def start(self) -> None:
+        """Listens, makes the record durable, then starts the download."""
+        self._socket = self._transport.router(_LOOPBACK, STEERING)
+        self._bulk.loop.add_socket(self._socket, self._on_message)
+        self.record = replace(
+            self.record, endpoint=self._socket.endpoint, secret=self._secret.hex(), pid=os.getpid()
+        )
+        record = self.record
+
+        def work() -> None:
+            self._book.save(record)
+            self._book.prune()
+
+        self._bulk.pools.writing.submit(work, self._recorded)
+
+    def stop(self) -> None:
+        self._download.stop()
+
+    def _recorded(self, _: None, error: ZchunkError | None) -> None:
+        if error is not None:
+            self._download.stop(error)
+        else:
+            self._download.start()
+
+    # -- what the download tells ------------------------------------------------------
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Events on their way to the user; the last one passes when its record is durable."""
+        if event["event"] == "waiting":
+            rows = event["missing"]
+            self.record = replace(
+                self.record,
+                state=JobState.WAITING.value,
+                missing_peers=tuple(row["peer_id"] for row in rows),
+                missing_names=tuple(row["name"] for row in rows),
+                waiting_since=event["waiting_since"],
+            )
+            self._save()
+        if event["event"] in ("done", "error"):
+            self._ended(event)
+        else:
+            self._tell(event)
+
+    def state_changed(self, state: JobState) -> None:
+        """`verifying` is durable before the file can get its name: it goes through the
+        thread that does that. Waiting, and the end, are told as events."""
+        if state in (JobState.RUNNING, JobState.PAUSED, JobState.VERIFYING):
+            self.record = replace(self.record, state=state.value, waiting_since=None)
+            self._save()
+
+    def _ended(self, event: dict[str, Any]) -> None:
+        error = event.get("_error")
+        state = JobState.COMPLETE if error is None else _state_after(error)
+        at = iso_utc(self._bulk.loop.clock.wall())
+        self._has_ended = True
+        self.record = self.record.ended(state.value, at, error.message if error is not None else None)
+
+        def then() -> None:
+            self._answer_cancelling()
+            self._leave()
+            self._tell(event)
+
+        self._save(then)
+
+    def _save(self, then: Callable[[], None] = lambda: None) -> None:
+        record = self.record
+
+        def done(_: None, error: ZchunkError | None) -> None:
+            if error is not None:
+                # What is on disk beside the target is what counts.
+                log.warning("job %s could not be recorded: %s", record.job_id, error.message)
+            then()
+
+        self._bulk.pools.writing.submit(lambda: self._book.save(record), done)
+
+    def _leave(self) -> None:
+        if self._socket is not None:
+            self._bulk.loop.remove_socket(self._socket)
+            self._socket = None
+
+    # -- orders -----------------------------------------------------------------------
+
+    def _on_message(self, received: Received | Link) -> None:
+        if isinstance(received, Link):
+            return
+        request_id: int | None = None
+        try:
+            envelope = wire.decode(received.frames)
+            request_id = envelope.request_id
+            self._obey(received.connection, request_id, self._checked(envelope.message))
+        except ZchunkError as error:
+            request_id = error.details.get("request_id", request_id)
+            if request_id is not None:
+                log.info("refused %s: %s", error.code, error.message)
+                self._reply(received.connection, request_id, wire.error_reply(error))
+
+    def _checked(self, message: Message) -> SteerJob:
+        if not isinstance(message, SteerJob):
+            raise UnknownMessage(f"a download does not answer {message.TYPE!r}")
+        if not hmac.compare_digest(message.secret, self._secret):
+            raise NotAllowed("the secret is not that of this job")
+        if message.job_id != self.record.job_id:
+            raise NotFound(f"this process runs job {self.record.job_id}, not {message.job_id}")
+        return message
+
+    def _obey(self, connection: bytes, request_id: int, order: SteerJob) -> None:
+        if self._has_ended and order.action != "show":
+            raise InvalidUsage(f"job {self.record.job_id} has just ended: it is {self.record.state}")
+        if order.action == "cancel":
+            self._download.cancel()
+            self._cancelling.append((connection, request_id))
+            return
+        if order.action == "pause":
+            self._download.pause()
+        elif order.action == "resume":
+            self._download.resume()
+        self._reply(connection, request_id, self._report())
+
+    def _answer_cancelling(self) -> None:
+        for connection, request_id in self._cancelling:
+            self._reply(connection, request_id, self._report())
+
+    def _reply(self, connection: bytes, request_id: int, message: Message) -> None:
+        # Who does not take it runs into its deadline.
+        if self._socket is not None:
+            self._socket.send(wire.encode(message, request_id), connection)
+
+    def _report(self) -> Job:
+        statuses = self._download.chunk_statuses()
+        names = self._download.missing_names()
+        since = self._download.waiting_since
+        kinds = [status for status, _ in statuses]
+        listed = statuses if len(statuses) <= MAX_LISTED else []
+        peers = sorted({peer_id for _, peer_id in listed if peer_id is not None})
+        place = {peer_id: at for at, peer_id in enumerate(peers)}
+        state = self.record.state if self._has_ended else self._download.state.value
+        return Job(
+            job_id=self.record.job_id,
+            state=state,
+            auto_resume=self.record.auto_resume,
+            counts=tuple(kinds.count(status) for status in CHUNK_STATUSES),
+            missing_peers=tuple(names),
+            missing_names=tuple(names.values()),
+            waiting_since_ms=int(since * 1000) if since is not None else None,
+            peers=tuple(peers),
+            chunk_status=columns.pack(2, (CHUNK_STATUSES.index(status) for status, _ in listed)),
+            chunk_peer=columns.pack(
+                2, (place[peer] if peer is not None else columns.NOBODY for _, peer in listed)
+            ),
+        )
+
+
+def _state_after(error: ZchunkError) -> JobState:
+    if isinstance(error, Cancelled):
+        return JobState.CANCELLED
+    return JobState.PAUSED if isinstance(error, _STOPPED) else JobState.FAILED
+
+
+# -- the other side -------------------------------------------------------------------
+
+
+def steer(record: JobRecord, action: str, transport: Transport, clock: Clock, timeout_s: float) -> JobStatus:
+    """Asks the process that runs the job; blocks.
+
+    Raises PeerUnreachable where it does not answer in time, NotAllowed or NotFound where
+    another process listens there now, and what the download answers.
+    """
+    assert record.endpoint is not None
+    assert record.secret is not None
+    order = SteerJob(job_id=record.job_id, secret=bytes.fromhex(record.secret), action=action)
+    poller = transport.poller()
+    socket = transport.dealer([record.endpoint], STEERING)
+    poller.register(socket)
+    deadline = clock.monotonic() + timeout_s
+    try:
+        while (now := clock.monotonic()) < deadline:
+            for _ in poller.wait(deadline - now):
+                received = socket.receive()
+                if received is Link.UP:
+                    socket.send(wire.encode(order, 1))
+                elif isinstance(received, Received):
+                    return _status(record, wire.decode(received.frames).message)
+    finally:
+        poller.unregister(socket)
+        socket.close()
+        poller.close()
+    raise PeerUnreachable(
+        f"the process {record.pid} that runs job {record.job_id} does not answer; end it, then try again"
+    )
+
+
+def _status(record: JobRecord, answer: Message) -> JobStatus:
+    if isinstance(answer, ErrorReply):
+        raise wire.raised(answer)
+    if not isinstance(answer, Job):
+        raise UnknownMessage(f"an answer of type {answer.TYPE!r} from job {record.job_id}")
+    since = answer.waiting_since_ms
+    return JobStatus(
+        **identity(record),
+        state=answer.state,
+        chunks_progress=_progress(record, answer),
+        chunks_status=dict(zip(CHUNK_STATUSES, answer.counts, strict=True)),
+        missing_peers=answer.missing_peers,
+        missing_names=answer.missing_names,
+        waiting_since=iso_utc(since / 1000) if since is not None else None,
+        auto_resume=answer.auto_resume,
+        active=answer.state not in ("complete", "failed", "cancelled"),
+    )
+
+
+def _progress(record: JobRecord, answer: Job) -> dict[str, dict[str, Any]] | None:
+    statuses = columns.unpack(2, answer.chunk_status)
+    peers = columns.unpack(2, answer.chunk_peer)
+    if record.chunks_count > MAX_LISTED:
+        return None
+    return {
+        str(index): {
+            "status": CHUNK_STATUSES[status],
+            "peer_id": answer.peers[peer] if peer != columns.NOBODY else None,
+        }
+        for index, (status, peer) in enumerate(zip(statuses, peers, strict=True))
+    }

@@ -1,0 +1,161 @@
+"""What a home's commands do with its jobs: ask the process that runs one, else the disk.
+
+Whether a process runs a job is told by the lock beside its target, which ends with the
+process: a record of one that was killed is noticed without waiting for anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from zchunk.clock import Clock, SystemClock, iso_utc
+from zchunk.errors import (
+    AlreadyRunning,
+    InvalidUsage,
+    NotAllowed,
+    NotFound,
+    PeerUnreachable,
+    StorageFailure,
+    TargetExists,
+    ZchunkError,
+)
+from zchunk.node import partfile
+from zchunk.node.jobcontrol import steer
+from zchunk.node.jobs import JobBook, JobRecord, JobStatus, book_of, standing
+from zchunk.node.membership import of_home
+from zchunk.transport.base import Transport
+from zchunk.transport.zeromq import ZmqTransport
+
+#: A loop answers within milliseconds; a process that hangs is not waited for longer.
+SHOW_S = 2.0
+#: What is being written or read must end first.
+ORDER_S = 10.0
+CANCEL_S = 60.0
+
+
+class JobDesk:
+    """The jobs of one home. Thread-safe; every call opens what it needs."""
+
+    def __init__(
+        self,
+        book: JobBook,
+        clock: Clock | None = None,
+        make_transport: Callable[[], Transport] = ZmqTransport,
+    ) -> None:
+        self.book = book
+        self._clock = clock or SystemClock()
+        self._make_transport = make_transport
+
+    def all(self) -> list[JobStatus]:
+        """Newest first."""
+        return [self.status(record) for record in self.book.all()]
+
+    def find(self, job_id: str) -> JobRecord:
+        """By id or unique prefix. Raises NotFound, AmbiguousName."""
+        return self.book.find(job_id)
+
+    def status(self, record: JobRecord) -> JobStatus:
+        """The job as it is now."""
+        return self._order(record, "show", SHOW_S) or standing(self._fresh(record))
+
+    def pause(self, record: JobRecord) -> JobStatus:
+        """Tells the process that runs it to stand still. Where none does nothing changes.
+        Raises InvalidUsage where it is too late, PeerUnreachable."""
+        found = self._order(record, "pause", ORDER_S)
+        if found is not None:
+            return found
+        return self._unless_over(record, "there is nothing to pause")
+
+    def resume(self, record: JobRecord) -> JobStatus:
+        """Tells the process that runs it to go on. Where none does nothing changes: then
+        `active` is false, and the caller may run it. Raises as `pause` does."""
+        found = self._order(record, "resume", ORDER_S)
+        if found is not None:
+            return found
+        anew = f"`zchunk get {record.file_id[:12]}` fetches the file again"
+        return self._unless_over(record, f"there is nothing to resume; {anew}")
+
+    def cancel(self, record: JobRecord) -> JobStatus:
+        """Ends it; on return its part and journal are deleted. Raises InvalidUsage where it
+        is complete, or about to be, PeerUnreachable, NotAllowed, StorageFailure."""
+        found = self._order(record, "cancel", CANCEL_S)
+        record = self._fresh(record)
+        if found is not None and found.state != "cancelled":
+            raise StorageFailure(f"job {record.job_id} has ended, but not all is deleted: {record.reason}")
+        now = found or standing(record)
+        if now.state == "cancelled":
+            return now
+        if now.state == "complete":
+            raise _over(now, f"there is nothing to cancel; {now.target} stays")
+        self._discard(record)
+        ended = record.ended("cancelled", iso_utc(self._clock.wall()))
+        self.book.save(ended)
+        return standing(ended)
+
+    def not_started(self, record: JobRecord, error: ZchunkError) -> None:
+        """A run that failed before it began (no space, no permission): the job is kept with
+        the reason, where there is one."""
+        if isinstance(error, (AlreadyRunning, TargetExists)):
+            return
+        kept = partfile.kept_job(Path(record.target), record.file_id)
+        if kept is not None:
+            record = replace(record, job_id=kept.job_id, created_at=kept.created_at)
+        elif self.book.load(record.job_id) is None:
+            return
+        error.details.setdefault("job_id", record.job_id)
+        self.book.save(record.ended("failed", iso_utc(self._clock.wall()), error.message))
+
+    def completed(self, record: JobRecord) -> None:
+        """The target has the content, however it came there."""
+        self.book.save(record.ended("complete", iso_utc(self._clock.wall())))
+
+    # -- inside ---------------------------------------------------------------------
+
+    def _order(self, record: JobRecord, action: str, timeout_s: float) -> JobStatus | None:
+        """None where no process runs the job."""
+        if record.is_over or record.endpoint is None or not partfile.is_worked_on(Path(record.target)):
+            return None
+        transport = self._make_transport()
+        try:
+            return steer(record, action, transport, self._clock, timeout_s)
+        except (NotAllowed, NotFound):
+            return None  # its target and its port are another's by now
+        except PeerUnreachable as error:
+            if not self._still_runs(record):
+                return None
+            if action != "show":
+                raise
+            return replace(standing(record), state=record.state, active=True, reason=error.message)
+        finally:
+            transport.close()
+
+    def _still_runs(self, record: JobRecord) -> bool:
+        """It may have ended while it was asked."""
+        same = self._fresh(record).endpoint == record.endpoint
+        return same and partfile.is_worked_on(Path(record.target))
+
+    def _fresh(self, record: JobRecord) -> JobRecord:
+        return self.book.load(record.job_id) or record
+
+    def _unless_over(self, record: JobRecord, what: str) -> JobStatus:
+        now = standing(self._fresh(record))
+        if now.state in ("complete", "cancelled"):
+            raise _over(now, what)
+        return now
+
+    def _discard(self, record: JobRecord) -> None:
+        kept = partfile.kept_job(Path(record.target), record.file_id)
+        if kept is not None and kept.job_id == record.job_id:
+            partfile.discard_job(Path(record.target), record.job_id)
+
+
+def _over(job: JobStatus, what: str) -> InvalidUsage:
+    return InvalidUsage(f"job {job.job_id} is {job.state} already: {what}", job_id=job.job_id)
+
+
+def desk_of(home: Path) -> JobDesk:
+    """Raises NotJoined."""
+    folder, _ = of_home(home)
+    return JobDesk(book_of(home, folder))
