@@ -83,9 +83,7 @@ def _tell(line: render.ProgressLine, event: dict[str, Any]) -> None:
         kept = event.get("chunks_kept", 0)
         line.note(f"id {event['file_id']}")
         if "job_id" in event:
-            line.note(
-                f"job {event['job_id']}: `zchunk pause`, `resume` and `cancel` obey it, `jobs` lists it"
-            )
+            line.note(f"job {event['job_id']}: `zchunk pause`, `resume` and `cancel` steer it")
         if kept:
             line.note(f"{kept:,} of {render.count_text(event['chunks_count'], 'chunk')} are here already")
     elif kind == "waiting":

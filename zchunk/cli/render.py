@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Digits of a file id that a listing shows: enough to tell files apart, and to ask by.
 SHORT_ID = 12
+#: Of a job id: there are far fewer of them in a home.
+SHORT_JOB_ID = 8
 
 
 # -- safe text ------------------------------------------------------------------------
@@ -175,36 +177,39 @@ def peer_table(records: Sequence[PeerRecord]) -> None:
 
 
 def job_table(jobs: Sequence[JobStatus]) -> None:
+    """A line for each job, and below the table why those that stand do so."""
     print_table(
-        ("JOB", "STATE", "CHUNKS", "NAME", "TARGET", "NOTE"),
+        ("JOB", "STATE", "CHUNKS", "NAME", "TARGET"),
         [
             (
-                j.job_id,
+                j.job_id[:SHORT_JOB_ID],
                 j.state,
                 f"{j.chunks_completed:,} of {j.chunks_count:,}",
                 j.name,
                 shown_path(j.target),
-                job_note(j),
             )
             for j in jobs
         ],
         right=(2,),
     )
+    notes = [f"{j.job_id[:SHORT_JOB_ID]}  {note}" for j in jobs if (note := job_note(j))]
+    if notes:
+        click.echo()
+    for note in notes:
+        _paragraph(note, sys.stdout)
 
 
 def job_note(job: JobStatus) -> str:
-    """Why it stands, and what goes on."""
-    if job.state == "complete":
-        return ""
+    """Why it stands, and what goes on; empty where its state says all."""
     if job.state == "waiting":
         names = ", ".join(job.missing_names) or "a peer"
         how = "goes on by itself" if job.auto_resume else "auto-resume is off: `zchunk resume` goes on"
         return f"waits for {names} since {local_time(job.waiting_since)}; {how}"
-    if job.state == "paused" and job.active:
+    if job.active and job.state == "paused":
         return "`zchunk resume` goes on"
-    return job.reason or (
-        "" if job.active or job.state == "cancelled" else "nothing runs: `zchunk resume` goes on"
-    )
+    if job.active or job.state in ("complete", "cancelled"):
+        return job.reason or ""
+    return job.reason or "was interrupted: `zchunk resume` goes on"
 
 
 def shown_path(path: str) -> str:
@@ -284,11 +289,12 @@ def plan_dialog(plan: PlanView) -> None:
     click.echo(err=True)
 
 
-def _paragraph(text: str) -> None:
-    """On stderr, broken between words where a terminal would break anywhere."""
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 10_000
+def _paragraph(text: str, stream: TextIO | None = None) -> None:
+    """On stderr by default, broken between words where a terminal would break anywhere."""
+    stream = stream or sys.stderr
+    width = shutil.get_terminal_size().columns if stream.isatty() else 10_000
     for line in textwrap.wrap(visible(text), max(20, width)):
-        click.echo(line, err=True)
+        click.echo(line, file=stream)
 
 
 def _kind_text(plan: PlanView) -> str:

@@ -425,7 +425,10 @@ class Download(JobDriver[Action]):
     def _waiting(self) -> None:
         event = self.waiting_event()
         self.tell(event)
-        if not self._wait:
+        if self._wait:
+            # For a long time perhaps: what is here is made safe, and the journal right.
+            self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+        else:
             self.stop(partial(event, self._chunks_text()))
 
     def waiting_event(self) -> dict[str, Any]:
