@@ -10,7 +10,9 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -580,6 +582,67 @@ def test_a_failed_opening_leaves_no_lock(target, file):
         open_part(target, file.manifest, JOB_ID)
     assert "film.mkv.zlock" not in names(target.parent)
     open_part(target, file.manifest, JOB_ID).keep()
+
+
+# -- jobs that nobody works on -----------------------------------------------------------
+
+
+def test_whether_a_target_is_worked_on_is_told_without_leaving_a_trace(target, file):
+    assert not partfile.is_worked_on(target)
+    part = open_part(target, file.manifest, JOB_ID)
+    assert partfile.is_worked_on(target)
+    crash(part)
+    assert not partfile.is_worked_on(target)
+    assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
+
+
+def test_who_only_looks_does_not_keep_a_download_from_starting(target, file):
+    """The look holds the lock for a moment: a start in that moment waits for it."""
+    open_part(target, file.manifest, JOB_ID).keep()
+    looking = partfile._lock(target)
+    timer = threading.Timer(0.05, partfile._unlock, (looking, target))
+    timer.start()
+    with open_part(target, file.manifest, OTHER_JOB) as part:
+        assert part.job_id == JOB_ID
+    timer.join()
+
+
+def test_a_job_is_discarded_for_good(target, file):
+    open_part(target, file.manifest, JOB_ID).keep()
+    partfile.discard_job(target, JOB_ID)
+    assert names(target.parent) == []
+
+
+def test_another_job_is_not_discarded_and_neither_is_one_that_runs(target, file):
+    part = open_part(target, file.manifest, JOB_ID)
+    with pytest.raises(AlreadyRunning):
+        partfile.discard_job(target, JOB_ID)
+    part.keep()
+    partfile.discard_job(target, OTHER_JOB)
+    assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
+
+
+def test_a_part_without_a_journal_is_nobodys_and_stays(target, part_path):
+    part_path.write_bytes(b"x")
+    partfile.discard_job(target, JOB_ID)
+    assert names(target.parent) == ["film.mkv.zpart"]
+
+
+def test_with_its_folder_gone_a_job_is_discarded_and_abandoned(tmp_path, file):
+    target = tmp_path / "sub" / "film.mkv"
+    target.parent.mkdir()
+    part = open_part(target, file.manifest, JOB_ID)
+    shutil.rmtree(target.parent)
+    part.abandon()
+    partfile.discard_job(target, JOB_ID)
+    assert not partfile.is_worked_on(target)
+
+
+@pytest.mark.parametrize("job_id", ["../../etc/x", "a/b", "a b", "x" * 65, "ü"])
+def test_a_journal_whose_job_id_could_be_a_path_is_not_trusted(job_id, target, file, job_path):
+    open_part(target, file.manifest, JOB_ID).keep()
+    job_path.write_text(job_path.read_text().replace(JOB_ID, job_id))
+    assert load_job(job_path) is None
 
 
 # -- refusals ------------------------------------------------------------------------------

@@ -27,6 +27,15 @@ from zchunk.version import __version__
 log = logging.getLogger(__name__)
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
+_EXIT_CODES = """\b
+Exit codes:
+  0  done                          6  the tracker does not answer
+  1  unexpected, or a disk failed  7  not allowed
+  2  usage; the target exists      8  no space
+  3  too few peers                 9  not found
+  4  partial: the part is kept    10  cancelled: nothing is kept
+  5  integrity                   130  interrupted: run it again to go on
+"""
 
 
 class Program(click.Group):
@@ -108,7 +117,7 @@ def _from_os(error: OSError) -> ZchunkError:
     return ZchunkError(what)
 
 
-@click.group(cls=Program, context_settings=_CONTEXT)
+@click.group(cls=Program, context_settings=_CONTEXT, epilog=_EXIT_CODES)
 @click.version_option(__version__, prog_name="zchunk")
 @everywhere(from_environment=True)
 def cli() -> None:

@@ -334,7 +334,8 @@ def get(invocation: Invocation, name_or_id: str, output: Path | None, no_wait: b
     """Download a file, from all its holders at once, every chunk verified.
 
     Waits for missing peers and goes on by itself when they are back. Interrupted and run
-    again, it keeps what is there.
+    again, it keeps what is there. `zchunk pause`, `resume` and `cancel` steer it from any
+    terminal; cancelled, it keeps nothing and ends with exit code 10.
     """
     invocation.say(f"{name_or_id}: asking the tracker who has it")
     if output is not None and output.is_file():

@@ -36,12 +36,13 @@ from zchunk.node.located import MAX_LISTED
 from zchunk.node.transfer import BulkPlane
 from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import CHUNK_STATUSES, ErrorReply, Job, Message, SteerJob
-from zchunk.transport.base import Link, Received, Socket, SocketOptions, Transport
+from zchunk.transport.base import Delivery, Link, Poller, Received, Socket, SocketOptions, Transport
 
 log = logging.getLogger(__name__)
 
 #: Requests are small; an answer has two columns of at most 1,000 entries and some names.
 STEERING = SocketOptions(max_frame_bytes=1024 * 1024, send_mark=64, receive_mark=64)
+_SEND_AGAIN_S = 0.02
 _LOOPBACK = "tcp://127.0.0.1:0"
 #: What ends a run and leaves the job to be resumed, without anything being wrong.
 _STOPPED = (Interrupted, PartialDownload)
@@ -275,22 +276,38 @@ def steer(record: JobRecord, action: str, transport: Transport, clock: Clock, ti
     poller = transport.poller()
     socket = transport.dealer([record.endpoint], STEERING)
     poller.register(socket)
-    deadline = clock.monotonic() + timeout_s
     try:
-        while (now := clock.monotonic()) < deadline:
-            for _ in poller.wait(deadline - now):
-                received = socket.receive()
-                if received is Link.UP:
-                    socket.send(wire.encode(order, 1))
-                elif isinstance(received, Received):
-                    return _status(record, wire.decode(received.frames).message)
+        answer = _exchange(wire.encode(order, 1), socket, poller, clock, timeout_s)
     finally:
         poller.unregister(socket)
         socket.close()
         poller.close()
-    raise PeerUnreachable(
-        f"the process {record.pid} that runs job {record.job_id} does not answer; end it, then try again"
-    )
+    if answer is None:
+        raise PeerUnreachable(
+            f"the process {record.pid} that runs job {record.job_id} does not answer; end it, then try again"
+        )
+    return _status(record, wire.decode(answer.frames).message)
+
+
+def _exchange(
+    frames: Sequence[wire.Buffer], socket: Socket, poller: Poller, clock: Clock, timeout_s: float
+) -> Received | None:
+    """The answer to one request; None after the time, or when the connection has ended: an
+    answer that was on its way is lost with it, so whoever asks looks at the record then."""
+    deadline = clock.monotonic() + timeout_s
+    is_up = sent = False
+    while (now := clock.monotonic()) < deadline:
+        # A connection may be up a moment before it takes a message.
+        for _ in poller.wait(min(deadline - now, _SEND_AGAIN_S) if is_up and not sent else deadline - now):
+            received = socket.receive()
+            if isinstance(received, Received):
+                return received
+            if received is Link.DOWN and sent:
+                return None
+            is_up = received is Link.UP if isinstance(received, Link) else is_up
+        if is_up and not sent:
+            sent = socket.send(frames) is Delivery.SENT
+    return None
 
 
 def _status(record: JobRecord, answer: Message) -> JobStatus:

@@ -17,7 +17,6 @@ from zchunk.errors import (
     NotAllowed,
     NotFound,
     PeerUnreachable,
-    StorageFailure,
     TargetExists,
     ZchunkError,
 )
@@ -81,10 +80,11 @@ class JobDesk:
         """Ends it; on return its part and journal are deleted. Raises InvalidUsage where it
         is complete, or about to be, PeerUnreachable, NotAllowed, StorageFailure."""
         found = self._order(record, "cancel", CANCEL_S)
+        if found is not None and found.state == "cancelled":
+            return found
+        # Nobody runs it, or who did could not delete it all.
         record = self._fresh(record)
-        if found is not None and found.state != "cancelled":
-            raise StorageFailure(f"job {record.job_id} has ended, but not all is deleted: {record.reason}")
-        now = found or standing(record)
+        now = standing(record)
         if now.state == "cancelled":
             return now
         if now.state == "complete":
