@@ -229,14 +229,15 @@ class SimClient:
             part = open_part(target, where.manifest, job_id, clock=self.cluster.clock)
             _check_marks(part, self.cluster.seed)
             outcome.part = part
-            Download(
+            outcome.download = Download(
                 bulk=self.bulk,
                 where=where,
                 part=part,
                 wait=wait,
                 tell=outcome.tell,
                 auto_resume=self.cluster.settings.chunking.auto_resume_downloads,
-            ).start()
+            )
+            outcome.download.start()
 
         self.control.request(Locate(name_or_id=name, unique=False), 30.0, self.loop, located)
         return outcome
@@ -252,6 +253,7 @@ class Outcome:
         self.error: ZchunkError | None = None
         self.ended = False
         self.part: Any = None
+        self.download: Any = None
 
     def settle(self, value: Any, error: ZchunkError | None) -> None:
         self.value, self.error, self.ended = value, error, True

@@ -15,6 +15,7 @@ import pytest
 from zchunk.cli import files, members, render
 from zchunk.cli.render import JobView, PeerShare, PlanView, ProgressLine, visible, waiting_text
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest
+from zchunk.node.jobs import JobStatus
 from zchunk.node.located import MAX_LISTED, Location
 from zchunk.protocol import columns
 from zchunk.protocol.messages import FileRecord, PeerRecord, Plan, Planned
@@ -168,6 +169,97 @@ def test_a_job_waits_until_a_peer_is_back_or_chunks_arrive() -> None:
     job.take(waiting(5, missing("P", 5, None)))
     job.take(progress(6))
     assert job.waiting is None
+
+
+def test_a_paused_job_says_so_until_it_goes_on() -> None:
+    job = JobView(1000, 10)
+    job.take(progress(3, 300, 50))
+    job.take({"event": "paused", "job_id": "1", "chunks_completed": 3, "chunks_count": 10})
+    job.take(progress(4, 400, 50))  # what was on its way
+    assert (job.state_text, job.speed_text) == ("paused", "")
+    job.take({"event": "continued", "job_id": "1", "chunks_completed": 4, "chunks_count": 10})
+    assert job.state_text == "12 s left"
+
+
+def test_paused_is_said_once_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    job = JobView(1000, 10)
+    event = {"event": "paused", "job_id": "0123abcd", "chunks_completed": 3, "chunks_count": 10}
+    with ProgressLine(job, "get") as line:
+        for now in (0.0, 60.0, 120.0):
+            job.take(event)
+            files._tell(line, event)
+            line.show(now)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("paused: `zchunk resume 0123abcd` goes on")
+
+
+@pytest.mark.parametrize(("auto_resume", "hint"), [(True, "Ctrl-C stops"), (False, "zchunk resume 0123abcd")])
+def test_a_waiting_download_says_how_it_goes_on(
+    auto_resume: bool, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = waiting(5, missing("P", 5, None)) | {"auto_resume": auto_resume, "job_id": "0123abcd"}
+    with ProgressLine(JobView(1000, 10), "get") as line:
+        files._tell(line, event)
+        files._tell(line, {"event": "peer_back", "job_id": "0123abcd", "peer_id": A, "name": "P"})
+    first, second = capsys.readouterr().err.splitlines()
+    assert hint in first
+    assert second == "P is back: `zchunk resume 0123abcd` goes on"
+
+
+# -- the table of jobs ------------------------------------------------------------------------
+
+
+def job_status(state: str, **fields: Any) -> JobStatus:
+    values: dict[str, Any] = {
+        "job_id": "0123456789abcdef",
+        "file_id": "f" * 64,
+        "name": "film.mkv",
+        "target": "/there/film.mkv",
+        "state": state,
+        "chunks_progress": None,
+        "chunks_status": {"pending": 5, "downloading": 0, "completed": 1995, "failed": 0},
+        "missing_peers": (),
+        "waiting_since": None,
+        "auto_resume": True,
+        "size": 5,
+        "chunks_count": 2000,
+        "created_at": "2026-01-31T14:02:05.123Z",
+    }
+    return JobStatus(**{**values, **fields})
+
+
+def test_the_table_of_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    render.job_table(
+        [job_status("running", active=True), job_status("failed", name=HOSTILE, reason="no space\nleft")]
+    )
+    heading, one, two, empty, note = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["JOB", "STATE", "CHUNKS", "NAME", "TARGET"]
+    assert one.split() == ["01234567", "running", "1,995", "of", "2,000", "film.mkv", "/there/film.mkv"]
+    assert two.isprintable()
+    assert (empty, note) == ("", "01234567  no space\\nleft")
+
+
+WAITS = {"missing_names": ("LAB-PC3",), "waiting_since": "2020-01-31T14:02:06.000Z", "active": True}
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "said"),
+    [
+        ("running", {"active": True}, []),
+        ("complete", {}, []),
+        ("cancelled", {}, []),
+        ("waiting", WAITS, ["waits for LAB-PC3 since 2020-01-31", "goes on by itself"]),
+        ("waiting", {**WAITS, "auto_resume": False}, ["LAB-PC3", "off", "`zchunk resume`"]),
+        ("paused", {"active": True}, ["`zchunk resume` goes on"]),
+        ("paused", {}, ["was interrupted", "`zchunk resume` goes on"]),
+        ("failed", {"reason": "why"}, ["why"]),
+        ("running", {"active": True, "reason": "does not answer"}, ["does not answer"]),
+    ],
+)
+def test_why_a_job_stands(state: str, fields: dict[str, Any], said: list[str]) -> None:
+    note = render.job_note(job_status(state, **fields))
+    assert all(part in note for part in said)
+    assert bool(note) is bool(said)
 
 
 def test_an_empty_file_is_no_division_by_zero() -> None:

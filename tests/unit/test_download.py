@@ -560,11 +560,36 @@ def test_without_auto_resume_a_peer_that_came_and_went_is_not_asked() -> None:
     assert job.missing() == {B: 1}
 
 
+def test_without_auto_resume_who_came_back_is_known_and_named_on_resume() -> None:
+    job = make([[A], [B]], up=[A], auto_resume=False)
+    asked = job.start(0.0)
+    assert job.came_back == frozenset()
+    job.peer_up(B, 1, 0.5)
+    assert job.came_back == {B}
+    # Also while other chunks still come.
+    actions = job.resume(1.0)
+    assert Resumed(B) in actions
+    assert requests(actions) == blocks(B, 1)
+    assert job.came_back == frozenset()
+    assert job.resume(1.0) == []
+    assert AllHeld() in settle(job, [*asked, *actions])
+
+
 def test_without_auto_resume_another_running_chunk_does_not_hold_back_the_first_answer() -> None:
     job = make([[A], [B]], up=[A], auto_resume=False)
     asked = requests(job.start(0.0))
     assert job.peer_up(B, 1, 0.5) == []
     assert settle(job, asked)[-1] == StateChanged(JobState.WAITING)
+
+
+def test_a_chunk_that_nobody_can_give_any_more_has_failed() -> None:
+    job = make([[A], [B]])
+    job.start(0.0)
+    assert job.status(0) == ("downloading", A)
+    job.refused(0, 1, NotFound("gone"), 1.0)
+    assert job.status(0) == ("failed", None)
+    job.located([[A, C], [B]], 2.0)
+    assert job.status(0) == ("downloading", C)
 
 
 # -- pause, resume, cancel, failure ----------------------------------------------------------------

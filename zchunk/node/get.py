@@ -82,6 +82,7 @@ class Download(JobDriver[Action]):
         self._on_state = on_state
         #: told to pause before there was a job
         self._pause_at_start = False
+        self._digested_in_pause: bytes | None = None
         self._job: DownloadJob | None = None
         #: (chunk, attempt) -> its memory
         self._buffers: dict[tuple[int, int], Buffer] = {}
@@ -329,8 +330,7 @@ class Download(JobDriver[Action]):
         elif isinstance(action, ReportCorrupt):
             self._report(action)
         elif isinstance(action, AllHeld):
-            assert self._digest is not None
-            self._digest.go_on()
+            self._all_held()
         elif isinstance(action, Failed):
             self._end(action.error)
 
@@ -481,8 +481,20 @@ class Download(JobDriver[Action]):
 
     # -- the end --------------------------------------------------------------------
 
+    def _all_held(self) -> None:
+        assert self._digest is not None
+        sha256, self._digested_in_pause = self._digested_in_pause, None
+        if sha256 is not None:
+            self._digested(sha256)
+        else:
+            self._digest.go_on()
+
     def _digested(self, sha256: bytes) -> None:
         if self.ended or self._job is None:
+            return
+        if self._job.state is JobState.PAUSED:
+            # The last chunks were being written when it was told to stand still.
+            self._digested_in_pause = sha256
             return
         if self.manifest.sha256 in (None, sha256):
             self._finishing = True
