@@ -4,6 +4,8 @@ real sockets, and what its record says in every moment."""
 from __future__ import annotations
 
 import secrets
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -390,10 +392,18 @@ def no_transport() -> NoReturn:
 
 def dead(rig: Rig) -> JobRecord:
     """What a kill leaves: a record with an endpoint, the files, and no lock."""
-    run = rig.start()
+    run = replace(rig.start(), pid=gone_pid())
+    rig.book.save(run)
     rig.part._close_writer()
     rig.part._lock.release()
     return run
+
+
+def gone_pid() -> int:
+    """Of a process that has ended."""
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait(PATIENCE_S)
+    return ended.pid
 
 
 def test_a_dead_process_is_noticed_without_asking_anybody(rig: Rig) -> None:
@@ -404,6 +414,14 @@ def test_a_dead_process_is_noticed_without_asking_anybody(rig: Rig) -> None:
     assert desk.cancel(run).state == "cancelled"
     assert list(rig.target.parent.iterdir()) == []
     assert desk.cancel(desk.find(JOB)).state == "cancelled"
+
+
+def test_a_process_whose_folder_was_removed_still_obeys(rig: Rig) -> None:
+    run = rig.start()
+    shutil.rmtree(rig.target.parent)
+    assert rig.desk.status(run).active
+    assert rig.desk.pause(run).state == "paused"
+    assert rig.download.orders == ["start", "pause"]
 
 
 def test_a_process_that_hangs_is_shown_as_it_was_and_takes_no_orders(

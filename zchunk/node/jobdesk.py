@@ -1,11 +1,13 @@
 """What a home's commands do with its jobs: ask the process that runs one, else the disk.
 
 Whether a process runs a job is told by the lock beside its target, which ends with the
-process: a record of one that was killed is noticed without waiting for anybody.
+process: a record of one that was killed is noticed without waiting for anybody. Only where
+the lock's file was removed, the process's number is a hint that asking may help.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +31,8 @@ from zchunk.transport.zeromq import ZmqTransport
 
 #: A loop answers within milliseconds; a process that hangs is not waited for longer.
 SHOW_S = 2.0
+ORDER_S = 5.0
 #: What is being written or read must end first.
-ORDER_S = 10.0
 CANCEL_S = 60.0
 
 
@@ -115,7 +117,7 @@ class JobDesk:
 
     def _order(self, record: JobRecord, action: str, timeout_s: float) -> JobStatus | None:
         """None where no process runs the job."""
-        if record.is_over or record.endpoint is None or not partfile.is_worked_on(Path(record.target)):
+        if record.is_over or record.endpoint is None or not _may_run(record):
             return None
         transport = self._make_transport()
         try:
@@ -133,8 +135,7 @@ class JobDesk:
 
     def _still_runs(self, record: JobRecord) -> bool:
         """It may have ended while it was asked."""
-        same = self._fresh(record).endpoint == record.endpoint
-        return same and partfile.is_worked_on(Path(record.target))
+        return self._fresh(record).endpoint == record.endpoint and _may_run(record)
 
     def _fresh(self, record: JobRecord) -> JobRecord:
         return self.book.load(record.job_id) or record
@@ -149,6 +150,24 @@ class JobDesk:
         kept = partfile.kept_job(Path(record.target), record.file_id)
         if kept is not None and kept.job_id == record.job_id:
             partfile.discard_job(Path(record.target), record.job_id)
+
+
+def _may_run(record: JobRecord) -> bool:
+    """Whether a process may be there to be asked. The lock tells; where its file is gone,
+    perhaps with the whole folder, only the process can."""
+    target = Path(record.target)
+    return partfile.is_worked_on(target) or (not partfile.has_lock(target) and _lives(record.pid))
+
+
+def _lives(pid: int | None) -> bool:
+    """A process of the same user has this id now; perhaps another one than then."""
+    if pid is None or os.name == "nt":  # there signal 0 would not only look
+        return pid is not None
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _over(job: JobStatus, what: str) -> InvalidUsage:

@@ -244,10 +244,15 @@ def has_part(target: Path) -> bool:
     return os.path.lexists(_beside(target, PART))
 
 
+def has_lock(target: Path) -> bool:
+    """Whether there is a lock file, held or not."""
+    return _beside(target, LOCK).exists()
+
+
 def is_worked_on(target: Path) -> bool:
     """Whether a process downloads to the target now. Where that cannot be found out (a
     folder of somebody else) it is not one of ours."""
-    if not _beside(target, LOCK).exists():
+    if not has_lock(target):
         return False
     try:
         lock = _lock(target, wait_s=0.0)
