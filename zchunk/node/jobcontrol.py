@@ -36,7 +36,7 @@ from zchunk.node.located import MAX_LISTED
 from zchunk.node.transfer import BulkPlane
 from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import CHUNK_STATUSES, ErrorReply, Job, Message, SteerJob
-from zchunk.transport.base import Delivery, Link, Poller, Received, Socket, SocketOptions, Transport
+from zchunk.transport.base import Arrival, Delivery, Link, Poller, Received, Socket, SocketOptions, Transport
 
 log = logging.getLogger(__name__)
 
@@ -185,8 +185,8 @@ class KeptJob:
 
     # -- orders -----------------------------------------------------------------------
 
-    def _on_message(self, received: Received | Link) -> None:
-        if isinstance(received, Link):
+    def _on_message(self, received: Arrival) -> None:
+        if not isinstance(received, Received):
             return
         request_id: int | None = None
         try:
@@ -243,7 +243,7 @@ class KeptJob:
             job_id=self.record.job_id,
             state=state,
             auto_resume=self.record.auto_resume,
-            counts=tuple(kinds.count(status) for status in CHUNK_STATUSES),
+            **{status: kinds.count(status) for status in CHUNK_STATUSES},
             missing_peers=tuple(names),
             missing_names=tuple(names.values()),
             waiting_since_ms=int(since * 1000) if since is not None else None,
@@ -320,7 +320,7 @@ def _status(record: JobRecord, answer: Message) -> JobStatus:
         **identity(record),
         state=answer.state,
         chunks_progress=_progress(record, answer),
-        chunks_status=dict(zip(CHUNK_STATUSES, answer.counts, strict=True)),
+        chunks_status={status: getattr(answer, status) for status in CHUNK_STATUSES},
         missing_peers=answer.missing_peers,
         missing_names=answer.missing_names,
         waiting_since=iso_utc(since / 1000) if since is not None else None,

@@ -655,7 +655,7 @@ CHUNK_STATUSES = ("pending", "downloading", "completed", "failed")
 
 @message
 class Job(Message):
-    """DownloadJob of SPEC "Data" as it is now. `counts` are chunks per `CHUNK_STATUSES`.
+    """DownloadJob of SPEC "Data" as it is now. `pending` to `failed` count its chunks.
 
     `chunk_status` (u16 indexes into `CHUNK_STATUSES`) and `chunk_peer` (u16 indexes into
     `peers`, 0xFFFF for nobody) have an entry for each chunk, and none for a file of more
@@ -666,7 +666,10 @@ class Job(Message):
     job_id: JobId
     state: JobStateName
     auto_resume: bool
-    counts: Annotated[tuple[Count, ...], Len(len(CHUNK_STATUSES), len(CHUNK_STATUSES))]
+    pending: Count
+    downloading: Count
+    completed: Count
+    failed: Count
     missing_peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
     missing_names: Annotated[tuple[Annotated[str, MaxLen(64)], ...], MaxLen(10_000)]
     waiting_since_ms: Count | None
