@@ -575,6 +575,19 @@ def test_without_auto_resume_who_came_back_is_known_and_named_on_resume() -> Non
     assert AllHeld() in settle(job, [*asked, *actions])
 
 
+def test_without_auto_resume_a_peer_that_can_be_reached_again_is_not_asked_either() -> None:
+    job = make([[B]], up=[B], auto_resume=False)
+    job.start(0.0)
+    job.peer_reach(B, False, 1.0)
+    assert job.state is JobState.WAITING
+    assert job.peer_reach(B, True, 2.0) == []
+    assert (job.state, job.came_back) == (JobState.WAITING, {B})
+    job.peer_reach(B, False, 3.0)
+    assert requests(job.resume(3.0)) == []
+    job.peer_reach(B, True, 4.0)
+    assert requests(job.resume(5.0)) == blocks(B, 0, attempt=2)
+
+
 def test_without_auto_resume_another_running_chunk_does_not_hold_back_the_first_answer() -> None:
     job = make([[A], [B]], up=[A], auto_resume=False)
     asked = requests(job.start(0.0))

@@ -347,10 +347,15 @@ class DownloadJob:
     def peer_reach(self, peer_id: str, reachable: bool, now: float) -> list[Action]:
         """A peer that is up cannot be reached from here, or can again."""
         peer = self._peer(peer_id)
+        if not reachable:
+            self._back.pop(peer_id, None)
         if peer.reachable == reachable:
             return []
         if reachable:
             waited_for = peer.up and peer_id in self.missing()
+            if waited_for and not self._limits.auto_resume:
+                self._back[peer_id] = peer.incarnation
+                return []
             peer.reachable = True
             return self._welcome_back(peer_id, waited_for, now)
         peer.reachable = False

@@ -459,11 +459,23 @@ class Download(JobDriver[Action]):
         }
 
     def _on_peer(self, record: PeerRecord) -> None:
-        known = self._job.came_back if self._job is not None else frozenset()
+        known = self._came_back()
         super()._on_peer(record)
-        if self._job is not None and record.peer_id in self._job.came_back - known:
-            event = {"event": "peer_back", "job_id": self.part.job_id, "peer_id": record.peer_id}
-            self.tell(event | {"name": record.name})
+        self._tell_back(known)
+
+    def _on_reach(self, peer_id: str, reachable: bool) -> None:
+        known = self._came_back()
+        super()._on_reach(peer_id, reachable)
+        self._tell_back(known)
+
+    def _came_back(self) -> frozenset[str]:
+        return self._job.came_back if self._job is not None else frozenset()
+
+    def _tell_back(self, known: frozenset[str]) -> None:
+        """Who came back, while auto-resume is off, and is asked only after `resume`."""
+        for peer_id in sorted(self._came_back() - known):
+            event = {"event": "peer_back", "job_id": self.part.job_id, "peer_id": peer_id}
+            self.tell(event | {"name": self._name(peer_id)})
 
     def _missing_row(self, peer_id: str, chunks: int) -> dict[str, Any]:
         record = self.bulk.peers.get(peer_id)
