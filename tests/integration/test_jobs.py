@@ -298,6 +298,9 @@ def fill(path: Path) -> Path:
             return filler
 
 
+needs_mount = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
+
+
 def failed(client: Client, job_id: str, reason: str) -> Event:
     job = jobs(client)[job_id]
     assert (job["state"], job["active"]) == ("failed", False)
@@ -305,6 +308,7 @@ def failed(client: Client, job_id: str, reason: str) -> Event:
     return job
 
 
+@needs_mount
 def test_a_disk_too_small_is_said_at_once_and_resumed(bench: Cluster, source: Source, folder: Path) -> None:
     client = bench.client
     with small_disk(folder / "disk", MIB) as disk:
@@ -321,6 +325,7 @@ def test_a_disk_too_small_is_said_at_once_and_resumed(bench: Cluster, source: So
         assert jobs(client)[error["job_id"]]["state"] == "complete"
 
 
+@needs_mount
 def test_a_disk_that_fills_up_in_the_middle(bench: Cluster, source: Source, folder: Path) -> None:
     client = bench.client
     bench.kill("B")

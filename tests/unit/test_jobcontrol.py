@@ -23,6 +23,7 @@ from zchunk.errors import (
     Cancelled,
     Interrupted,
     InvalidUsage,
+    MalformedMessage,
     NoSpace,
     NotAllowed,
     NotFound,
@@ -458,6 +459,21 @@ def test_an_endpoint_that_another_job_has_by_now_is_no_answer(rig: Rig) -> None:
     assert load_job(rig.target.with_name("film.mkv.zjob")) is not None
 
 
+@pytest.mark.parametrize("error", [UnknownMessage, MalformedMessage, NotAllowed, NotFound])
+def test_whoever_else_listens_there_is_no_answer(
+    error: type[ZchunkError], rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node, a tracker, or a program that is none of ours."""
+    run = rig.start()
+
+    def other(*_: Any) -> NoReturn:
+        raise error("no such thing here")
+
+    monkeypatch.setattr(jobdesk, "steer", other)
+    assert [found.state for found in rig.desk.all()] == ["paused"]
+    assert not rig.desk.pause(run).active
+
+
 def test_a_job_that_somebody_has_just_taken_up_is_not_deleted_under_his_hands(rig: Rig) -> None:
     rig.book.save(record(rig.target, state="paused"))
     with pytest.raises(AlreadyRunning):
@@ -483,6 +499,16 @@ def test_a_start_that_failed_is_kept_with_its_reason_under_the_earlier_job_s_id(
     assert (found.state, found.reason, found.chunks_completed) == ("failed", "no space left", 1)
     assert error.details["job_id"] == JOB
     assert [found.job_id for found in rig.book.all()] == [JOB]
+
+
+def test_a_start_that_failed_says_why_also_where_the_home_is_full_too(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(record: JobRecord) -> NoReturn:
+        raise NoSpace("the home's disk")
+
+    monkeypatch.setattr(rig.book, "save", full)
+    rig.desk.not_started(record(rig.target, OTHER), NotAllowed("the first reason"))
 
 
 def test_a_start_that_left_nothing_is_no_job(rig: Rig) -> None:

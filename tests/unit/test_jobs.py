@@ -293,6 +293,14 @@ def test_what_is_over_stays_so_whatever_is_on_the_disk(target: Path, kept: PartF
     assert (cancelled.state, cancelled.chunks_status["pending"]) == ("cancelled", 4)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "", "sub/film.mkv"])
+def test_a_target_that_cannot_be_looked_at_keeps_nobody_from_the_list(name: str, target: Path) -> None:
+    """Its folder may be another user's by now, or its disk another one."""
+    target.write_bytes(b"a file where a folder was")
+    found = standing(replace(record(target), target=f"{target}/{name}"))
+    assert (found.state, found.chunks_completed) == ("failed", 0)
+
+
 # -- JSON ---------------------------------------------------------------------------------------
 
 #: SPEC "Data".

@@ -40,8 +40,8 @@ from zchunk.transport.base import Arrival, Delivery, Link, Poller, Received, Soc
 
 log = logging.getLogger(__name__)
 
-#: Requests are small; an answer has two columns of at most 1,000 entries and some names.
-STEERING = SocketOptions(max_frame_bytes=1024 * 1024, send_mark=64, receive_mark=64)
+#: Requests are small; an answer has two columns of at most 1,000 entries, and missing peers.
+STEERING = SocketOptions(max_frame_bytes=4 * 1024 * 1024, send_mark=64, receive_mark=64)
 _SEND_AGAIN_S = 0.02
 _LOOPBACK = "tcp://127.0.0.1:0"
 #: What ends a run and leaves the job to be resumed, without anything being wrong.

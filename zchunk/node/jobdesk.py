@@ -7,6 +7,7 @@ the lock's file was removed, the process's number is a hint that asking may help
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +17,12 @@ from zchunk.clock import Clock, SystemClock, iso_utc
 from zchunk.errors import (
     AlreadyRunning,
     InvalidUsage,
+    MalformedMessage,
     NotAllowed,
     NotFound,
     PeerUnreachable,
     TargetExists,
+    UnknownMessage,
     ZchunkError,
 )
 from zchunk.node import partfile
@@ -28,6 +31,8 @@ from zchunk.node.jobs import JobBook, JobRecord, JobStatus, book_of, standing
 from zchunk.node.membership import of_home
 from zchunk.transport.base import Transport
 from zchunk.transport.zeromq import ZmqTransport
+
+log = logging.getLogger(__name__)
 
 #: A loop answers within milliseconds; a process that hangs is not waited for longer.
 SHOW_S = 2.0
@@ -107,7 +112,11 @@ class JobDesk:
         elif self.book.load(record.job_id) is None:
             return
         error.details.setdefault("job_id", record.job_id)
-        self.book.save(record.ended("failed", iso_utc(self._clock.wall()), error.message))
+        try:
+            self.book.save(record.ended("failed", iso_utc(self._clock.wall()), error.message))
+        except ZchunkError as problem:
+            # Not in place of the reason: the journal beside the target keeps the job.
+            log.warning("job %s could not be recorded: %s", record.job_id, problem.message)
 
     def completed(self, record: JobRecord) -> None:
         """The target has the content, however it came there."""
@@ -122,7 +131,7 @@ class JobDesk:
         transport = self._make_transport()
         try:
             return steer(record, action, transport, self._clock, timeout_s)
-        except (NotAllowed, NotFound):
+        except (NotAllowed, NotFound, UnknownMessage, MalformedMessage):
             return None  # its target and its port are another's by now
         except PeerUnreachable as error:
             if not self._still_runs(record):

@@ -237,7 +237,7 @@ def kept_job(target: Path, file_id: str) -> JobInfo | None:
     job = load_job(_beside(target, JOB))
     if job is None or job.file_id != file_id:
         return None
-    return job if _beside(target, PART).is_file() else replace(job, completed=frozenset())
+    return job if os.path.isfile(_beside(target, PART)) else replace(job, completed=frozenset())
 
 
 def has_part(target: Path) -> bool:
@@ -246,7 +246,7 @@ def has_part(target: Path) -> bool:
 
 def has_lock(target: Path) -> bool:
     """Whether there is a lock file, held or not."""
-    return _beside(target, LOCK).exists()
+    return os.path.lexists(_beside(target, LOCK))
 
 
 def is_worked_on(target: Path) -> bool:
@@ -267,7 +267,7 @@ def is_worked_on(target: Path) -> bool:
 def discard_job(target: Path, job_id: str) -> None:
     """Deletes .zpart and .zjob of this job; durable on return. Does nothing where others'
     lie there. Raises AlreadyRunning, NotAllowed, StorageFailure."""
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         return
     lock = _lock(target)
     try:
