@@ -164,8 +164,9 @@ def test_what_a_person_sees(bench: Cluster, source: Source, out: Path) -> None:
     assert f"`zchunk resume {job_id}` goes on" in said
     wait_for(lambda: f"paused: `zchunk resume {job_id}`" in get.stderr, SOON_S, "it to say so")
     table = client.run("jobs", json=False, cwd=out).lines
-    (row,) = [line for line in table if line.startswith(f"{job_id[:8]} ") and "copy" in line]
-    assert row.split()[1] == "paused"
+    (row,) = [line for line in table if line.endswith(f" {job_id[:8]}")]
+    assert row.startswith(f"copy ({source.path.name})")
+    assert " paused " in row
     client.run("resume", job_id, json=False)
     client.run("cancel", job_id, json=False)
     ended = get.result().expect(10)

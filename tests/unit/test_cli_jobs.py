@@ -161,7 +161,7 @@ def test_those_that_run_go_on_where_they_are_before_others_are_run_here(
 
 
 def test_the_list(desk: FakeDesk) -> None:
-    assert run("jobs").stdout.splitlines()[1].split()[:2] == [JOB[:8], "paused"]
+    assert run("jobs").stdout.splitlines()[1].split()[1:] == ["paused", "0", "of", "4", JOB[:8]]
     (listed,) = json.loads(run("jobs", "--json").stdout)
     assert listed["job_id"] == JOB
 

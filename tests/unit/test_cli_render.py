@@ -233,9 +233,10 @@ def test_the_table_of_jobs(capsys: pytest.CaptureFixture[str]) -> None:
         [job_status("running", active=True), job_status("failed", name=HOSTILE, reason="no space\nleft")]
     )
     heading, one, two, empty, note = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["JOB", "STATE", "CHUNKS", "NAME", "TARGET"]
-    assert one.split() == ["01234567", "running", "1,995", "of", "2,000", "film.mkv", "/there/film.mkv"]
+    assert heading.split() == ["TARGET", "STATE", "CHUNKS", "JOB"]
+    assert one.split() == ["/there/film.mkv", "running", "1,995", "of", "2,000", "01234567"]
     assert two.isprintable()
+    assert two.startswith("/there/film.mkv (x")
     assert (empty, note) == ("", "01234567  no space\\nleft")
 
 

@@ -179,14 +179,13 @@ def peer_table(records: Sequence[PeerRecord]) -> None:
 def job_table(jobs: Sequence[JobStatus]) -> None:
     """A line for each job, and below the table why those that stand do so."""
     print_table(
-        ("JOB", "STATE", "CHUNKS", "NAME", "TARGET"),
+        ("TARGET", "STATE", "CHUNKS", "JOB"),
         [
             (
-                j.job_id[:SHORT_JOB_ID],
+                _target_text(j),
                 j.state,
                 f"{j.chunks_completed:,} of {j.chunks_count:,}",
-                j.name,
-                shown_path(j.target),
+                j.job_id[:SHORT_JOB_ID],
             )
             for j in jobs
         ],
@@ -197,6 +196,12 @@ def job_table(jobs: Sequence[JobStatus]) -> None:
         click.echo()
     for note in notes:
         _paragraph(note, sys.stdout)
+
+
+def _target_text(job: JobStatus) -> str:
+    """Where to, and which file it is where the target does not say so."""
+    target = shown_path(job.target)
+    return target if os.path.basename(target) == job.name else f"{target} ({shortened(job.name)})"
 
 
 def job_note(job: JobStatus) -> str:
