@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome, SimClient
-from zchunk.errors import Cancelled, InvalidUsage
+from zchunk.errors import Cancelled, Interrupted, InvalidUsage
 from zchunk.node.download import JobState
 
 NAME = "film.mkv"
@@ -108,6 +108,25 @@ def test_a_cancelled_download_leaves_nothing(root: Path, seed: int) -> None:
     again = client.get(NAME, root / "copy")
     cluster.run(lambda: again.ended, "another download")
     assert again.expect_done()["job_id"] != got.error.details["job_id"]
+
+
+def test_a_paused_download_that_is_interrupted_is_kept(root: Path) -> None:
+    cluster, client, path = begun(root, 3)
+    got = client.get(NAME, root / "copy")
+    cluster.run(lambda: got.download is not None, "the download to begin")
+    cluster.run(lambda: got.part.completed, "a chunk")
+    got.download.pause()
+    cluster.run_for(5.0)
+    got.download.stop()
+    cluster.run(lambda: got.ended, "the end")
+    assert isinstance(got.error, Interrupted)
+    assert leftovers(root) == ["copy.zjob", "copy.zpart"]
+    again = client.get(NAME, root / "copy")
+    cluster.run(lambda: again.ended, "another download")
+    done = again.expect_done()
+    assert done["job_id"] == got.error.details["job_id"]
+    assert done["bytes_received"] < path.stat().st_size
+    assert (root / "copy").read_bytes() == path.read_bytes()
 
 
 def with_pause(got: Outcome) -> None:

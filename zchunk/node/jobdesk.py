@@ -88,7 +88,7 @@ class JobDesk:
         is complete, or about to be, PeerUnreachable, NotAllowed, StorageFailure."""
         found = self._order(record, "cancel", CANCEL_S)
         if found is not None and found.state == "cancelled":
-            return found
+            return standing(replace(record, state="cancelled"))  # what it had is gone
         # Nobody runs it, or who did could not delete it all.
         record = self._fresh(record)
         now = standing(record)
