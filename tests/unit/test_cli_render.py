@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from zchunk.cli import files, members, render
-from zchunk.cli.render import JobView, PeerShare, PlanView, ProgressLine, visible, waiting_text
+from zchunk.cli.progress import MAX_ROWS, JobView, ProgressLine
+from zchunk.cli.render import PeerShare, PlanView, visible, waiting_text
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.node.jobs import JobStatus
 from zchunk.node.located import MAX_LISTED, Location
@@ -499,3 +500,59 @@ def test_peers_in_json() -> None:
         "chunks": 7,
         "last_seen": "2023-11-14T22:13:20.123Z",
     }
+
+
+# -- a download's peers ---------------------------------------------------------------------------
+
+
+def watched() -> JobView:
+    job = JobView(1000, 10)
+    rows = [(A, "PC-A", 6), (B, "PC-B", 4), (C, "x" * 100, 0)]
+    both = {"status": "up", "chunks": 9}
+    peers = [{"peer_id": p, "name": name, "chunks_wanted": n, **both} for p, name, n in rows]
+    job.take({"event": "plan", "chunks_count": 10, "chunks_kept": 0, "peers": peers})
+    return job
+
+
+def progressed(completed: int, **more: Any) -> dict[str, Any]:
+    return {"event": "progress", "chunks_completed": completed, "bytes": 0, "bytes_per_second": 0} | more
+
+
+def test_each_peer_has_its_chunks_and_their_state() -> None:
+    job = watched()
+    counts = {A: {"completed": 2, "in_progress": 1}, "unknown": {"completed": 1, "in_progress": 0}}
+    job.take(progressed(3, peers=counts))
+    assert [job.peers[p].chunks_text for p in (A, B)] == ["2 of 6 chunks", "0 of 4 chunks"]
+    assert [job.peers[p].state_text for p in (A, B)] == ["1 in progress", ""]
+    assert len(job.peers[C].name) <= 24
+    job.take(progressed(4, peers={A: {"completed": 3, "in_progress": 0}}))
+    assert job.peers[A].state_text == ""
+
+
+def test_a_peer_that_is_waited_for_says_why_until_it_is_back() -> None:
+    job = watched()
+    row = {"peer_id": B, "name": "PC-B", "chunks": 4, "last_seen": None, "reason": "unreachable"}
+    job.take({"event": "waiting", "chunks_missing": 4, "missing": [row]})
+    assert job.peers[B].state_text == "4 waiting: cannot be reached"
+    assert job.peers[A].state_text == ""
+    job.take({"event": "resumed", "peer_id": B, "name": "PC-B"})
+    assert job.peers[B].state_text == ""
+
+
+def test_rows_of_peers_under_the_bar(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """On a terminal; no more of them than fit one."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    many = [
+        {"peer_id": f"{n:032x}", "name": f"PC-{n:02}", "status": "down", "chunks": 1, "chunks_wanted": 1}
+        for n in range(30)
+    ]
+    job = JobView(1000, 30)
+    with ProgressLine(job, "get") as line:
+        job.take({"event": "plan", "chunks_count": 30, "chunks_kept": 0, "peers": many})
+        line.show(1.0)
+    drawn = capsys.readouterr().err
+    assert "PC-00" in drawn
+    assert "1 waiting: off" in drawn
+    assert f"PC-{MAX_ROWS - 1:02}" in drawn
+    assert f"PC-{MAX_ROWS:02}" not in drawn

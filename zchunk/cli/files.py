@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zchunk.cli import render
+from zchunk.cli import progress, render
 from zchunk.cli.common import (
     Invocation,
     as_chunk_size,
@@ -41,12 +41,12 @@ _STRATEGIES = ("round_robin", "contiguous", "balanced")
 def _run_job(
     invocation: Invocation,
     client: Client,
-    job: render.JobView,
+    job: progress.JobView,
     what: str,
     run: Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Runs a job that tells its events; returns its `done` event. Draws, or prints JSON."""
-    with render.ProgressLine(job, what) if not invocation.json else _Silent() as line:
+    with progress.ProgressLine(job, what) if not invocation.json else _Silent() as line:
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "interrupt":
@@ -66,17 +66,17 @@ def _run_job(
             return done
 
 
-class _Silent(render.ProgressLine):
+class _Silent(progress.ProgressLine):
     """For `--json`: nothing on stderr."""
 
     def __init__(self) -> None:
-        super().__init__(render.JobView(0, 0), "")
+        super().__init__(progress.JobView(0, 0), "")
 
     def __enter__(self) -> _Silent:
         return self
 
 
-def _tell(line: render.ProgressLine, event: dict[str, Any]) -> None:
+def _tell(line: progress.ProgressLine, event: dict[str, Any]) -> None:
     """What of an event is worth a line that stays."""
     kind = event["event"]
     if kind == "plan":
@@ -97,14 +97,15 @@ def _tell(line: render.ProgressLine, event: dict[str, Any]) -> None:
     elif kind == "continued":
         line.note("going on")
     elif kind == "corrupt":
-        line.note(
-            f"chunk {event['chunk_index']} from {event['peer_id'][:8]} is corrupt: taken from elsewhere"
+        then = (
+            "taken from another holder" if event["other_holders"] else "asked for again, nobody else has it"
         )
+        line.note(f"chunk {event['chunk_index']} from {event['name']} came corrupt: {then}")
 
 
 def _waiting_hint(event: dict[str, Any]) -> str:
     if event.get("auto_resume", True):
-        return "Ctrl-C stops; what is there is kept"
+        return "goes on by itself when it is back; Ctrl-C stops, what is there is kept"
     return f"auto-resume is off: `zchunk resume {event['job_id']}` goes on when it is back"
 
 
@@ -150,7 +151,7 @@ def put(
     with invocation.client({"chunking": given}) as client:
         planned = _plan(invocation, client, file, name, wait)
         _agree(invocation, client, planned, yes)
-        job = render.JobView(planned.size * planned.planned.replicas, _chunks_count(planned))
+        job = progress.JobView(planned.size * planned.planned.replicas, _chunks_count(planned))
         done = _run_job(invocation, client, job, "put", planned.run)
     if invocation.json:
         emit_json(done)
@@ -354,7 +355,7 @@ def run_get(
     run: Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]],
 ) -> None:
     """Runs a download, drawn or told as JSON, and says how it ended."""
-    job = render.JobView(0, 0, begun=False)
+    job = progress.JobView(0, 0, begun=False)
 
     def sized(on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         def tell(event: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ def moves(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
-def _console(stream: TextIO) -> Console:
+def console_of(stream: TextIO) -> Console:
     from rich.console import Console
 
     # Into a pipe a line is a line, however long.
@@ -122,7 +122,7 @@ def print_table(
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=index > 0)
     for row in rows:
         table.add_row(*[Text(visible(cell)) for cell in row])
-    console = _console(stream)
+    console = console_of(stream)
     with console.capture() as drawn:
         # A table folds its cells to the terminal's width; only text runs on.
         console.print(table, soft_wrap=False)
@@ -362,8 +362,8 @@ def waiting_text(event: dict[str, Any]) -> str:
     if not rows:
         return str(event.get("message") or f"{wait} for a peer")
     if len(rows) == 1:
-        return f"{wait} for {rows[0]['name']}, {_why_missing(rows[0])}"
-    each = [f"{r['name']} ({r['chunks']:,}, {_why_missing(r)})" for r in rows[:5]]
+        return f"{wait} for {rows[0]['name']}, {why_missing(rows[0])}"
+    each = [f"{r['name']} ({r['chunks']:,}, {why_missing(r)})" for r in rows[:5]]
     more = f" and {count_text(len(rows) - 5, 'more peer')}" if len(rows) > 5 else ""
     # Copies of one chunk lie on several of them: any one will do.
     between = " or " if sum(row["chunks"] for row in rows) > chunks else ", "
@@ -380,163 +380,15 @@ def event_line(event: dict[str, Any]) -> str:
     return visible(f"{local_time(event['time'], seconds=True)} #{event['seq']} {' '.join(words)}")
 
 
-def _why_missing(row: dict[str, Any]) -> str:
+def why_missing_short(row: dict[str, Any]) -> str:
+    """The same in a few words, for a column."""
+    known = {"unreachable": "cannot be reached", "offline-store": "its disk is off"}
+    return known.get(row.get("reason", ""), f"off since {local_time(row['last_seen'])}")
+
+
+def why_missing(row: dict[str, Any]) -> str:
     if row.get("reason") == "unreachable":
         return "which is up, but cannot be reached from here"
     if row.get("reason") == "offline-store":
         return "which is up, but without the disk that has them"
     return f"last seen {local_time(row['last_seen'])}"
-
-
-# -- progress -------------------------------------------------------------------------
-
-
-@dataclass
-class JobView:
-    """What a job's events have said so far; pure."""
-
-    #: bytes of payload that the whole job moves
-    total_bytes: int
-    chunks_count: int
-    chunks_completed: int = 0
-    kept: int = 0
-    bytes_moved: int = 0
-    bytes_per_second: float = 0.0
-    waiting: str | None = None
-    paused: bool = False
-    #: False until the job's plan is known
-    begun: bool = True
-    done: bool = False
-
-    def take(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "plan":
-            self.begun = True
-            self.kept = self.chunks_completed = event.get("chunks_kept", 0)
-            self.chunks_count = event["chunks_count"]
-        elif kind == "progress":
-            if event["chunks_completed"] > self.chunks_completed:
-                self.waiting = None
-            self.chunks_completed = event["chunks_completed"]
-            self.bytes_moved = event["bytes"]
-            self.bytes_per_second = event["bytes_per_second"]
-        elif kind == "waiting":
-            self.waiting = waiting_text(event)
-            # Newer than the last progress: only what comes after it ends the waiting.
-            self.chunks_completed = self.chunks_count - event["chunks_missing"]
-        elif kind == "resumed":
-            self.waiting = None
-        elif kind in ("paused", "continued"):
-            self.paused = kind == "paused"
-            self.waiting = None
-
-    @property
-    def fraction(self) -> float:
-        """From 0 to 1; whole only when every chunk is."""
-        if not self.begun:
-            return 0.0
-        if self.chunks_completed >= self.chunks_count:
-            return 1.0
-        by_chunks = self.chunks_completed / self.chunks_count
-        kept = self.kept / self.chunks_count
-        by_bytes = kept + self.bytes_moved / max(1, self.total_bytes)
-        return min(0.99, max(by_chunks, by_bytes))
-
-    @property
-    def state_text(self) -> str:
-        """Time left, or that it waits, or what is still done."""
-        if not self.begun:
-            return "starting"
-        if self.done:
-            return "done"
-        if self.paused:
-            return "paused"
-        if self.waiting is not None:
-            return "waiting"
-        if self.chunks_completed >= self.chunks_count:
-            return "finishing"
-        if self.bytes_per_second <= 0:
-            return ""
-        return f"{duration_text((1 - self.fraction) * self.total_bytes / self.bytes_per_second)} left"
-
-    @property
-    def speed_text(self) -> str:
-        if self.waiting is not None or self.paused or not self.begun:
-            return ""
-        return f"{size_text(self.bytes_per_second)}/s"
-
-    @property
-    def chunks_text(self) -> str:
-        if not self.begun:
-            return ""
-        return f"{self.chunks_completed:,} of {count_text(self.chunks_count, 'chunk')}"
-
-    def line(self) -> str:
-        parts = (self.chunks_text, self.speed_text, self.state_text)
-        return f"{self.fraction:4.0%}  {', '.join(part for part in parts if part)}"
-
-
-class ProgressLine:
-    """A job's progress on stderr: a bar that moves on a terminal, else a line now and then.
-
-    Use as a context manager; `show` after each event, `note` for what is worth a line.
-    """
-
-    _EVERY_S = 5.0
-
-    def __init__(self, job: JobView, what: str) -> None:
-        """`what`: the verb in front of it, "get" or "put"."""
-        self._job = job
-        self._what = what
-        self._bar: Any = None
-        self._task: Any = None
-        self._line_at = 0.0
-        self._last_note = ""
-
-    def __enter__(self) -> ProgressLine:
-        if moves(sys.stderr):
-            self._start_bar()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, refresh=True, **self._columns())
-            self._bar.stop()
-
-    def note(self, text: str) -> None:
-        """A line that stays; the same one twice is said once."""
-        if text == self._last_note:
-            return
-        self._last_note = text
-        if self._bar is not None:
-            self._bar.console.print(visible(text), soft_wrap=False)
-        else:
-            click.echo(visible(text), err=True)
-
-    def show(self, now: float) -> None:
-        """`now`: monotonic seconds."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._job.fraction, refresh=True, **self._columns())
-        elif now >= self._line_at and self._job.waiting is None and not self._job.paused:
-            self._line_at = now + self._EVERY_S
-            click.echo(f"{self._what} {self._job.line()}", err=True)
-
-    def _columns(self) -> dict[str, str]:
-        job = self._job
-        return {"chunks": job.chunks_text, "speed": job.speed_text, "state": job.state_text}
-
-    def _start_bar(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = ("{task.fields[chunks]}", "{task.fields[speed]}", "{task.fields[state]}")
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%", markup=False),
-            *[TextColumn(column, markup=False) for column in columns],
-            console=_console(sys.stderr),
-            auto_refresh=False,
-            expand=True,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(self._what, total=1.0, **self._columns())

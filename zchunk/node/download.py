@@ -215,6 +215,8 @@ class _Peer:
     incarnation: int = 0
     #: chunks in flight from it
     begun: int = 0
+    #: chunks that came from it and are held
+    completed: int = 0
     corrupt: int = 0
     #: seconds that its latest whole chunks took
     took: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -303,6 +305,14 @@ class DownloadJob:
     def came_back(self) -> frozenset[str]:
         """Peers that are up and, without auto-resume, are asked only after `resume`."""
         return frozenset(self._back)
+
+    def by_peer(self) -> dict[str, dict[str, int]]:
+        """Holders -> how many chunks came from each in this run, and how many are coming."""
+        return {
+            peer_id: {"completed": peer.completed, "in_progress": peer.begun}
+            for peer_id, peer in sorted(self._peers.items())
+            if peer.completed or peer.begun
+        }
 
     def missing(self) -> dict[str, int]:
         """Peers that are down, or cannot be reached -> how many wanted chunks only such peers
@@ -449,6 +459,7 @@ class DownloadJob:
         if chunk.state is not ChunkState.WRITING:
             return []
         chunk.source = chunk.fetches.pop().peer_id
+        self._peers[chunk.source].completed += 1
         chunk.state = ChunkState.HELD
         self._in_work.discard(chunk_index)
         self._held += 1
@@ -466,8 +477,11 @@ class DownloadJob:
         if self.state in (JobState.FAILED, JobState.CANCELLED):
             return []
         for index in chunk_indexes:
-            if self._chunks[index].state is ChunkState.HELD:
-                self._chunks[index].state, self._chunks[index].source = ChunkState.WANTED, ""
+            chunk = self._chunks[index]
+            if chunk.state is ChunkState.HELD:
+                if chunk.source:
+                    self._peers[chunk.source].completed -= 1
+                chunk.state, chunk.source = ChunkState.WANTED, ""
                 self._held -= 1
         self._queue_all()
         actions = self._enter(JobState.RUNNING, now)
@@ -552,12 +566,8 @@ class DownloadJob:
             return self._enter(JobState.RUNNING, now)
         hopeless = self._hopeless()
         if hopeless and len(hopeless) == self.chunks_count - self._held:
-            names = ", ".join(sorted({p[:8] for i in hopeless for p in self._chunks[i].strikes}))
-            error = IntegrityError(
-                f"{len(hopeless)} chunks were corrupt or missing at every holder ({names}); "
-                "restore the file from its source with `zchunk put`"
-            )
-            return self.fail(error, now)
+            peers = sorted({p for i in hopeless for p in self._chunks[i].strikes})
+            return self.fail(corrupt_everywhere(len(hopeless), peers, [p[:8] for p in peers]), now)
         return self._enter(JobState.WAITING, now)
 
     def _hopeless(self) -> list[int]:
@@ -773,6 +783,17 @@ class DownloadJob:
             self.waiting_since = None
             self._relocate_at = None
         return [StateChanged(state)]
+
+
+def corrupt_everywhere(chunks: int, peer_ids: Sequence[str], names: Sequence[str]) -> IntegrityError:
+    """No holder has these chunks whole; `names` are the holders', for people."""
+    what = "1 chunk was" if chunks == 1 else f"{chunks:,} chunks were"
+    return IntegrityError(
+        f"{what} corrupt or missing at every holder ({', '.join(names)}); "
+        "restore the file from its source with `zchunk put`",
+        chunks=chunks,
+        peers=list(peer_ids),
+    )
 
 
 def p95(seconds: Collection[float]) -> float:

@@ -8,6 +8,7 @@ output") through `tell`.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ from zchunk.node.download import (
     StateChanged,
     VerifyChunk,
     WriteChunk,
+    corrupt_everywhere,
 )
 from zchunk.node.driver import JobDriver, Tell
 from zchunk.node.filedigest import RunningDigest
@@ -193,7 +195,9 @@ class Download(JobDriver[Action]):
         super().on_time(now)
         if self.ended or self._job is None:
             return
-        self._progress.on_time(now, self._job.chunks_completed, self._job.bytes_received)
+        self._progress.on_time(
+            now, self._job.chunks_completed, self._job.bytes_received, peers=self._job.by_peer()
+        )
         if self._save_at <= now and not self._finishing:
             self._save_at = now + _SAVE_EVERY_S
             self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
@@ -235,12 +239,12 @@ class Download(JobDriver[Action]):
             self._digest.go_on()
 
     def _plan_event(self, held: set[int]) -> dict[str, Any]:
-        per_peer: dict[str, int] = {}
-        for chunk in self.where.holders:
-            for peer_id, _ in chunk:
-                per_peer[peer_id] = per_peer.get(peer_id, 0) + 1
+        rows = [[peer_id for peer_id, _ in chunk] for chunk in self.where.holders]
+        holding = Counter(peer_id for row in rows for peer_id in row)
+        wanted = Counter(peer_id for index, row in enumerate(rows) if index not in held for peer_id in row)
         peers = [
-            {"peer_id": r.peer_id, "name": r.name, "status": r.status, "chunks": per_peer.get(r.peer_id, 0)}
+            {"peer_id": r.peer_id, "name": r.name, "status": r.status}
+            | {"chunks": holding[r.peer_id], "chunks_wanted": wanted[r.peer_id]}
             for r in self.where.peers.values()
         ]
         event = {
@@ -332,7 +336,14 @@ class Download(JobDriver[Action]):
         elif isinstance(action, AllHeld):
             self._all_held()
         elif isinstance(action, Failed):
-            self._end(action.error)
+            self._end(self._with_names(action.error))
+
+    def _with_names(self, error: ZchunkError) -> ZchunkError:
+        """The job knows ids only; people know names."""
+        peers = error.details.get("peers")
+        if not isinstance(error, IntegrityError) or not peers:
+            return error
+        return corrupt_everywhere(error.details["chunks"], peers, [self._name(peer) for peer in peers])
 
     def _request(self, ask: RequestBlock) -> None:
         self.bulk.links.get_block(
@@ -396,10 +407,19 @@ class Download(JobDriver[Action]):
 
     def _report(self, action: ReportCorrupt) -> None:
         sha256 = self.manifest.chunks[action.chunk].sha256
-        log.warning("peer %s sent a corrupt chunk %d", self._name(action.peer_id), action.chunk)
+        log.info("peer %s sent a corrupt chunk %d", self._name(action.peer_id), action.chunk)
         message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
         self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, _reported)
-        self.tell({"event": "corrupt", "peer_id": action.peer_id, "chunk_index": action.chunk})
+        others = [peer_id for peer_id, _ in self.where.holders[action.chunk] if peer_id != action.peer_id]
+        self.tell(
+            {
+                "event": "corrupt",
+                "peer_id": action.peer_id,
+                "name": self._name(action.peer_id),
+                "chunk_index": action.chunk,
+                "other_holders": len(others),
+            }
+        )
 
     def _relocated(self, reply: Message | None, error: ZchunkError | None) -> None:
         if self._job is None or self.ended or not isinstance(reply, Located):
@@ -553,7 +573,9 @@ class Download(JobDriver[Action]):
             self.fail(error)
             return
         self._job.complete(self.now())
-        self._progress.last(self._job.chunks_completed, self._job.bytes_received, self.now())
+        self._progress.last(
+            self._job.chunks_completed, self._job.bytes_received, self.now(), peers=self._job.by_peer()
+        )
         self._close()
         self.tell(self._done_event())
 

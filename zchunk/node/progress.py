@@ -23,12 +23,12 @@ class Progress:
     def deadline(self) -> float:
         return self._next
 
-    def on_time(self, now: float, chunks_completed: int, bytes_moved: int) -> None:
-        """Tells, if it is time. `bytes_moved`: payload of this run."""
+    def on_time(self, now: float, chunks_completed: int, bytes_moved: int, **more: Any) -> None:
+        """Tells, if it is time. `bytes_moved`: payload of this run; `more` goes with it."""
         if now >= self._next:
-            self.last(chunks_completed, bytes_moved, now)
+            self.last(chunks_completed, bytes_moved, now, **more)
 
-    def last(self, chunks_completed: int, bytes_moved: int, now: float) -> None:
+    def last(self, chunks_completed: int, bytes_moved: int, now: float, **more: Any) -> None:
         """Tells now, so that the final state is shown however fast the job was."""
         self._next = now + _EVERY_S
         self._tell(
@@ -39,6 +39,7 @@ class Progress:
                 "bytes": bytes_moved,
                 "size": self._size,
                 "bytes_per_second": round(self._speed(now, bytes_moved)),
+                **more,
             }
         )
 
