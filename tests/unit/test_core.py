@@ -312,8 +312,11 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Whole: (Whole(hashes=b""), {"node"}),
     ReportCorrupt: (ReportCorrupt(peer_id="a" * 32, sha256=bytes(32)), WRITERS),
 }
-#: between nodes and clients; the tracker does not answer them
-NOT_THE_TRACKERS = {"get_block", "acknowledge", "offer", "put_block", "put_manifest", "conclude"}
+#: between nodes, clients and commands; the tracker does not answer them
+NOT_THE_TRACKERS = {
+    *("get_block", "acknowledge", "offer", "put_block", "put_manifest", "conclude"),
+    "steer_job",
+}
 
 
 def test_the_table_names_every_request() -> None:
