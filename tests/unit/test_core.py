@@ -21,14 +21,17 @@ from zchunk.node.located import location
 from zchunk.protocol import columns
 from zchunk.protocol.messages import (
     BY_TYPE,
+    MAX_FIND,
     Abandon,
     Beat,
+    ChunksFound,
     Commit,
     Committed,
     Doubts,
     ErrorReply,
     Event,
     Files,
+    FindChunks,
     GetDoubts,
     GetEvents,
     GetRemovals,
@@ -299,6 +302,7 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     GetSnapshot: (GetSnapshot(), READERS),
     GetEvents: (GetEvents(epoch="e", since=0), READERS),
     Plan: (plan(), WRITERS),
+    FindChunks: (FindChunks(hashes=b""), WRITERS),
     Stored: (Stored(upload_id=UPLOAD, hashes=b""), {"node"}),
     Commit: (commit(), WRITERS),
     Abandon: (Abandon(upload_id=UPLOAD), WRITERS),
@@ -795,6 +799,28 @@ def test_a_plan_for_single_chunks_adds_to_the_copies_that_stay(cluster: Cluster)
 def test_a_strange_plan_is_refused(cluster: Cluster, strange: dict[str, Any]) -> None:
     cluster.up("A", "B")
     assert cluster.refused("client", plan(**strange)) in {"malformed", "too_few_peers", "no_space", "usage"}
+
+
+def test_holders_that_are_up_are_found_chunk_by_chunk(cluster: Cluster) -> None:
+    """U7: of any file, or of none."""
+    cluster.up("A", "B", "C")
+    stored(cluster, "A", [1])
+    stored(cluster, "B", [1, 2], OTHER_UPLOAD)
+    stored(cluster, "C", [2, 3])
+    cluster.ask("C", Goodbye(incarnation=1))
+    reply = cluster.ask("client", FindChunks(hashes=joined([3, 1, 2])))
+    assert isinstance(reply, ChunksFound)
+    assert list(columns.unpack(2, reply.holder_counts)) == [0, 2, 1]
+    names = [reply.peers[at].name for at in columns.unpack(2, reply.holder_peers)]
+    assert (sorted(names[:2]), names[2]) == (["A", "B"], "B")
+    assert {peer.status for peer in reply.peers} == {"up"}
+
+
+@pytest.mark.parametrize("hashes", [bytes(31), bytes(32 * (MAX_FIND + 1))], ids=["odd", "too many"])
+def test_strange_questions_for_chunks_are_refused(cluster: Cluster, hashes: bytes) -> None:
+    request_id = cluster.send("client", FindChunks(hashes=hashes))
+    assert not cluster.works, "refused before the database is asked"
+    assert cluster.answer("client", request_id).code == "malformed"  # type: ignore[union-attr]
 
 
 def test_promises_end_by_themselves() -> None:

@@ -556,6 +556,42 @@ def test_an_unavailable_copy_counts_no_more_until_it_was_checked_or_stored_anew(
     assert store.inventory_summary(A) == (1, digest(1))
 
 
+# -- who holds a chunk (U7) ---------------------------------------------------------------
+
+
+def found(
+    store: TrackerStore, numbers: Sequence[int], live: Sequence[str], limit: int = 9
+) -> list[list[str]]:
+    rows = store.find_chunks(digests(numbers), live, limit)
+    peers = iter(columns.unpack(2, rows.holder_peers))
+    read = [[rows.peer_ids[next(peers)] for _ in range(n)] for n in columns.unpack(2, rows.holder_counts)]
+    assert next(peers, None) is None
+    assert {peer_id for chunk in read for peer_id in chunk} == set(rows.peer_ids)
+    return read
+
+
+def test_chunks_are_found_whether_a_file_names_them_or_not_earliest_holder_first(store: TrackerStore) -> None:
+    store.add_holdings(C, digests([1]), 10)
+    store.add_holdings(B, digests([1, 2]), 20)
+    store.add_holdings(A, digests([1]), 20)
+    assert found(store, [2, 1, 7, 1], [A, B, C]) == [[B], [C, A, B], [], [C, A, B]]
+    assert found(store, [1], [A, B, C], limit=2) == [[C, A]]
+    assert found(store, [], [A]) == []
+
+
+def test_copies_that_cannot_be_read_now_are_not_found(store: TrackerStore) -> None:
+    store.add_holdings(A, digests([1, 2]), 10)
+    store.add_holdings(B, digests([1]), 20)
+    store.mark_unavailable(A, digest(2))
+    assert found(store, [1, 2], [B, C, D]) == [[B], []]
+
+
+def test_more_chunks_than_a_statement_takes_are_found_in_their_order(store: TrackerStore) -> None:
+    numbers = list(range(2000))
+    store.add_holdings(A, digests(numbers[::2]), 10)
+    assert found(store, numbers, [A]) == [[] if number % 2 else [A] for number in numbers]
+
+
 # -- commit -----------------------------------------------------------------------------
 
 

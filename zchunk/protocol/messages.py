@@ -52,6 +52,10 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MAX_ADDRESS = 300
 #: chunks that a node is asked to check at once
 MAX_DOUBTS = 1_000
+#: digests that one `find_chunks` may ask about
+MAX_FIND = 4096
+#: holders of one chunk that its answer names at most
+MAX_FOUND_HOLDERS = 32
 Address = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)]
 Addresses = Annotated[tuple[Address, ...], MaxLen(16)]
 JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
@@ -394,6 +398,28 @@ class Abandon(Request):
     TYPE: ClassVar[str] = "abandon"
     REPLY: ClassVar[type[Message]] = Ok
     upload_id: UploadId
+
+
+@message
+class ChunksFound(Message):
+    """Who holds the chunks that were asked about, of the peers that are up. Chunk i has
+    `holder_counts[i]` (u16) entries, in order of storing, in `holder_peers` (u16 indexes
+    into `peers`)."""
+
+    TYPE: ClassVar[str] = "chunks_found"
+    peers: Peers
+    holder_counts: Payload
+    holder_peers: Payload
+
+
+@message
+class FindChunks(Request):
+    """Who holds these chunks already (SPEC U7)? `hashes` are 32-byte SHA-256 digests, up to
+    MAX_FIND of them. A hint: a node named may have dropped its copy since."""
+
+    TYPE: ClassVar[str] = "find_chunks"
+    REPLY: ClassVar[type[Message]] = ChunksFound
+    hashes: Payload
 
 
 # -- files: client -> tracker -----------------------------------------------------------

@@ -32,8 +32,11 @@ from zchunk.protocol.columns import split_hashes
 from zchunk.protocol.messages import (
     MAX_ADDRESS,
     MAX_DOUBTS,
+    MAX_FIND,
+    MAX_FOUND_HOLDERS,
     Abandon,
     Beat,
+    ChunksFound,
     Commit,
     Committed,
     Doubts,
@@ -42,6 +45,7 @@ from zchunk.protocol.messages import (
     EventRecord,
     FileRecord,
     Files,
+    FindChunks,
     GetDoubts,
     GetEvents,
     GetRemovals,
@@ -80,7 +84,7 @@ from zchunk.tracker.membership import Member, Membership
 from zchunk.tracker.planning import Reservations, make_plan
 from zchunk.tracker.records import file_fields, health_fields, restored, save
 from zchunk.tracker.reports import ENOUGH, CorruptReports
-from zchunk.tracker.store import InventoryChange, LocatedRows, StoredPeer, TrackerStore
+from zchunk.tracker.store import FoundRows, InventoryChange, LocatedRows, StoredPeer, TrackerStore
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +171,7 @@ class TrackerCore:
             GetSnapshot: (_READING, self._snapshot),
             GetEvents: (_READING, self._get_events),
             Plan: (_WRITING, self._plan),
+            FindChunks: (_WRITING, self._find_chunks),
             Stored: (_STORING, self._stored),
             Commit: (_WRITING, self._commit),
             Abandon: (_WRITING, self._abandon),
@@ -472,6 +477,25 @@ class TrackerCore:
             return ask.reply(planned)
 
         return [Work(run, then)]
+
+    def _find_chunks(self, ask: Ask, now: Now) -> list[Action]:
+        hashes = split_hashes(ask.message.hashes)
+        if len(hashes) > MAX_FIND:
+            raise MalformedMessage(f"{len(hashes)} chunks asked about at once, more than {MAX_FIND}")
+        live = self._liveness.up()
+
+        def then(rows: FoundRows, error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            return ask.reply(
+                ChunksFound(
+                    peers=tuple(self._records[peer_id] for peer_id in rows.peer_ids),
+                    holder_counts=rows.holder_counts,
+                    holder_peers=rows.holder_peers,
+                )
+            )
+
+        return [Work(lambda store: store.find_chunks(hashes, live, MAX_FOUND_HOLDERS), then)]
 
     def _stored(self, ask: Ask, now: Now) -> list[Action]:
         stored: Stored = ask.message

@@ -39,6 +39,14 @@ class LocatedRows:
     holder_times: bytes
 
 
+class FoundRows(NamedTuple):
+    """What `messages.ChunksFound` needs: its columns, and the peers they name."""
+
+    peer_ids: tuple[str, ...]
+    holder_counts: bytes
+    holder_peers: bytes
+
+
 class HealthCounts(NamedTuple):
     """`below_replicas` counts the unreadable chunks too."""
 
@@ -153,6 +161,27 @@ class Listing:
             columns.pack(2, counts),
             columns.pack(2, [place[rank] for rank in peers]),
             columns.pack(8, times),
+        )
+
+    def find_chunks(self, hashes: Sequence[bytes], live: Collection[str], limit: int) -> FoundRows:
+        """See `TrackerStore.find_chunks`."""
+        holding, up = self._m.Holding, self._peers.live_ids(live)
+        query = holding.select(holding.chunk_hash, holding.stored_at_ms, holding.peer)
+        rows = self._database.rows_among(
+            query.where(holding.is_available), holding.chunk_hash, sorted(set(hashes))
+        )
+        found: dict[bytes, list[tuple[int, str]]] = {}
+        for chunk_hash, stored_at, peer in rows:
+            if peer in up:
+                found.setdefault(bytes(chunk_hash), []).append((stored_at, up[peer]))
+        first = {chunk_hash: sorted(copies)[:limit] for chunk_hash, copies in found.items()}
+        peer_ids = tuple(sorted({peer_id for copies in first.values() for _, peer_id in copies}))
+        place = {peer_id: at for at, peer_id in enumerate(peer_ids)}
+        listed = [first.get(chunk_hash, []) for chunk_hash in hashes]
+        return FoundRows(
+            peer_ids,
+            columns.pack(2, map(len, listed)),
+            columns.pack(2, (place[peer_id] for copies in listed for _, peer_id in copies)),
         )
 
     def health_counts(self, file_id: str, live: Collection[str]) -> HealthCounts:

@@ -33,10 +33,18 @@ from zchunk.tracker.database import Database
 from zchunk.tracker.health import Counted, Slice
 from zchunk.tracker.holders import Demand
 from zchunk.tracker.holdings import Holdings
-from zchunk.tracker.listing import HealthCounts, Listing, LocatedRows
+from zchunk.tracker.listing import FoundRows, HealthCounts, Listing, LocatedRows
 from zchunk.tracker.storedpeers import StoredPeer, StoredPeers
 
-__all__ = ["HealthCounts", "InventoryChange", "LocatedRows", "Removals", "StoredPeer", "TrackerStore"]
+__all__ = [
+    "FoundRows",
+    "HealthCounts",
+    "InventoryChange",
+    "LocatedRows",
+    "Removals",
+    "StoredPeer",
+    "TrackerStore",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +223,12 @@ class TrackerStore:
         free = [chunk_hash for chunk_hash in asked if chunk_hash not in needed]
         self._holdings.drop(key, free)
         return free
+
+    @_reading
+    def find_chunks(self, hashes: Sequence[bytes], live: Collection[str], limit: int) -> FoundRows:
+        """For each of `hashes`, in their order, the peers of `live` with an available copy,
+        whichever files name it: the `limit` earliest, then lowest ids, first."""
+        return self._listing.find_chunks(hashes, live, limit)
 
     # -- files --------------------------------------------------------------------------
 
