@@ -13,14 +13,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from zchunk.errors import Busy, NoSpace, PeerUnreachable, StorageFailure, TooFewPeers, ZchunkError
 from zchunk.node.flow import WINDOW_BLOCKS
 from zchunk.node.upload import (
+    FIND_PAUSE_S,
     Action,
     AllStored,
     Failed,
+    FindHolders,
     Limits,
     OfferChunk,
     ReadChunk,
     ReleaseChunk,
     Replan,
+    Resumed,
     SendBlock,
     StateChanged,
     UploadJob,
@@ -33,21 +36,41 @@ STALL, SLOW = 10.0, 0.1
 LIMITS = Limits(budget=4 * CHUNK, block_min=BLOCK, block_max=CHUNK, stall_s=STALL)
 
 
+class Fresh(UploadJob):
+    """Of a file whose chunks nobody holds: the tracker says so at once."""
+
+    def _go_on(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for action in super()._go_on(now):
+            if isinstance(action, FindHolders):
+                actions += self.found(action.chunks, [()] * len(action.chunks), now)
+            else:
+                actions.append(action)
+        return actions
+
+
 def make(
     assignment: Sequence[Collection[str]],
     up: Iterable[str] = (A, B, C),
     *,
     replicas: int = 1,
+    min_peers: int = 1,
     size: int = CHUNK,
+    kind: type[UploadJob] = Fresh,
+    undivided: bool = False,
+    own_peer: str | None = None,
     **limits: Any,
 ) -> UploadJob:
     values = {name: getattr(LIMITS, name) for name in Limits.__slots__}
-    return UploadJob(
+    return kind(
         sizes=[size] * len(assignment),
         assignment=assignment,
         replicas=replicas,
+        min_peers=min_peers,
         up=dict.fromkeys(up, 1),
         limits=Limits(**{**values, **limits}),
+        undivided=undivided,
+        own_peer=own_peer,
     )
 
 
@@ -365,7 +388,12 @@ def test_with_too_few_peers_the_job_waits_for_one() -> None:
     job.peer_down(A, 1.0)
     assert job.not_replanned([0], TooFewPeers("one"), 2.0) == [StateChanged(UploadState.WAITING)]
     assert job.on_time(1000.0) == []
-    assert job.peer_up(B, 1, 2000.0) == [Replan((0,), ((),), ()), StateChanged(UploadState.RUNNING)]
+    assert job.missing() == {A: 1}
+    assert job.peer_up(B, 1, 2000.0) == [
+        Resumed(B),
+        Replan((0,), ((),), ()),
+        StateChanged(UploadState.RUNNING),
+    ]
     assert job.replanned([0], [[B]], 2000.0) == [OfferChunk(B, 0, 2)]
 
 
@@ -408,14 +436,215 @@ def test_the_loss_of_a_peer_that_holds_nothing_is_no_news() -> None:
     assert of(Replan, actions) == []
 
 
+def stored(assignment: Sequence[Collection[str]] = ([A], [B]), **options: Any) -> UploadJob:
+    """A job after `AllStored`: its peers had everything."""
+    job = make(assignment, **options)
+    actions = job.start(0.0)
+    while job.state is not UploadState.STORED:
+        for read in of(ReadChunk, actions):
+            actions += offered(job, read.chunk)
+        offers, actions = of(OfferChunk, actions), []
+        for offer in offers:
+            actions += job.offered(offer.peer_id, offer.chunk, offer.attempt, True, 0.0)
+    return job
+
+
+@pytest.mark.parametrize(("chunks", "again"), [([1], [1]), (None, [0, 1])])
+def test_copies_that_the_tracker_does_not_know_are_offered_again(
+    chunks: list[int] | None, again: list[int]
+) -> None:
+    job = stored()
+    reopened = job.doubted(chunks, 1.0)
+    assert reopened == [StateChanged(UploadState.RUNNING), *map(ReadChunk, again)]
+    assert job.chunks_completed == 2 - len(again)
+    [offer] = of(OfferChunk, job.read(1, 2.0))
+    assert (offer.peer_id, offer.chunk) == (B, 1)
+    assert len(of(SendBlock, job.offered(B, 1, offer.attempt, False, 2.0))) == CHUNK // BLOCK
+    assert job.doubted(None, 3.0) == [], "it is being mended already"
+
+
+def test_a_holder_that_cannot_keep_the_file_is_replaced() -> None:
+    job = stored(([A, B], [A, B]), replicas=2)
+    assert job.given_up(B, 1.0) == [
+        StateChanged(UploadState.RUNNING),
+        Replan((0, 1), ((A,), (A,)), (B,)),
+    ]
+    assert job.all_holders() == [A]
+    assert of(ReadChunk, job.replanned([0, 1], [[C], [C]], 2.0)) == [ReadChunk(0), ReadChunk(1)]
+    assert [offer.peer_id for offer in of(OfferChunk, job.read(0, 2.0))] == [C]
+
+
+# -- who has it already (U7) -----------------------------------------------------------------------
+
+
+def looked_for(job: UploadJob, *chunks: int) -> list[Action]:
+    """These are read and digested; what the job then does."""
+    actions: list[Action] = []
+    for chunk in chunks:
+        actions += offered(job, chunk)
+    return actions
+
+
+def test_who_holds_a_chunk_is_asked_before_it_is_offered() -> None:
+    job = make([[A], [B]], kind=UploadJob)
+    job.start(0.0)
+    assert offered(job, 0) == [FindHolders((0,))]
+    assert job.found([0], [[]], 0.0) == [OfferChunk(A, 0, 1)]
+
+
+def test_what_was_hashed_meanwhile_is_asked_together() -> None:
+    job = make([[A], [B], [C], [A]], kind=UploadJob)
+    job.start(0.0)
+    assert looked_for(job, 0, 2, 1) == [FindHolders((0,))], "one question at a time"
+    assert job.found([0], [[]], 0.0) == [FindHolders((1, 2)), OfferChunk(A, 0, 1)]
+
+
+def test_a_live_holder_is_a_chunks_place_and_nothing_is_sent() -> None:
+    job = make([[A], [B]], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    assert job.found([0], [[C]], 0.0) == [OfferChunk(C, 0, 1)]
+    job.offered(C, 0, 1, True, 0.0)
+    assert (job.holders(0), job.bytes_sent) == ([C], 0)
+    assert job.copies() == [[C], [B]]
+
+
+def test_a_holder_that_has_it_no_more_is_sent_it() -> None:
+    job = make([[A], [B]], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    job.found([0], [[C]], 0.0)
+    assert job.offered(C, 0, 1, False, 0.0) == sends(C, 0, 1)
+
+
+def test_a_holder_that_cannot_take_it_after_all_is_replaced_by_a_plan() -> None:
+    job = make([[A], [B]], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    job.found([0], [[C]], 0.0)
+    assert job.refused(C, 0, 1, NoSpace("full"), 0.0) == [Replan((0,), ((),), (C,))]
+    assert job.replanned([0], [[A]], 0.0) == [OfferChunk(A, 0, 2)]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_planned_peer_that_has_it_stays_its_place(replicas: int) -> None:
+    plan = [A, B][:replicas]
+    job = make([plan, plan], replicas=replicas, kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    actions = job.found([0], [[A, B, C]], 0.0)
+    assert actions == [OfferChunk(peer_id, 0, at + 1) for at, peer_id in enumerate(plan)]
+
+
+def test_each_copy_goes_to_a_holder_of_its_own() -> None:
+    job = make([[A, B], [A, B]], replicas=2, up=[A, B, C, D], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    assert {o.peer_id for o in job.found([0], [[C, D]], 0.0)} == {C, D}  # type: ignore[union-attr]
+    looked_for(job, 1)
+    assert {o.peer_id for o in of(OfferChunk, job.found([1], [[D]], 0.0))} == {B, D}
+
+
+def test_the_file_still_comes_to_lie_on_enough_peers() -> None:
+    """All of it is on C; on C alone it may not be."""
+    job = make([[A], [B], [A], [B]], min_peers=2, kind=UploadJob)
+    job.start(0.0)
+    assert of(FindHolders, looked_for(job, 0, 1, 2, 3)) == [FindHolders((0,))]
+    job.found([0], [[C]], 0.0)
+    job.found([1, 2, 3], [[C], [C], [C]], 0.0)
+    assert job.copies() == [[C], [C], [C], [B]]
+
+
+@pytest.mark.parametrize("why", ["down", "refused", "paused"])
+def test_a_holder_that_is_of_no_use_now_is_no_place(why: str) -> None:
+    job = make([[C], [A], [B]], up=[A, B, C], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    job.found([0], [[]], 0.0)
+    if why == "down":
+        job.peer_down(C, 0.0)
+    else:
+        job.refused(C, 0, 1, NoSpace("full") if why == "refused" else Busy("later"), 0.0)
+    offered(job, 1)
+    assert [o.peer_id for o in of(OfferChunk, job.found([1], [[C]], 0.0))] == [A]
+
+
+def test_without_an_answer_the_upload_goes_on_as_planned_and_asks_again_later() -> None:
+    job = make([[A], [B], [C], [A]], kind=UploadJob)
+    job.start(0.0)
+    looked_for(job, 0, 1)
+    assert job.not_found([0], 1.0) == [OfferChunk(A, 0, 1), OfferChunk(B, 1, 2)]
+    assert job.read(2, 1.0 + FIND_PAUSE_S - 0.1) == [OfferChunk(C, 2, 3)]
+    assert job.read(3, 1.0 + FIND_PAUSE_S) == [FindHolders((3,))]
+
+
+def test_an_answer_that_comes_while_a_new_plan_is_made_counts_with_the_plan() -> None:
+    """Not before: the tracker was told which places stay, and would be answered with a wrong plan."""
+    job = make([[A, B], [A, B]], replicas=2, up=[A, B, C, D], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    assert of(Replan, job.peer_down(B, 0.0)) == [Replan((0, 1), ((A,), (A,)), ())]
+    assert [o.peer_id for o in of(OfferChunk, job.found([0], [[D]], 0.0))] == [A]
+    assert [o.peer_id for o in of(OfferChunk, job.replanned([0, 1], [[C], [C]], 0.0))] == [D]
+    assert job.copies() == [[A, D], [A, C]]
+
+
+def test_a_chunk_that_is_read_again_is_looked_for_again() -> None:
+    job = make([[A], [B]], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    job.found([0], [[]], 0.0)
+    job.offered(A, 0, 1, True, 0.0)
+    job.peer_down(A, 1.0)
+    assert job.replanned([0], [[B]], 2.0) == [ReadChunk(0)]
+    assert job.read(0, 3.0) == [FindHolders((0,))]
+    assert job.found([0], [[C]], 3.0) == [OfferChunk(C, 0, 2)]
+
+
+def test_a_late_answer_about_a_chunk_that_is_done_changes_nothing() -> None:
+    job = make([[A], [B]], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    job.found([0], [[]], 0.0)
+    job.offered(A, 0, 1, False, 0.0)
+    take(job, sends(A, 0, 1)[:-1])
+    assert job.found([0], [[C]], 0.0) == []
+    assert job.copies() == [[A], [B]]
+
+
+def test_an_undivided_file_goes_whole_to_where_most_of_it_is() -> None:
+    """U1: it lies on one peer, whatever others have of it."""
+    job = make([[A]] * 4, undivided=True, kind=UploadJob)
+    job.start(0.0)
+    looked_for(job, 0, 1, 2, 3)
+    job.found([0], [[]], 0.0)
+    assert job.copies() == [[A]] * 4, "the first answer knew of nobody, and A was offered chunk 0"
+    job.found([1, 2, 3], [[B], [B], [B]], 0.0)
+    assert job.copies() == [[A]] * 4
+    other = make([[A]] * 4, undivided=True, kind=UploadJob)
+    other.start(0.0)
+    offered(other, 0)
+    assert of(OfferChunk, other.found([0], [[C, B]], 0.0)) == [OfferChunk(B, 0, 1)]
+    assert other.copies() == [[B]] * 4
+
+
+def test_an_undivided_file_is_not_taken_from_the_own_peer() -> None:
+    job = make([[A]] * 2, undivided=True, own_peer=A, kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    assert job.found([0], [[B]], 0.0) == [OfferChunk(A, 0, 1)]
+
+
 # -- any interleaving ------------------------------------------------------------------------------
 
 
 class World:
     """Does what the shell and the nodes do, and knows what it must never be told to do."""
 
-    def __init__(self, sizes: Sequence[int], replicas: int, job: UploadJob, up: dict[str, int]) -> None:
-        self.sizes, self.replicas, self.job, self.up = sizes, replicas, job, up
+    def __init__(
+        self, sizes: Sequence[int], replicas: int, min_peers: int, job: UploadJob, up: dict[str, int]
+    ) -> None:
+        self.sizes, self.replicas, self.min_peers, self.job, self.up = sizes, replicas, min_peers, job, up
         #: chunks in memory -> whether they are read
         self.memory: dict[int, bool] = {}
         self.digested = 0
@@ -431,6 +660,8 @@ class World:
         self.confirmed: set[tuple[str, int]] = set()
         self.cannot: set[str] = set()
         self.replans: list[tuple[Replan, list[list[str]] | TooFewPeers]] = []
+        #: chunks whose holders are asked for
+        self.finding: tuple[int, ...] = ()
         self.all_stored = False
         self.failure: ZchunkError | None = None
 
@@ -462,8 +693,17 @@ class World:
         assert action.chunk not in self.memory
         self.memory[action.chunk] = False
 
+    def _FindHolders(self, action: FindHolders) -> None:
+        assert not self.finding, "a second question"
+        assert all(self.memory[chunk] for chunk in action.chunks)
+        self.finding = action.chunks
+
+    def _Resumed(self, action: Resumed) -> None:
+        assert action.peer_id in self.up
+
     def _OfferChunk(self, action: OfferChunk) -> None:
         assert self.memory[action.chunk]
+        assert action.chunk not in self.finding, "offered before it is known who has it"
         assert action.peer_id in self.up, "offered to a peer that is down"
         assert action.peer_id not in self.cannot, "offered to a peer that said it cannot"
         assert (action.peer_id, action.chunk) not in self.confirmed, "a second copy at one peer"
@@ -562,6 +802,20 @@ class World:
         else:
             self.do(self.job.replanned(replan.chunks, reply, now))
 
+    def finding_ends(self, holders: list[list[str]] | None, now: float) -> None:
+        """None: the tracker did not answer."""
+        chunks, self.finding = self.finding, ()
+        before, copies = self.spread(), [len(row) for row in self.job.copies()]
+        if holders is None:
+            self.do(self.job.not_found(chunks, now))
+        else:
+            self.do(self.job.found(chunks, holders, now))
+        assert self.spread() >= min(self.min_peers, before), "on fewer peers than before"
+        assert [len(row) for row in self.job.copies()] == copies, "a copy more, or less"
+
+    def spread(self) -> int:
+        return len({peer_id for row in self.job.copies() for peer_id in row})
+
     # what must always hold
 
     def check(self, limits: Limits, now: float) -> None:
@@ -593,7 +847,11 @@ class World:
             asked = {a.peer_id for a in (*self.offers, *self.sends) if a.chunk == chunk}
             assert usable or asked or chunk in planning or job._blocked, f"chunk {chunk} has no place"
             idle = [p for p in usable if targets[p].copy.value == "planned"]
-            if self.memory.get(chunk):
+            if chunk in self.finding:
+                continue
+            if self.memory.get(chunk) and job._chunks[chunk].holders is None:
+                assert self.finding, f"chunk {chunk} is not looked for"
+            elif self.memory.get(chunk):
                 assert all(job._flow(p).paused_until > now for p in idle), f"chunk {chunk} stands still"
             elif chunk not in self.memory:
                 assert not (room and idle), f"chunk {chunk} is not read"
@@ -612,27 +870,35 @@ class Uploads(RuleBasedStateMachine):
     @initialize(
         sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
         replicas=st.integers(1, 3),
+        min_peers=st.integers(1, 3),
         budget=st.integers(1, 120),
         block_max=st.sampled_from([4, 8, 64]),
         data=st.data(),
     )
     def begin(
-        self, sizes: list[int], replicas: int, budget: int, block_max: int, data: st.DataObject
+        self,
+        sizes: list[int],
+        replicas: int,
+        min_peers: int,
+        budget: int,
+        block_max: int,
+        data: st.DataObject,
     ) -> None:
         self.now = 100.0
         self.incarnation = dict.fromkeys(PEERS, 1)
         self.limits = Limits(budget, 4, block_max, STALL)
         exactly = st.sets(st.sampled_from(PEERS), min_size=replicas, max_size=replicas)
-        up = {p: 1 for p in PEERS if data.draw(st.booleans())}
+        up = {p: 1 for p in PEERS if data.draw(st.sampled_from([True, True, True, False]))}
         job = UploadJob(
             sizes=sizes,
             assignment=[data.draw(exactly) for _ in sizes],
             replicas=replicas,
+            min_peers=min_peers,
             up=up,
             limits=self.limits,
         )
         stored = data.draw(st.sets(st.tuples(st.sampled_from(PEERS), st.integers(0, 7)), max_size=4))
-        self.world = World(sizes, replicas, job, dict(up))
+        self.world = World(sizes, replicas, min_peers, job, dict(up))
         self.world.stored = stored
         self.world.do(job.start(self.now))
 
@@ -694,6 +960,30 @@ class Uploads(RuleBasedStateMachine):
     def plan_arrives(self, data: st.DataObject) -> None:
         self.world.plan_arrives(data.draw(st.sampled_from(range(len(self.world.replans)))), self.now)
 
+    @precondition(lambda self: False in self.world.memory.values())
+    @rule()
+    def all_are_read(self) -> None:
+        for chunk in [chunk for chunk, ready in self.world.memory.items() if not ready]:
+            self.world.read(chunk, self.now)
+
+    @precondition(lambda self: self.world.finding)
+    @rule(data=st.data(), answered=st.sampled_from([True, True, True, False]))
+    def holders_are_told(self, data: st.DataObject, answered: bool) -> None:
+        """Of some of the chunks, and not always rightly: it is a hint."""
+        some = st.lists(st.sampled_from(PEERS), unique=True, min_size=1, max_size=2)
+        holders = [data.draw(some) for _ in self.world.finding]
+        self.world.finding_ends(holders if answered else None, self.now)
+
+    @precondition(lambda self: self.job.state is UploadState.STORED)
+    @rule(data=st.data())
+    def copies_are_doubted(self, data: st.DataObject) -> None:
+        """The tracker misses some; of these nodes may have lost some, too."""
+        chunks = data.draw(st.sets(st.integers(0, len(self.world.sizes) - 1), min_size=1))
+        self.world.confirmed = {(p, c) for p, c in self.world.confirmed if c not in chunks}
+        lost = data.draw(st.sets(st.sampled_from(sorted(self.world.stored)))) if self.world.stored else set()
+        self.world.stored -= {(p, c) for p, c in lost if c in chunks}
+        self.world.do(self.job.doubted(sorted(chunks), self.now))
+
     @rule(seconds=st.sampled_from([0.05, 0.5, 1.0, 11.0, 70.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
@@ -731,6 +1021,9 @@ class Uploads(RuleBasedStateMachine):
         unread = [chunk for chunk, ready in world.memory.items() if not ready]
         if world.replans:
             world.plan_arrives(0, self.now)
+        elif world.finding:
+            holders = [[p for p in PEERS if (p, chunk) in world.stored] for chunk in world.finding]
+            world.finding_ends(holders, self.now)
         elif unread:
             world.read(unread[0], self.now)
         elif world.memory.get(world.digested):
@@ -742,4 +1035,4 @@ class Uploads(RuleBasedStateMachine):
 
 
 TestAnyInterleaving = Uploads.TestCase
-TestAnyInterleaving.settings = settings(max_examples=150, stateful_step_count=40)
+TestAnyInterleaving.settings = settings(max_examples=300, stateful_step_count=40)

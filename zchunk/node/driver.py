@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from zchunk.clock import iso_utc
 from zchunk.errors import ZchunkError
 from zchunk.loop import Workers
 from zchunk.node.transfer import BulkPlane
@@ -76,6 +77,36 @@ class JobDriver(ABC, Generic[A]):
 
     def now(self) -> float:
         return self.bulk.loop.clock.monotonic()
+
+    def peer_name(self, peer_id: str) -> str:
+        """For people; the beginning of its id where nothing is known of it."""
+        record = self.bulk.peers.get(peer_id)
+        return record.name if record is not None else peer_id[:8]
+
+    def missing_rows(
+        self, missing: Mapping[str, int], unreachable: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
+        """`missing` of a `waiting` event: peer id -> how many chunks wait for it."""
+        return [
+            {
+                "peer_id": peer_id,
+                "name": self.peer_name(peer_id),
+                "chunks": chunks,
+                "last_seen": self._last_seen(peer_id),
+                "reason": self._reason(peer_id, unreachable),
+            }
+            for peer_id, chunks in sorted(missing.items())
+        ]
+
+    def _last_seen(self, peer_id: str) -> str | None:
+        record = self.bulk.peers.get(peer_id)
+        return iso_utc(record.last_seen_ms / 1000) if record is not None and record.last_seen_ms else None
+
+    def _reason(self, peer_id: str, unreachable: Collection[str]) -> str:
+        record = self.bulk.peers.get(peer_id)
+        if record is not None and record.status == "offline-store":
+            return record.status
+        return "unreachable" if peer_id in unreachable else "offline"
 
     def follow(self, job: Job[A]) -> None:
         """From now on the job hears of peers and of time."""

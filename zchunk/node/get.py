@@ -183,7 +183,7 @@ class Download(JobDriver[Action]):
     def missing_names(self) -> dict[str, str]:
         """Peers that wanted chunks wait for -> their names."""
         missing = self._job.missing() if self._job is not None else {}
-        return {peer_id: self._name(peer_id) for peer_id in sorted(missing)}
+        return {peer_id: self.peer_name(peer_id) for peer_id in sorted(missing)}
 
     # -- Timed ----------------------------------------------------------------------
 
@@ -327,7 +327,7 @@ class Download(JobDriver[Action]):
         if isinstance(action, StateChanged):
             self._state_changed(action.state)
         elif isinstance(action, Resumed):
-            self.tell({"event": "resumed", "peer_id": action.peer_id, "name": self._name(action.peer_id)})
+            self.tell({"event": "resumed", "peer_id": action.peer_id, "name": self.peer_name(action.peer_id)})
         elif isinstance(action, Relocate):
             ask = Locate(name_or_id=self.manifest.file_id, unique=False)
             self.bulk.control.request(ask, TRACKER_TIMEOUT_S, self.bulk.loop, self._relocated)
@@ -343,7 +343,7 @@ class Download(JobDriver[Action]):
         peers = error.details.get("peers")
         if not isinstance(error, IntegrityError) or not peers:
             return error
-        return corrupt_everywhere(error.details["chunks"], peers, [self._name(peer) for peer in peers])
+        return corrupt_everywhere(error.details["chunks"], peers, [self.peer_name(peer) for peer in peers])
 
     def _request(self, ask: RequestBlock) -> None:
         self.bulk.links.get_block(
@@ -407,7 +407,7 @@ class Download(JobDriver[Action]):
 
     def _report(self, action: ReportCorrupt) -> None:
         sha256 = self.manifest.chunks[action.chunk].sha256
-        log.info("peer %s sent a corrupt chunk %d", self._name(action.peer_id), action.chunk)
+        log.info("peer %s sent a corrupt chunk %d", self.peer_name(action.peer_id), action.chunk)
         message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
         self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, _reported)
         others = [peer_id for peer_id, _ in self.where.holders[action.chunk] if peer_id != action.peer_id]
@@ -415,7 +415,7 @@ class Download(JobDriver[Action]):
             {
                 "event": "corrupt",
                 "peer_id": action.peer_id,
-                "name": self._name(action.peer_id),
+                "name": self.peer_name(action.peer_id),
                 "chunk_index": action.chunk,
                 "other_holders": len(others),
             }
@@ -455,13 +455,12 @@ class Download(JobDriver[Action]):
         """For whom the job waits, since when, for how many chunks (SPEC D4)."""
         assert self._job is not None
         missing = self._job.missing()
-        rows = [self._missing_row(peer_id, chunks) for peer_id, chunks in sorted(missing.items())]
         return {
             "event": "waiting",
             "job_id": self.part.job_id,
             "auto_resume": self._auto_resume,
             "missing_peers": sorted(missing),
-            "missing": rows,
+            "missing": self.missing_rows(missing, [p for p in missing if self._job.is_unreachable(p)]),
             "chunks_missing": len(self._job.missing_chunks()),
             "chunks_completed": self._job.chunks_completed,
             "chunks_count": self._job.chunks_count,
@@ -495,17 +494,7 @@ class Download(JobDriver[Action]):
         """Who came back, while auto-resume is off, and is asked only after `resume`."""
         for peer_id in sorted(self._came_back() - known):
             event = {"event": "peer_back", "job_id": self.part.job_id, "peer_id": peer_id}
-            self.tell(event | {"name": self._name(peer_id)})
-
-    def _missing_row(self, peer_id: str, chunks: int) -> dict[str, Any]:
-        record = self.bulk.peers.get(peer_id)
-        seen = iso_utc(record.last_seen_ms / 1000) if record is not None and record.last_seen_ms else None
-        assert self._job is not None
-        reason = "unreachable" if self._job.is_unreachable(peer_id) else "offline"
-        if record is not None and record.status == "offline-store":
-            reason = record.status
-        row = {"peer_id": peer_id, "name": self._name(peer_id), "chunks": chunks, "last_seen": seen}
-        return row | {"reason": reason}
+            self.tell(event | {"name": self.peer_name(peer_id)})
 
     def _chunks_text(self) -> str:
         assert self._job is not None
@@ -632,10 +621,6 @@ class Download(JobDriver[Action]):
         if self._digest is not None:
             self._digest.close()
         self.bulk.links.acknowledge_all()
-
-    def _name(self, peer_id: str) -> str:
-        record = self.bulk.peers.get(peer_id) or self.where.peers.get(peer_id)
-        return record.name if record is not None else peer_id[:8]
 
 
 def _reported(_: Message | None, error: ZchunkError | None) -> None:

@@ -1,13 +1,14 @@
-"""The tracker's answer to `Locate` as Python values. Pure."""
+"""The tracker's answers to `Locate` and `FindChunks` as Python values. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from zchunk.errors import MalformedMessage
 from zchunk.manifest import Manifest, parse
 from zchunk.protocol import columns
-from zchunk.protocol.messages import FileRecord, Located, PeerRecord
+from zchunk.protocol.messages import ChunksFound, FileRecord, Located, PeerRecord
 
 #: Above so many chunks, events leave per-chunk lists out.
 MAX_LISTED = 1000
@@ -39,6 +40,17 @@ class Location:
             if live:
                 chosen[str(index)] = min(live)[1]
         return chosen
+
+
+def found_holders(reply: ChunksFound, count: int) -> list[list[PeerRecord]]:
+    """Per chunk asked about, `count` of them, its holders in order of storing. Raises
+    MalformedMessage for tables that do not fit the question."""
+    counts = columns.unpack(2, reply.holder_counts)
+    peers = columns.unpack(2, reply.holder_peers)
+    if len(counts) != count or sum(counts) != len(peers) or any(at >= len(reply.peers) for at in peers):
+        raise MalformedMessage("the tracker's table of holders does not fit the chunks asked about")
+    rest = iter(peers)
+    return [[reply.peers[at] for at in islice(rest, length)] for length in counts]
 
 
 def location(reply: Located) -> Location:

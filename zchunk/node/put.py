@@ -13,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from zchunk import disk, hashing
 from zchunk.buffers import Buffer, BufferPool
+from zchunk.clock import iso_utc
 from zchunk.errors import (
     FileChanged,
     Interrupted,
@@ -23,24 +25,29 @@ from zchunk.errors import (
     ManifestInvalid,
     NotYetStored,
     PeerUnreachable,
+    TooFewPeers,
     ZchunkError,
 )
 from zchunk.hashing import FileDigest
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest, chunk_count, chunk_length
 from zchunk.node.control import expect
 from zchunk.node.driver import JobDriver, Tell
+from zchunk.node.located import found_holders
 from zchunk.node.progress import Progress
 from zchunk.node.source import SourceFile
 from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.upload import (
+    CANNOT,
     Action,
     AllStored,
     Failed,
+    FindHolders,
     Limits,
     OfferChunk,
     ReadChunk,
     ReleaseChunk,
     Replan,
+    Resumed,
     SendBlock,
     StateChanged,
     UploadJob,
@@ -50,13 +57,16 @@ from zchunk.protocol import columns
 from zchunk.protocol.messages import (
     Abandon,
     BlockTaken,
+    ChunksFound,
     Commit,
     Committed,
     Conclude,
+    FindChunks,
     Message,
     Offer,
     Offered,
     Ok,
+    PeerRecord,
     Plan,
     Planned,
     PutBlock,
@@ -67,6 +77,12 @@ log = logging.getLogger(__name__)
 
 _MANIFEST_TRIES = 3
 _CONCLUDE_S = 2.0
+#: A refused commit is mended so often, each time after a pause: mostly a peer went, and the
+#: event that says so to the job is on its way.
+_MENDS = 3
+_MEND_PAUSE_S = 1.0
+#: Who holds a chunk saves sending it, but is not worth a long wait.
+_FIND_S = 3.0
 
 
 def assignment(planned: Planned, count: int) -> list[list[str]]:
@@ -116,9 +132,25 @@ class Upload(JobDriver[Action]):
         self._keeping = False
         #: raised when a peer goes after everything was stored: older answers do not count
         self._round = 0
+        #: refusals of the commit so far; when the last one is to be mended, and what it was
+        self._mends = 0
+        self._mend_at: float | None = None
+        self._refusal: ZchunkError | None = None
         self._job: UploadJob | None = None
         self._progress = Progress(tell, plan.size, count)
         self._started = 0.0
+        self._handlers: dict[type[Action], Callable[[Any], None]] = {
+            ReadChunk: self._read,
+            FindHolders: self._find,
+            OfferChunk: self._offer,
+            SendBlock: self._send,
+            ReleaseChunk: self._release,
+            Replan: self._replan,
+            Resumed: self._resumed,
+            StateChanged: self._state_changed,
+            AllStored: self._stored_all,
+            Failed: lambda action: self.fail(action.error),
+        }
 
     # -- the owner's calls, in the bulk loop ----------------------------------------
 
@@ -131,6 +163,9 @@ class Upload(JobDriver[Action]):
             sizes=[chunk_length(self._plan.size, self._plan.chunk_size, i) for i in range(len(self._rows))],
             assignment=self._targets,
             replicas=self._plan.replicas,
+            min_peers=self._plan.min_peers if self._plan.distribute else 1,
+            undivided=not self._plan.distribute,
+            own_peer=self._plan.own_peer,
             up=self.bulk.up(),
             unreachable=self.bulk.unreachable,
             limits=Limits(
@@ -150,43 +185,38 @@ class Upload(JobDriver[Action]):
     # -- Timed ----------------------------------------------------------------------
 
     def deadline(self) -> float | None:
-        job, progress = super().deadline(), self._progress.deadline()
-        return progress if job is None else min(job, progress)
+        times = (super().deadline(), self._progress.deadline(), self._mend_at)
+        return min(t for t in times if t is not None)
 
     def on_time(self, now: float) -> None:
         super().on_time(now)
         if not self.ended and self._job is not None:
             self._progress.on_time(now, self._job.chunks_completed, self._job.bytes_sent)
+            if self._mend_at is not None and self._mend_at <= now:
+                self._mend(now)
 
     # -- what happens ---------------------------------------------------------------
 
     def carry_out(self, action: Action) -> None:
         if not self.ended:
-            self._perform_one(action)
+            self._handlers[type(action)](action)
 
-    def _perform_one(self, action: Action) -> None:
-        if isinstance(action, SendBlock):
-            self._send(action)
-        elif isinstance(action, OfferChunk):
-            self._offer(action)
-        elif isinstance(action, ReadChunk):
-            self._read(action.chunk)
-        elif isinstance(action, ReleaseChunk):
-            buffer = self._buffers.pop(action.chunk)
-            buffer.release() if action.clean else buffer.discard()
-        elif isinstance(action, Replan):
-            self._replan(action)
-        elif isinstance(action, AllStored):
-            self._all_stored = True
-            self._finish_if_ready()
-        elif isinstance(action, StateChanged):
-            self._state_changed(action.state)
-        elif isinstance(action, Failed):
-            self.fail(action.error)
+    def _release(self, action: ReleaseChunk) -> None:
+        buffer = self._buffers.pop(action.chunk)
+        buffer.release() if action.clean else buffer.discard()
+
+    def _stored_all(self, action: AllStored) -> None:
+        self._all_stored = True
+        self._finish_if_ready()
+
+    def _resumed(self, action: Resumed) -> None:
+        name = self.peer_name(action.peer_id)
+        self.tell({"event": "resumed", "peer_id": action.peer_id, "name": name})
 
     # -- reading and hashing, once --------------------------------------------------
 
-    def _read(self, index: int) -> None:
+    def _read(self, action: ReadChunk) -> None:
+        index = action.chunk
         size = chunk_length(self._plan.size, self._plan.chunk_size, index)
         buffer = self._pool.try_reserve(size)
         assert buffer is not None  # the job's budget is less than the pool's
@@ -226,6 +256,36 @@ class Upload(JobDriver[Action]):
             self._digest_next()
 
         self.submit(self.bulk.pools.digesting, lambda: self._digest.update(view), then)
+
+    # -- who has it already -----------------------------------------------------------
+
+    def _find(self, action: FindHolders) -> None:
+        chunks = action.chunks
+        rows = [self._rows[index] for index in chunks]
+        ask = FindChunks(hashes=b"".join(row.sha256 for row in rows if row is not None))
+
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            if self._job is None or self.ended:
+                return
+            problem = error or expect(reply, ChunksFound)
+            try:
+                holders = [] if problem else found_holders(reply, len(chunks))  # type: ignore[arg-type]
+            except MalformedMessage as odd:
+                problem = odd
+            if problem is not None:
+                log.info("sending as planned: who holds chunks is not known: %s", problem.message)
+                self.perform(self._job.not_found(chunks, self.now()))
+                return
+            for record in reply.peers:  # type: ignore[union-attr]
+                self.bulk.learn(record)
+            fit = [[record.peer_id for record in row if self._fits(record)] for row in holders]
+            self.perform(self._job.found(chunks, fit, self.now()))
+
+        self.bulk.control.request(ask, _FIND_S, self.bulk.loop, answer)
+
+    def _fits(self, holder: PeerRecord) -> bool:
+        """An undivided file would go there whole, so there must be room for all of it."""
+        return self._plan.distribute or holder.free >= self._plan.size or holder.peer_id in self._targets[0]
 
     # -- sending --------------------------------------------------------------------
 
@@ -324,19 +384,30 @@ class Upload(JobDriver[Action]):
 
         self.bulk.control.request(ask, TRACKER_TIMEOUT_S, self.bulk.loop, answer)
 
-    def _state_changed(self, state: UploadState) -> None:
-        if state is UploadState.RUNNING:
+    def _state_changed(self, action: StateChanged) -> None:
+        if action.state is UploadState.RUNNING:
             self._all_stored = False
             self._round += 1
-        if state is UploadState.WAITING:
-            assert self._job is not None
-            self.tell(
-                {
-                    "event": "waiting",
-                    "missing_peers": [],
-                    "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
-                }
-            )
+            self._mend_at = None
+        if action.state is UploadState.WAITING:
+            self.tell(self._waiting_event())
+
+    def _waiting_event(self) -> dict[str, Any]:
+        """For whom the job waits, since when, for how many chunks, and how many peers it takes."""
+        assert self._job is not None
+        missing, why = self._job.missing(), self._job.blocked
+        event = {
+            "event": "waiting",
+            "missing_peers": sorted(missing),
+            "missing": self.missing_rows(missing),
+            "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
+            "chunks_completed": self._job.chunks_completed,
+            "chunks_count": self._job.chunks_count,
+            "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
+        }
+        if why is not None:
+            event |= {"message": why.message, **why.details}
+        return event
 
     # -- manifest and commit --------------------------------------------------------
 
@@ -396,6 +467,10 @@ class Upload(JobDriver[Action]):
                 stored(peer_id)
             elif isinstance(problem, (PeerUnreachable, ManifestInvalid)) and tries > 1:
                 self._put_manifest(peer_id, stored, tries - 1)
+            elif problem.code in CANNOT and self._rows:
+                log.info("peer %s cannot keep the manifest: %s", peer_id[:8], problem.message)
+                assert self._job is not None
+                self.perform(self._job.given_up(peer_id, self.now()))
             else:
                 self.fail(problem)
 
@@ -418,14 +493,30 @@ class Upload(JobDriver[Action]):
             if self.ended or (this_round != self._round and not isinstance(reply, Committed)):
                 return  # refused for what the job is mending already
             problem = error or expect(reply, Committed)
-            if isinstance(problem, (ManifestInvalid, NotYetStored)) and tries > 1:
-                self._commit(tries - 1)  # damaged on its way, or a node's report is late
+            if isinstance(problem, ManifestInvalid) and tries > 1:
+                self._commit(tries - 1)  # damaged on its way
+            elif isinstance(problem, (NotYetStored, TooFewPeers)) and self._mends < _MENDS:
+                self._mends += 1
+                self._refusal, self._mend_at = problem, self.now() + _MEND_PAUSE_S
             elif problem is not None:
                 self.fail(problem)
             else:
                 self._conclude(reply)  # type: ignore[arg-type]
 
         self.bulk.control.request(commit, TRACKER_TIMEOUT_S, self.bulk.loop, answer)
+
+    def _mend(self, now: float) -> None:
+        """No peer went, and yet the tracker misses copies: a node lost them, or its report
+        was lost. Only the chunks that it names, where it names them all."""
+        assert self._job is not None
+        assert self._refusal is not None
+        log.info("the commit was refused: %s", self._refusal.message)
+        self._mend_at = None
+        named = self._refusal.details.get("first_missing")
+        listed = named if isinstance(named, (list, tuple)) else ()
+        known = [index for index in listed if type(index) is int and 0 <= index < len(self._rows)]
+        all_named = known and len(known) == self._refusal.details.get("chunks_missing")
+        self.perform(self._job.doubted(known if all_named else None, now))
 
     def _conclude(self, committed: Committed) -> None:
         """End the leases, so that a removal frees the space at once. A node that does not

@@ -2,14 +2,19 @@
 
 What may not happen here: a chunk counted as stored before a node said so; more bytes
 in memory than the budget; a peer given two copies of one chunk; `AllStored` while a
-chunk has fewer live copies than asked.
+chunk has fewer live copies than asked; a file on fewer different peers because some of
+them had its chunks already.
 
 Chunks are read in order once, so that the file's digest comes out of the same pass; a
-chunk that must go elsewhere after its buffer was freed is read again.
+chunk that must go elsewhere after its buffer was freed is read again. Between hash and
+offer the tracker is asked who holds the chunk (SPEC U7): one question at a time, about
+all chunks that were hashed meanwhile. Its answer is a hint, and without one the upload
+goes on as planned.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,6 +22,8 @@ from enum import Enum
 from zchunk.errors import TooFewPeers, ZchunkError
 from zchunk.manifest import block_ranges
 from zchunk.node.flow import Flow
+from zchunk.node.places import Spread
+from zchunk.protocol.messages import MAX_FIND
 
 
 class UploadState(Enum):
@@ -27,7 +34,9 @@ class UploadState(Enum):
 
 
 #: Errors by which a peer says that it can take nothing; after others it is tried again.
-_CANNOT = frozenset({"no_space", "storage_failure", "store_offline", "not_allowed"})
+CANNOT = frozenset({"no_space", "storage_failure", "store_offline", "not_allowed"})
+#: The tracker did not say who holds some chunks: so long it is not asked about others.
+FIND_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,14 @@ class ReadChunk:
     """Reserve a buffer, read and hash the chunk; answer with `read`."""
 
     chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class FindHolders:
+    """Ask the tracker who holds these chunks, which are hashed; answer with `found` or
+    `not_found`."""
+
+    chunks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,13 @@ class Replan:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """A peer came, and the job that waited goes on."""
+
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged:
     state: UploadState
 
@@ -87,7 +111,18 @@ class Failed:
     error: ZchunkError
 
 
-Action = ReadChunk | OfferChunk | SendBlock | ReleaseChunk | Replan | StateChanged | AllStored | Failed
+Action = (
+    ReadChunk
+    | FindHolders
+    | OfferChunk
+    | SendBlock
+    | ReleaseChunk
+    | Replan
+    | Resumed
+    | StateChanged
+    | AllStored
+    | Failed
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +173,8 @@ class _Chunk:
     digested: bool = False
     #: a block of it may still wait in a socket that broke
     unclean: bool = False
+    #: who held it when the tracker was asked; None until it is known, or given up
+    holders: tuple[str, ...] | None = None
 
 
 class UploadJob:
@@ -147,16 +184,24 @@ class UploadJob:
         sizes: Sequence[int],
         assignment: Sequence[Collection[str]],
         replicas: int,
+        min_peers: int,
         up: Mapping[str, int],
         limits: Limits,
         unreachable: Collection[str] = (),
+        undivided: bool = False,
+        own_peer: str | None = None,
     ) -> None:
-        """`assignment`: the plan's peer ids per chunk. `up`: peer id -> incarnation;
-        `unreachable`: those that cannot be reached from here."""
+        """`assignment`: the plan's peer ids per chunk. `min_peers`: on how many different
+        peers the file is to lie. `up`: peer id -> incarnation; `unreachable`: those that
+        cannot be reached from here. An `undivided` file has the same places for every chunk
+        (SPEC U1); from `own_peer` it is not taken away."""
         self.state = UploadState.RUNNING
         self.bytes_sent = 0
         self._limits = limits
         self._replicas = replicas
+        self._min_peers = min_peers
+        self._undivided = undivided
+        self._own_peer = own_peer
         self._chunks = [
             _Chunk(size, {peer_id: _Target() for peer_id in sorted(peers)})
             for size, peers in zip(sizes, assignment, strict=True)
@@ -172,6 +217,11 @@ class UploadJob:
         #: how often a peer came up
         self._arrivals = 0
         self._blocked: ZchunkError | None = None
+        #: a question who holds some chunks is under way
+        self._finding = False
+        self._find_again_at = 0.0
+        #: where the file will lie; None where places changed since
+        self._spread: Spread | None = None
         #: chunks with all their live copies; kept up to date, since files have many chunks
         self._done: set[int] = set()
         #: chunks to be read once more, and whether places may be missing: both only
@@ -206,6 +256,16 @@ class UploadJob:
         """Per chunk the peers that have, or will get, a copy as things stand."""
         return [self._kept(chunk) for chunk in self._chunks]
 
+    def missing(self) -> dict[str, int]:
+        """Peers that are not up -> how many unfinished chunks have, or were to get, a copy there."""
+        unfinished = (chunk for i, chunk in enumerate(self._chunks) if i not in self._done)
+        return dict(Counter(p for chunk in unfinished for p in chunk.targets if p not in self._up))
+
+    @property
+    def blocked(self) -> ZchunkError | None:
+        """Why there are no places for some chunks, while that is so."""
+        return self._blocked
+
     # -- events ---------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
@@ -216,8 +276,24 @@ class UploadJob:
         chunk = self._chunks[index]
         if chunk.memory is not _Memory.READING:
             return []
-        chunk.memory = _Memory.READY
+        chunk.memory, chunk.holders = _Memory.READY, None
         return self._go_on(now)
+
+    def found(self, chunks: Sequence[int], holders: Sequence[Sequence[str]], now: float) -> list[Action]:
+        """Who holds these chunks, as far as the tracker knows."""
+        self._finding = False
+        for index, peers in zip(chunks, holders, strict=True):
+            if self._unfound(index):
+                self._chunks[index].holders = tuple(peers)
+                self._go_to_holders(index, now)
+        if self._undivided:
+            self._go_together(chunks)
+        return self._go_on(now)
+
+    def not_found(self, chunks: Sequence[int], now: float) -> list[Action]:
+        """The tracker did not say: these chunks, and others for a while, go as planned."""
+        self._find_again_at = now + FIND_PAUSE_S
+        return self.found(chunks, [()] * len(chunks), now)
 
     def digested(self, index: int, now: float) -> list[Action]:
         """The file's running digest has taken the chunk in."""
@@ -264,7 +340,7 @@ class UploadJob:
         if target is None or target.attempt != attempt or target.copy not in (_Copy.OFFERED, _Copy.SENDING):
             return []
         self._withdraw(peer_id, chunk)
-        if error.code in _CANNOT:
+        if error.code in CANNOT:
             self._refused.add(peer_id)
             self._look_again()
         else:
@@ -278,13 +354,14 @@ class UploadJob:
             return []
         if peer_id in self._up:
             self._void(peer_id)
+        resumed: list[Action] = [Resumed(peer_id)] if self.state is UploadState.WAITING else []
         self._arrivals += 1
         self._up[peer_id] = incarnation
         self._refused.discard(peer_id)
         self._flow(peer_id).welcome_back(now)
         self._blocked = None
         self._look_again()
-        return self._go_on(now)
+        return resumed + self._go_on(now)
 
     def peer_down(self, peer_id: str, now: float) -> list[Action]:
         if self._up.pop(peer_id, None) is None:
@@ -320,6 +397,8 @@ class UploadJob:
             for peer_id in sorted(targets):
                 chunk.targets.setdefault(peer_id, _Target())
         self._look_again()
+        for index in chunks:
+            self._go_to_holders(index, now)
         return self._go_on(now)
 
     def not_replanned(self, chunks: Collection[int], error: ZchunkError, now: float) -> list[Action]:
@@ -332,6 +411,29 @@ class UploadJob:
         else:
             self._blocked = error
         return self._go_on(now)
+
+    def doubted(self, chunks: Collection[int] | None, now: float) -> list[Action]:
+        """After `AllStored`: the tracker does not know of all copies. Those of `chunks`, or
+        all, are offered again: a node that has one says so to both, one that lost it is sent it."""
+        if self.state is not UploadState.STORED:
+            return []
+        for index in range(len(self._chunks)) if chunks is None else chunks:
+            targets = self._chunks[index].targets
+            targets |= {p: _Target() for p, t in targets.items() if t.copy is _Copy.STORED}
+        return self._reopened(now)
+
+    def given_up(self, peer_id: str, now: float) -> list[Action]:
+        """After `AllStored`: the peer cannot keep the file after all, so its copies do not count."""
+        if self.state is not UploadState.STORED:
+            return []
+        self._refused.add(peer_id)
+        for chunk in self._chunks:
+            chunk.targets.pop(peer_id, None)
+        return self._reopened(now)
+
+    def _reopened(self, now: float) -> list[Action]:
+        self._look_again()
+        return [*self._enter(UploadState.RUNNING), *self._go_on(now)]
 
     def fail(self, error: ZchunkError, now: float) -> list[Action]:
         if self.state in (UploadState.FAILED, UploadState.STORED):
@@ -358,7 +460,7 @@ class UploadJob:
     def _go_on(self, now: float) -> list[Action]:
         if self.state not in (UploadState.RUNNING, UploadState.WAITING):
             return []
-        actions = self._release_done() + self._replan() + self._read_more()
+        actions = self._release_done() + self._replan() + self._read_more() + self._find(now)
         for index in sorted(self._active):
             actions += self._offer(index, now) + self._send(index, now)
         if len(self._done) == len(self._chunks) and not self._active:
@@ -369,7 +471,7 @@ class UploadJob:
     def _moving(self) -> bool:
         """Whether some answer is still to come that moves the job."""
         on_the_way = (_Copy.OFFERED, _Copy.SENDING)
-        return any(
+        return self._finding or any(
             chunk.memory is _Memory.READING or any(t.copy in on_the_way for t in chunk.targets.values())
             for chunk in (self._chunks[i] for i in self._active)
         )
@@ -380,7 +482,7 @@ class UploadJob:
             chunk = self._chunks[index]
             if index in self._done and self._is_free(chunk):
                 actions.append(ReleaseChunk(index, clean=not chunk.unclean))
-                chunk.memory, chunk.unclean = _Memory.NONE, False
+                chunk.memory, chunk.unclean, chunk.holders = _Memory.NONE, False, None
                 self._begun_bytes -= chunk.size
                 self._active.discard(index)
         return actions
@@ -434,8 +536,78 @@ class UploadJob:
             range(self._next_read, min(len(self._chunks), self._next_read + 64))
         )
 
+    # -- who has it already -----------------------------------------------------------
+
+    def _find(self, now: float) -> list[Action]:
+        if self._finding:
+            return []
+        unfound = sorted(index for index in self._active if self._unfound(index))[:MAX_FIND]
+        if not unfound:
+            return []
+        if now < self._find_again_at:
+            for index in unfound:
+                self._chunks[index].holders = ()
+            return []
+        self._finding = True
+        return [FindHolders(tuple(unfound))]
+
+    def _unfound(self, index: int) -> bool:
+        """Whether the chunk waits to be looked for."""
+        chunk = self._chunks[index]
+        return chunk.memory is _Memory.READY and chunk.holders is None and index not in self._done
+
+    def _go_to_holders(self, index: int, now: float) -> None:
+        """Copies that were not begun go to peers that have the chunk already. Not while new
+        places are made for it: the tracker was told which of the old ones stay."""
+        chunk = self._chunks[index]
+        if not chunk.holders or index in self._replanning or self._undivided:
+            return
+        for _ in range(self._replicas):
+            move = self._spread_now().better(self._open_places(chunk), self._other_holders(chunk, now))
+            if move is None:
+                return
+            place, holder = move
+            self._spread_now().move(place, holder)
+            del chunk.targets[place]
+            chunk.targets[holder] = _Target()
+
+    def _go_together(self, first: Sequence[int]) -> None:
+        """An undivided file goes, whole, where most of its `first` chunks are. Only before
+        anything was offered."""
+        everyone = [chunk.targets for chunk in self._chunks]
+        begun = any(t.copy is not _Copy.PLANNED for targets in everyone for t in targets.values())
+        if begun or self._replanning:
+            return
+        counts = Counter(p for i in first for p in self._chunks[i].holders or () if p in self._up)
+        places = sorted(everyone[0].keys() - {self._own_peer}, key=lambda p: (counts[p], p))
+        others = sorted(counts.keys() - everyone[0].keys() - self._refused, key=lambda p: (-counts[p], p))
+        for place, holder in zip(places, others, strict=False):
+            if counts[place] < counts[holder]:
+                for targets in everyone:
+                    del targets[place]
+                    targets[holder] = _Target()
+        self._look_again()
+
+    def _open_places(self, chunk: _Chunk) -> list[str]:
+        """Where a copy is to be made of which nothing was sent yet."""
+        holders = chunk.holders or ()
+        return [p for p in self._kept(chunk) if chunk.targets[p].copy is _Copy.PLANNED and p not in holders]
+
+    def _other_holders(self, chunk: _Chunk, now: float) -> list[str]:
+        """Peers that have the chunk, can be asked now, and are none of its places."""
+        asked = [p for p in chunk.holders or () if p in self._up and p not in chunk.targets]
+        return [p for p in asked if p not in self._refused and self._flow(p).paused_until <= now]
+
+    def _spread_now(self) -> Spread:
+        if self._spread is None:
+            self._spread = Spread(self.copies(), self._min_peers)
+        return self._spread
+
+    # -- what changed -----------------------------------------------------------------
+
     def _look_again(self) -> None:
         """Peers or places changed: recount what is done, what must be read again."""
+        self._spread = None
         self._done = {i for i, chunk in enumerate(self._chunks) if self._is_done(chunk)}
         self._again = {
             index
@@ -451,7 +623,7 @@ class UploadJob:
 
     def _offer(self, index: int, now: float) -> list[Action]:
         chunk = self._chunks[index]
-        if chunk.memory is not _Memory.READY or index in self._done:
+        if chunk.memory is not _Memory.READY or chunk.holders is None or index in self._done:
             return []
         actions: list[Action] = []
         for peer_id, target in chunk.targets.items():
