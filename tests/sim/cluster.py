@@ -465,10 +465,11 @@ class Cluster:
         self._verify_files(files)
 
     def _quiet(self) -> bool:
-        return all(
-            self._moves_nothing(node.parts.service) and self._is_told(node.parts.server)
-            for node in self.nodes
-        )
+        return all(self.is_quiet(node) for node in self.nodes)
+
+    def is_quiet(self, node: SimNode) -> bool:
+        """Nothing moves in or out of it, and the tracker knows all that it holds."""
+        return self._moves_nothing(node.parts.service) and self._is_told(node.parts.server)
 
     def _moves_nothing(self, service: ChunkService) -> bool:
         moving = service._outgoing.on_the_way or service._incoming.reserved

@@ -4,11 +4,13 @@ folder and a seed, and ends with the verification of every scenario, `Cluster.ve
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
 from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome, SimNode
 from zchunk.errors import StaleIncarnation
+from zchunk.protocol.messages import Offer
 from zchunk.transport.memory import Faults
 
 
@@ -275,3 +277,114 @@ def restarts(root: Path, seed: int) -> None:
         cluster.run(lambda: all(node.is_up() for node in cluster.nodes), "every node up")
     cluster.run_for(5.0)
     cluster.verify({})
+
+
+def dead_uploads(root: Path, seed: int) -> None:
+    """An uploader leases chunks that are just being freed, and is never heard of again."""
+    cluster = Cluster(root, seed, faults=Faults(delay_min=0.001, delay_max=0.1))
+    writer, ghost = cluster.client(), cluster.client()
+    for number in range(4):
+        path = cluster.make_file(f"ghost{number}", 6 * CHUNK)
+        removed = writer.remove(_put(cluster, path))
+        cluster.run_for(cluster.rng.uniform(0.0, 0.4))
+        upload_id = f"{cluster.rng.getrandbits(128):032x}"
+        for node in cluster.nodes:
+            for sha256 in node.store.hashes():
+                offer = Offer(upload_id=upload_id, sha256=sha256, blake3=bytes(32), size=CHUNK)
+                ghost.bulk.links.request(node.membership.peer_id, offer, 5.0, lambda reply, error: None)
+        cluster.run(lambda: removed.ended, "the removal")  # noqa: B023
+        cluster.run_for(1.0)
+    ghost.host.crash()
+    cluster.verify({})
+
+
+def changing_peers(root: Path, seed: int) -> None:
+    """An uploader is killed; when its upload is run again, other nodes are up. Then a new
+    version is put, and others are up again. Only what no live node has is sent (U7)."""
+    cluster = Cluster(root, seed, nodes=4, faults=Faults(delay_min=0.0002, delay_max=0.01))
+    path = cluster.make_file("changing.bin", cluster.rng.randrange(8, 30) * CHUNK + 5)
+    _swap(cluster)
+    killed = cluster.client()
+    killed.put(path)
+    cluster.run_for(cluster.rng.uniform(0.05, 0.5))
+    killed.host.crash()
+    _swap(cluster)
+    _put_missing(cluster, path)
+    _swap(cluster)
+    version = path.with_name("version.bin")
+    content = bytearray(path.read_bytes())
+    content[cluster.rng.randrange(len(content))] ^= 1
+    version.write_bytes(content)
+    _put_missing(cluster, version)
+    cluster.verify({path.name: path, version.name: version})
+
+
+def _swap(cluster: Cluster) -> None:
+    """One node goes, and one that was away comes back with what it had."""
+    away = [node for node in cluster.nodes if not node.alive]
+    _stop(cluster, cluster.rng.choice([node for node in cluster.nodes if node.alive]))
+    _start(cluster, *away)
+    cluster.run(
+        lambda: all(cluster.is_quiet(node) for node in cluster.nodes if node.alive), "every report told"
+    )
+
+
+def _put_missing(cluster: Cluster, path: Path) -> None:
+    held = {sha256 for node in cluster.nodes if node.alive for sha256 in node.store.hashes()}
+    data = path.read_bytes()
+    chunks = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
+    missing = sum(len(chunk) for chunk in chunks if hashlib.sha256(chunk).digest() not in held)
+    for expected in (missing, 0):
+        outcome = cluster.client().put(path)
+        cluster.run(lambda: outcome.ended, f"the upload of {path.name}")  # noqa: B023
+        done = outcome.expect_done()
+        assert done["bytes_sent"] == expected, f"seed {cluster.seed}: {path.name}"
+        assert len(done["peers"]) >= 2, f"seed {cluster.seed}: {path.name} on one peer"
+
+
+def one_sided(root: Path, seed: int) -> None:
+    """Copies of all chunks lie on one node, where files of no other node's were put: as a
+    distributed file they may not stay there alone (U4)."""
+    cluster = Cluster(root, seed, faults=Faults(delay_min=0.0002, delay_max=0.01))
+    data, files = cluster.rng.randbytes(cluster.rng.randrange(4, 9) * CHUNK), {}
+    keeper = cluster.rng.choice(cluster.nodes)
+    others = [node for node in cluster.nodes if node is not keeper]
+    _stop(cluster, *others)
+    for number, at in enumerate(range(0, len(data), CHUNK)):
+        path = cluster.make_file(f"piece{number}", 1)
+        path.write_bytes(data[at : at + CHUNK])
+        files[path.name] = path
+        _put(cluster, path)
+    _start(cluster, *others)
+    whole = cluster.make_file("whole.bin", 1)
+    whole.write_bytes(data)
+    files[whole.name] = whole
+    outcome = cluster.client().put(whole)
+    cluster.run(lambda: outcome.ended, "the upload of the whole")
+    done = outcome.expect_done()
+    assert len(done["peers"]) == 2, f"seed {cluster.seed}: on {done['peers']}"
+    assert done["bytes_sent"] == CHUNK, f"seed {cluster.seed}: {done['bytes_sent']} bytes sent"
+    cluster.verify(files)
+
+
+def vanished(root: Path, seed: int) -> None:
+    """Before the commit a holder starts anew and lacks a chunk that it had confirmed (U6):
+    the uploader is cut off meanwhile, and hears of the new start alone."""
+    cluster = Cluster(root, seed)
+    path = cluster.make_file("vanished.bin", 12 * CHUNK)
+    client = cluster.client()
+    outcome = client.put(path)
+    cluster.run(lambda: any(node.store.count for node in cluster.nodes), "the first chunk stored")
+    cluster.network.cut(client.host.name, "tracker")
+    cluster.run(lambda: sum(node.store.count for node in cluster.nodes) == 12, "all chunks stored")
+    cluster.run_for(cluster.rng.uniform(0.0, 1.0))
+    node = cluster.rng.choice(cluster.nodes)
+    _stop(cluster, node)
+    for chunk in cluster.rng.sample(sorted((node.folder / "store" / "chunks").glob("*/*")), 2):
+        chunk.unlink()
+    _start(cluster, node)
+    cluster.network.heal()
+    cluster.run(lambda: outcome.ended, "the upload of what has vanished", limit_s=60)
+    outcome.expect_done()
+    cluster.check_published(outcome.value["file_id"])
+    cluster.verify({path.name: path})

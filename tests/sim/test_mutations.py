@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from zchunk.errors import IllegalEvent, ZchunkError
 from zchunk.node import get, upload
 from zchunk.node.download import ChunkState, DownloadJob, VerifyChunk
 from zchunk.node.garbage import GarbageCollector
+from zchunk.node.places import Spread
 from zchunk.node.reach import Reach
 from zchunk.node.selfcheck import SelfCheck
 from zchunk.node.server import NodeServer
@@ -203,6 +204,26 @@ def comings_uncounted(patch: Patch) -> None:
     patch.setattr(FileHealth, "peers_changed", lambda self, now: None)
 
 
+def holders_unasked(patch: Patch) -> None:
+    """An upload sends every chunk to the planned peer, whoever holds it."""
+
+    def found(self: UploadJob, chunks: Sequence[int], holders: Any, now: float) -> list[upload.Action]:
+        return asked(self, chunks, [()] * len(chunks), now)
+
+    asked = UploadJob.found
+    patch.setattr(UploadJob, "found", found)
+
+
+def moves_unbounded(patch: Patch) -> None:
+    """A file goes to whoever has its chunks, were it one peer alone."""
+    patch.setattr(Spread, "_may_move", lambda self, place, holder: True)
+
+
+def refusals_final(patch: Patch) -> None:
+    """Copies that the tracker does not know of are not offered again."""
+    patch.setattr(UploadJob, "doubted", lambda self, chunks, now: [])
+
+
 @dataclass(frozen=True)
 class Mutation:
     apply: Callable[[Patch], None]
@@ -219,7 +240,7 @@ MUTATIONS = {
         Mutation(leases_endless, scenarios.lateness),
         Mutation(old_starts_welcome, scenarios.copied_home),
         Mutation(leased_chunks_trashed, scenarios.churn),
-        Mutation(kept_chunks_untold, scenarios.churn),
+        Mutation(kept_chunks_untold, scenarios.dead_uploads),
         Mutation(crossed_releases_obeyed, scenarios.restarts),
         Mutation(named_chunks_released, scenarios.shared_content),
         Mutation(offers_count_as_stored, history),
@@ -230,6 +251,9 @@ MUTATIONS = {
         Mutation(doubts_unasked, scenarios.rotten),
         Mutation(corruption_unheard, scenarios.rotten),
         Mutation(comings_uncounted, scenarios.rotten),
+        Mutation(holders_unasked, scenarios.changing_peers),
+        Mutation(moves_unbounded, scenarios.one_sided),
+        Mutation(refusals_final, scenarios.vanished),
     )
 }
 STORIES = sorted(

@@ -203,6 +203,14 @@ def test_a_doubled_answer_counts_once() -> None:
     assert (job.bytes_sent, job.chunks_completed) == (BLOCK, 0)
 
 
+def test_all_bytes_of_a_stored_chunk_count_in_whatever_order_they_are_answered() -> None:
+    job = make([[A]])
+    begin_sending(job)
+    assert AllStored() in job.taken(A, 0, 1, 8, True, SLOW)
+    assert job.taken(A, 0, 1, 0, False, SLOW) == []
+    assert job.bytes_sent == CHUNK
+
+
 def test_a_stored_chunk_is_not_unstored_by_a_late_error() -> None:
     job = make([[A], [B]])
     job.start(0.0)

@@ -405,9 +405,7 @@ class Upload(JobDriver[Action]):
             "chunks_count": self._job.chunks_count,
             "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
         }
-        if why is not None:
-            event |= {"message": why.message, **why.details}
-        return event
+        return event if why is None else {**why.details, "message": why.message, **event}
 
     # -- manifest and commit --------------------------------------------------------
 

@@ -323,6 +323,8 @@ class UploadJob:
         self._flow(peer_id).answered(length, now - sent_at, now)
         self.bytes_sent += length
         if stored:
+            # All of it arrived, in whatever order the answers do.
+            self.bytes_sent += sum(rest for rest, _ in target.sent.values())
             self._chunks[index].unclean |= bool(target.sent)
             self._settle(peer_id, target)
             self._store(index, target)
