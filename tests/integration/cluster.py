@@ -31,6 +31,7 @@ import zchunk
 from tests.waiting import wait_for
 from zchunk.config import Settings
 from zchunk.errors import TrackerUnreachable
+from zchunk.protocol.messages import PeerRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024**2
@@ -614,14 +615,17 @@ class Cluster:
 
     # -- what the tracker says ------------------------------------------------------------
 
-    def statuses(self) -> dict[str, str]:
+    def records(self) -> dict[str, PeerRecord]:
         """By the Python API: waiting for a status asks often, and a command takes its time."""
         if self._watcher is None:
             self._watcher = zchunk.Client(self.client.home, Settings())
         try:
-            return {record.name: record.status for record in self._watcher.peers()}
+            return {record.name: record for record in self._watcher.peers()}
         except TrackerUnreachable:
             return {}
+
+    def statuses(self) -> dict[str, str]:
+        return {name: record.status for name, record in self.records().items()}
 
     def await_status(self, name: str, status: str, deadline_s: float = 20.0) -> None:
         wait_for(lambda: self.statuses().get(name) == status, deadline_s, f"{name} is {status}")

@@ -388,3 +388,26 @@ def vanished(root: Path, seed: int) -> None:
     outcome.expect_done()
     cluster.check_published(outcome.value["file_id"])
     cluster.verify({path.name: path})
+
+
+def gone_before_commit(root: Path, seed: int) -> None:
+    """One of two holders dies when everything is stored (U6). The uploader, cut off until then,
+    may hear the commit refused before it hears why."""
+    cluster = Cluster(root, seed)
+    path = cluster.make_file("gone.bin", 8 * CHUNK)
+    late, *holders = cluster.rng.sample(cluster.nodes, 3)
+    _stop(cluster, late)
+    client = cluster.client()
+    outcome = client.put(path, replicas=2)
+    cluster.run(lambda: any(node.store.count for node in holders), "the first chunk stored")
+    cluster.network.cut(client.host.name, "tracker")
+    cluster.run(lambda: all(node.store.count == 8 for node in holders), "all chunks stored")
+    cluster.run_for(cluster.rng.uniform(0.0, 1.0))
+    _start(cluster, late)
+    _stop(cluster, holders[0])
+    cluster.network.faults = Faults(delay_min=0.001, delay_max=0.5)
+    cluster.network.heal()
+    cluster.run(lambda: outcome.ended, "the upload without the dead node", limit_s=60)
+    done = outcome.expect_done()
+    assert sorted(done["peers"]) == sorted(node.membership.peer_id for node in (late, holders[1]))
+    cluster.verify({path.name: path})

@@ -19,7 +19,7 @@ import pytest
 from tests.sim import scenarios
 from tests.sim.test_scenarios import History
 from zchunk.errors import IllegalEvent, ZchunkError
-from zchunk.node import get, upload
+from zchunk.node import get, put, upload
 from zchunk.node.download import ChunkState, DownloadJob, VerifyChunk
 from zchunk.node.garbage import GarbageCollector
 from zchunk.node.places import Spread
@@ -224,6 +224,11 @@ def refusals_final(patch: Patch) -> None:
     patch.setattr(UploadJob, "doubted", lambda self, chunks, now: [])
 
 
+def refusals_fail(patch: Patch) -> None:
+    """An upload ends when its commit is refused."""
+    patch.setattr(put, "_MENDS", 0)
+
+
 @dataclass(frozen=True)
 class Mutation:
     apply: Callable[[Patch], None]
@@ -254,6 +259,7 @@ MUTATIONS = {
         Mutation(holders_unasked, scenarios.changing_peers),
         Mutation(moves_unbounded, scenarios.one_sided),
         Mutation(refusals_final, scenarios.vanished),
+        Mutation(refusals_fail, scenarios.gone_before_commit),
     )
 }
 STORIES = sorted(
