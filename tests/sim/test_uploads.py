@@ -11,6 +11,7 @@ import pytest
 from tests.sim.cluster import CHUNK, Cluster, Outcome, SimClient
 from tests.sim.replay import record
 from zchunk import hashing
+from zchunk.errors import StoreOffline
 from zchunk.node.source import SourceFile
 
 
@@ -176,3 +177,19 @@ def test_a_waiting_upload_polls_nobody_and_goes_on_by_the_event(
     resumed = next(e for e in outcome.events if e["event"] == "resumed")
     assert (resumed["peer_id"], resumed["name"]) == (cluster.nodes[1].membership.peer_id, "b")
     cluster.verify({"waits": cluster.root / "files" / "waits"})
+
+
+def test_a_holder_that_cannot_keep_the_manifest_is_replaced(root: Path) -> None:
+    """U6: its disk was pulled when it had everything; the file is published without it."""
+    cluster = Cluster(root, 11)
+    path = cluster.make_file("pulled", 12 * CHUNK)
+    broken, *others = cluster.nodes
+
+    def put_manifest(file_id: str, data: bytes) -> None:
+        raise StoreOffline("the disk is gone")
+
+    broken.store.put_manifest = put_manifest
+    done = put(cluster, path)
+    assert sorted(done["peers"]) == sorted(node.membership.peer_id for node in others)
+    del broken.store.put_manifest
+    cluster.verify({path.name: path})
