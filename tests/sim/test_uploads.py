@@ -104,6 +104,22 @@ def test_an_undivided_file_goes_on_where_it_began(root: Path) -> None:
     assert done["bytes_sent"] == (40 - kept) * CHUNK
 
 
+@pytest.mark.parametrize("strategy", ["round_robin", "contiguous"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_chunks_of_the_same_bytes_are_sent_once_for_each_copy(
+    root: Path, strategy: str, replicas: int
+) -> None:
+    """A disk image is mostly zeros. Of the only chunk there must be two copies, on two peers."""
+    cluster = Cluster(root, 12)
+    path = cluster.make_file("zeros", 0)
+    path.write_bytes(bytes(60 * CHUNK))
+    done = put(cluster, path, strategy=strategy, replicas=replicas)
+    assert done["bytes_sent"] == 2 * CHUNK
+    assert len(done["peers"]) == 2
+    assert done["seconds"] < 2, "nothing was refused and tried again"
+    cluster.verify({path.name: path})
+
+
 # -- the tracker does not answer ------------------------------------------------------------
 
 

@@ -620,6 +620,32 @@ def test_a_late_answer_about_a_chunk_that_is_done_changes_nothing() -> None:
     assert job.copies() == [[A], [B]]
 
 
+def test_a_chunk_of_the_same_bytes_waits_for_the_first_and_goes_where_that_is() -> None:
+    """A node cannot be sent one chunk twice at a time, and need not be."""
+    job = make([[A], [B], [C]], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    job.found([0], [[]], 0.0)
+    job.offered(A, 0, 1, False, 0.0)
+    assert job.read(1, 0.0, twin=0) == []
+    job.digested(1, 0.0)
+    assert job.read(2, 0.0) == [FindHolders((2,))], "others do not wait"
+    job.found([2], [[]], 0.0)
+    assert FindHolders((1,)) in take(job, sends(A, 0, 1))
+    assert job.found([1], [[]], 0.2) == [OfferChunk(A, 1, 3)], "the tracker has not heard of it yet"
+
+
+def test_a_chunk_does_not_wait_for_a_twin_that_is_put_off() -> None:
+    """Its peer went, and it is to be read again some time."""
+    job = make([[A], [B]], up=[A, B, C], kind=UploadJob)
+    job.start(0.0)
+    offered(job, 0)
+    job.found([0], [[]], 0.0)
+    job.offered(A, 0, 1, True, 0.0)
+    job.peer_down(A, 0.0)
+    assert job.read(1, 0.0, twin=0) == [FindHolders((1,))]
+
+
 def test_an_undivided_file_goes_whole_to_where_most_of_it_is() -> None:
     """U1: it lies on one peer, whatever others have of it."""
     job = make([[A]] * 4, undivided=True, kind=UploadJob)
@@ -668,6 +694,8 @@ class World:
         self.confirmed: set[tuple[str, int]] = set()
         self.cannot: set[str] = set()
         self.replans: list[tuple[Replan, list[list[str]] | TooFewPeers]] = []
+        #: size -> the first chunk read of it
+        self.first_of: dict[int, int] = {}
         #: chunks whose holders are asked for
         self.finding: tuple[int, ...] = ()
         self.all_stored = False
@@ -769,8 +797,10 @@ class World:
     # what comes back
 
     def read(self, chunk: int, now: float) -> None:
+        """Chunks of one size count as of one content."""
         self.memory[chunk] = True
-        self.do(self.job.read(chunk, now))
+        first = self.first_of.setdefault(self.sizes[chunk], chunk)
+        self.do(self.job.read(chunk, now, first if first != chunk else None))
 
     def digest(self, now: float) -> None:
         self.digested += 1
@@ -855,7 +885,8 @@ class World:
             asked = {a.peer_id for a in (*self.offers, *self.sends) if a.chunk == chunk}
             assert usable or asked or chunk in planning or job._blocked, f"chunk {chunk} has no place"
             idle = [p for p in usable if targets[p].copy.value == "planned"]
-            if chunk in self.finding:
+            twin = self.first_of.get(self.sizes[chunk])
+            if chunk in self.finding or (twin != chunk and twin in self.memory and twin not in done):
                 continue
             if self.memory.get(chunk) and job._chunks[chunk].holders is None:
                 assert self.finding, f"chunk {chunk} is not looked for"

@@ -120,6 +120,8 @@ class Upload(JobDriver[Action]):
         self._keep_at = keep_at
         count = chunk_count(plan.size, plan.chunk_size)
         self._rows: list[ChunkRow | None] = [None] * count
+        #: SHA-256 -> a chunk of these bytes; zeros, for one, come again and again
+        self._first_of: dict[bytes, int] = {}
         self._targets = assignment(planned, count)
         self._buffers: dict[int, Buffer] = {}
         # One chunk may be larger than the budget; page rounding is a few kilobytes each.
@@ -233,9 +235,10 @@ class Upload(JobDriver[Action]):
                 )
                 return
             self._rows[index] = row
+            first = self._first_of.setdefault(row.sha256, index)
             self._digest_next()
             assert self._job is not None
-            self.perform(self._job.read(index, self.now()))
+            self.perform(self._job.read(index, self.now(), first if first != index else None))
 
         self.submit(self.bulk.pools.hashing, work, then)
 

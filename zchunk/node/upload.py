@@ -175,6 +175,8 @@ class _Chunk:
     unclean: bool = False
     #: who held it when the tracker was asked; None until it is known, or given up
     holders: tuple[str, ...] | None = None
+    #: the chunk of the same bytes that was hashed first
+    twin: int | None = None
 
 
 class UploadJob:
@@ -271,12 +273,13 @@ class UploadJob:
     def start(self, now: float) -> list[Action]:
         return self._go_on(now)
 
-    def read(self, index: int, now: float) -> list[Action]:
-        """The chunk is in memory and hashed."""
+    def read(self, index: int, now: float, twin: int | None = None) -> list[Action]:
+        """The chunk is in memory and hashed. `twin`: the one of the same bytes that was
+        hashed first, if that is another."""
         chunk = self._chunks[index]
         if chunk.memory is not _Memory.READING:
             return []
-        chunk.memory, chunk.holders = _Memory.READY, None
+        chunk.memory, chunk.holders, chunk.twin = _Memory.READY, None, twin
         return self._go_on(now)
 
     def found(self, chunks: Sequence[int], holders: Sequence[Sequence[str]], now: float) -> list[Action]:
@@ -284,7 +287,7 @@ class UploadJob:
         self._finding = False
         for index, peers in zip(chunks, holders, strict=True):
             if self._unfound(index):
-                self._chunks[index].holders = tuple(peers)
+                self._chunks[index].holders = (*peers, *self._twins_holders(index, peers))
                 self._go_to_holders(index, now)
         if self._undivided:
             self._go_together(chunks)
@@ -554,9 +557,17 @@ class UploadJob:
         return [FindHolders(tuple(unfound))]
 
     def _unfound(self, index: int) -> bool:
-        """Whether the chunk waits to be looked for."""
+        """Whether the chunk waits to be looked for. Not while another one of the same bytes
+        is on its way: then it will be there, and a node takes a chunk from an upload once."""
         chunk = self._chunks[index]
-        return chunk.memory is _Memory.READY and chunk.holders is None and index not in self._done
+        if chunk.memory is not _Memory.READY or chunk.holders is not None or index in self._done:
+            return False
+        return chunk.twin not in self._active or chunk.twin in self._done
+
+    def _twins_holders(self, index: int, known: Collection[str]) -> list[str]:
+        """Where the chunk of the same bytes is; the tracker may not have heard of it yet."""
+        twin = self._chunks[index].twin
+        return [] if twin is None else [p for p in self.holders(twin) if p not in known]
 
     def _go_to_holders(self, index: int, now: float) -> None:
         """Copies that were not begun go to peers that have the chunk already. Not while new
