@@ -1074,4 +1074,4 @@ class Uploads(RuleBasedStateMachine):
 
 
 TestAnyInterleaving = Uploads.TestCase
-TestAnyInterleaving.settings = settings(max_examples=300, stateful_step_count=40)
+TestAnyInterleaving.settings = settings(max_examples=200, stateful_step_count=40)
