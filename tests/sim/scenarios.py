@@ -251,13 +251,26 @@ def _health_told(cluster: Cluster) -> tuple[str, str]:
 
 
 def slow_reports(root: Path, seed: int) -> None:
-    """What nodes stored reaches the tracker late: a file is visible no sooner (U5)."""
-    cluster = Cluster(root, seed, faults=Faults(delay_min=0.001, delay_max=0.3, loss=0.05))
+    """What a node stored reaches the tracker late, since its line is cut for less than a
+    lease: a file is visible no sooner (U5)."""
+    cluster = Cluster(root, seed, faults=Faults(delay_min=0.001, delay_max=0.05, loss=0.01))
     files = {}
     for number in range(3):
-        path = cluster.make_file(f"slow{number}", cluster.rng.randrange(2, 6) * CHUNK)
-        _put(cluster, path)
+        path = cluster.make_file(f"slow{number}", cluster.rng.randrange(4, 9) * CHUNK)
         files[path.name] = path
+        node = cluster.rng.choice(cluster.nodes)
+        before = node.store.count
+        outcome = cluster.client().put(path)
+        cluster.run(lambda: node.store.count > before, "the node to store something")  # noqa: B023
+        cluster.network.cut("tracker", node.name)
+        healed = cluster.clock.monotonic() + cluster.rng.uniform(0.5, 2.0)
+        while not outcome.ended and cluster.clock.monotonic() < healed:
+            cluster.run_for(0.05)
+        if outcome.ended:
+            cluster.check_published(outcome.expect_done()["file_id"])
+        cluster.network.heal()
+        cluster.run(lambda: outcome.ended, f"the upload of {path.name}")  # noqa: B023
+        cluster.check_published(outcome.expect_done()["file_id"])
     cluster.verify(files)
 
 

@@ -405,6 +405,17 @@ def test_with_too_few_peers_the_job_waits_for_one() -> None:
     assert job.replanned([0], [[B]], 2000.0) == [OfferChunk(B, 0, 2)]
 
 
+def test_an_upload_that_waits_for_a_peer_it_cannot_reach_names_it_and_goes_on_when_it_can() -> None:
+    job = make([[A]], up=[A, B])
+    begin_sending(job)
+    assert of(Replan, job.peer_reach(A, False, 1.0)) == [Replan((0,), ((),), (A,))]
+    job.not_replanned([0], TooFewPeers("one"), 2.0)
+    assert (job.state, job.missing()) == (UploadState.WAITING, {A: 1})
+    back = job.peer_reach(A, True, 3.0)
+    assert back == [Resumed(A), OfferChunk(A, 0, 2), StateChanged(UploadState.RUNNING)]
+    assert job.missing() == {}
+
+
 def test_a_peer_that_came_while_the_plan_was_refused_is_not_waited_for() -> None:
     """The refusal and `peer.up` come by different ways: the later one may come first."""
     job = make([[A]], up=[A])

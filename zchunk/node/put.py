@@ -402,7 +402,7 @@ class Upload(JobDriver[Action]):
         event = {
             "event": "waiting",
             "missing_peers": sorted(missing),
-            "missing": self.missing_rows(missing),
+            "missing": self.missing_rows(missing, self.bulk.unreachable),
             "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
             "chunks_completed": self._job.chunks_completed,
             "chunks_count": self._job.chunks_count,

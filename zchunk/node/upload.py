@@ -259,9 +259,10 @@ class UploadJob:
         return [self._kept(chunk) for chunk in self._chunks]
 
     def missing(self) -> dict[str, int]:
-        """Peers that are not up -> how many unfinished chunks have, or were to get, a copy there."""
-        unfinished = (chunk for i, chunk in enumerate(self._chunks) if i not in self._done)
-        return dict(Counter(p for chunk in unfinished for p in chunk.targets if p not in self._up))
+        """Peers that are not up, or take nothing now -> how many unfinished chunks have, or were
+        to get, a copy there."""
+        unfinished = [chunk for i, chunk in enumerate(self._chunks) if i not in self._done]
+        return dict(Counter(p for chunk in unfinished for p in chunk.targets.keys() - self._kept(chunk)))
 
     @property
     def blocked(self) -> ZchunkError | None:
@@ -380,7 +381,9 @@ class UploadJob:
     def peer_reach(self, peer_id: str, reachable: bool, now: float) -> list[Action]:
         """A peer that is up cannot be reached from here, or can again: until then its chunks
         go elsewhere. What it stored counts all the same."""
+        resumed: list[Action] = []
         if reachable:
+            resumed += [Resumed(peer_id)] if self.state is UploadState.WAITING else []
             self._arrivals += 1
             self._refused.discard(peer_id)
             self._flow(peer_id).welcome_back(now)
@@ -389,7 +392,7 @@ class UploadJob:
             self._refused.add(peer_id)
             self._void(peer_id)
         self._look_again()
-        return self._go_on(now)
+        return resumed + self._go_on(now)
 
     def replanned(self, chunks: Sequence[int], peers: Sequence[Collection[str]], now: float) -> list[Action]:
         for index, targets in zip(chunks, peers, strict=True):
