@@ -814,6 +814,9 @@ def test_holders_that_are_up_are_found_chunk_by_chunk(cluster: Cluster) -> None:
     names = [reply.peers[at].name for at in columns.unpack(2, reply.holder_peers)]
     assert (sorted(names[:2]), names[2]) == (["A", "B"], "B")
     assert {peer.status for peer in reply.peers} == {"up"}
+    cluster.ask("B", beat(1, store_online=False))
+    reply = cluster.ask("client", FindChunks(hashes=joined([1, 2])))
+    assert list(columns.unpack(2, reply.holder_counts)) == [1, 0], "B's disk is unplugged"
 
 
 @pytest.mark.parametrize("hashes", [bytes(31), bytes(32 * (MAX_FIND + 1))], ids=["odd", "too many"])

@@ -482,7 +482,7 @@ class TrackerCore:
         hashes = split_hashes(ask.message.hashes)
         if len(hashes) > MAX_FIND:
             raise MalformedMessage(f"{len(hashes)} chunks asked about at once, more than {MAX_FIND}")
-        live = self._liveness.up()
+        live = self._live()
 
         def then(rows: FoundRows, error: ZchunkError | None, _: Now) -> list[Action]:
             if error is not None:
