@@ -880,7 +880,9 @@ class World:
         for peer_id, flow in job._flows.items():
             outstanding = [s.length for s in self.sends if s.peer_id == peer_id]
             assert flow.outstanding == sum(outstanding)
-            assert sum(outstanding) <= WINDOW_BLOCKS * flow.block or len(outstanding) == 1
+            # Not of the present block size: a peer set aside begins with small ones again,
+            # while larger ones are still on their way.
+            assert sum(outstanding) <= WINDOW_BLOCKS * limits.block_max or len(outstanding) == 1
         if job.state in (UploadState.RUNNING, UploadState.WAITING):
             self._check_progress(limits, now, done)
 
