@@ -875,6 +875,8 @@ class World:
         self.relocate = False
         self.all_held = 0
         self.hedges = 0
+        #: peer -> bytes on their way when that was looked at last
+        self.outstanding: dict[str, int] = {}
         self.failure: ZchunkError | None = None
 
     def do(self, actions: Iterable[Action]) -> None:
@@ -1016,7 +1018,11 @@ class World:
         for peer_id, peer in self.job._peers.items():
             outstanding = [ask.length for ask in self.asked if ask.peer_id == peer_id]
             assert peer.flow.outstanding == sum(outstanding)
-            assert sum(outstanding) <= WINDOW_BLOCKS * peer.flow.block or len(outstanding) == 1
+            # The window of one that was set aside shrinks: what is on its way then may be more,
+            # and nothing is added to it.
+            window = max(WINDOW_BLOCKS * peer.flow.block, self.outstanding.get(peer_id, 0))
+            assert sum(outstanding) <= window or len(outstanding) == 1
+            self.outstanding[peer_id] = sum(outstanding)
             in_flight = {i for i, _ in self.buffers if i not in self.verifying and i not in self.writing}
             fetches = [fetch for index in in_flight for fetch in self.job._chunks[index].fetches]
             assert peer.begun == sum(fetch.peer_id == peer_id for fetch in fetches) <= 2
