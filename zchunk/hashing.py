@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from blake3 import blake3 as _blake3
 
@@ -43,6 +45,39 @@ class FileDigest:
     def digest(self) -> bytes:
         """32 bytes; what `sha256sum` prints in hex."""
         return self._hash.digest()
+
+
+def blake3_of(pieces: Iterable[Buffer]) -> bytes:
+    """As `blake3`, of bytes that come in pieces."""
+    digest = _blake3()
+    for piece in pieces:
+        counts["blake3"] += len(piece)
+        digest.update(piece)
+    return digest.digest()
+
+
+class Both(NamedTuple):
+    sha256: bytes
+    blake3: bytes
+    size: int
+
+
+def both_of(pieces: Iterable[Buffer]) -> Both:
+    """Both digests of bytes that come in pieces, in one pass."""
+    canonical, prefilter = FileDigest(), _blake3()
+    for piece in pieces:
+        canonical.update(piece)
+        counts["blake3"] += len(piece)
+        prefilter.update(piece)
+    return Both(canonical.digest(), prefilter.digest(), canonical.size)
+
+
+def sha256_of(pieces: Iterable[Buffer]) -> bytes:
+    """As `sha256`, of bytes that come in pieces."""
+    digest = FileDigest()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
 
 
 def inventory_digest(hashes: list[bytes]) -> bytes:

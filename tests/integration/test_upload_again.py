@@ -15,7 +15,7 @@ from random import Random
 
 import pytest
 
-from tests.integration.cluster import MIB, PATIENCE_S, Cluster, Event, Process, Source, sha256_of
+from tests.integration.cluster import MIB, PATIENCE_S, Cluster, Event, Process, Source, flip_bit, sha256_of
 from tests.integration.conftest import SMALL
 from tests.integration.test_edges import CHUNK, fresh
 from tests.waiting import wait_for
@@ -267,3 +267,24 @@ def test_at_any_moment_the_file_ends_complete(fault: Fault, quad: Cluster, folde
         source.path.unlink()
     shown = [sum(low <= m < low + 10 for m in moments) for low in range(0, 100, 10)]
     print(f"{name}, seed {SEED}: moments in per cent {moments}, by tenths {shown}")
+
+
+# -- what a disk has lost meanwhile -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["a flipped bit", "no file"])
+def test_putting_a_file_again_heals_what_a_disk_has_lost(loss: str, quad: Cluster, folder: Path) -> None:
+    """A node says that it has a chunk only after it has looked (SPEC U5)."""
+    source = fresh(folder, SIZE)
+    quad.client.put(source.path)
+    hashes = hashes_of(source)
+    node = next(node for node in quad.nodes.values() if node.holds(hashes[:1]))
+    path = node.chunk_path(hashes[0])
+    if loss == "no file":
+        path.unlink()
+    else:
+        flip_bit(path, 8 * 1000)
+    again = quad.client.put(source.path).last
+    assert (again["bytes_sent"], again["already"]) == (CHUNK, True)
+    quad.client.get(source.path.name, folder / "copy")
+    assert sha256_of(folder / "copy") == source.sha256

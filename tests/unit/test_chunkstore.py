@@ -814,10 +814,10 @@ def test_unplugged_while_it_is_opened_makes_no_chunk_corrupt(stores, store):
     stores.crash(store)
     path = placed(stores, Chunk(1))
 
-    def unplug(self, _path):
+    def unplug(self, _sha256, _of):
         os.rename(stores.root / MARKER, stores.root / "aside")
 
-    with replaced(ChunkFiles, "read_whole", unplug), pytest.raises(StoreOffline):
+    with replaced(ChunkFiles, "digest", unplug), pytest.raises(StoreOffline):
         stores.reopen()
     assert path.exists()
     os.rename(stores.root / "aside", stores.root / MARKER)

@@ -212,16 +212,26 @@ class ChunkService:
         self._admit()
 
     def _take_lease(self, connection: bytes, request_id: int, offer: Offer) -> None:
+        """The copy counts for this upload, so it is read again: a "have" from the index alone
+        would publish a file on what a disk has lost (SPEC U5)."""
         now_wall = self._loop.clock.wall()
 
-        def done(_: None, error: ZchunkError | None) -> None:
+        def work() -> bool:
+            # Leased first: what is being looked at is not freed meanwhile.
+            self._store.lease(offer.sha256, offer.upload_id, now_wall)
+            return self._store.verify(offer.sha256)
+
+        def done(whole: bool | None, error: ZchunkError | None) -> None:
+            if error is None and not whole:
+                self._on_unreadable(offer.sha256)
+                error = Busy("this node's copy of the chunk is damaged and is set aside; offer it again")
             if error is not None:
                 self._refuse(connection, request_id, error)
                 return
             self._on_stored(offer.upload_id, offer.sha256)
             self._reply(connection, request_id, Offered(have=True))
 
-        self._storing.submit(lambda: self._store.lease(offer.sha256, offer.upload_id, now_wall), done)
+        self._storing.submit(work, done)
 
     def _admit(self) -> None:
         for chunk in self._incoming.admit_more():

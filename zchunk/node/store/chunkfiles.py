@@ -12,14 +12,20 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from zchunk import disk, hashing, manifest
 from zchunk.errors import ChunkCorrupt, InvalidUsage, ZchunkError
 from zchunk.node.store.storefolder import HEX_DIGEST
 
+D = TypeVar("D")
+
 #: The largest chunk, and what encryption or compression may add to it.
 _MAX_STORED = manifest.MAX_CHUNK_SIZE + 64 * 1024
+#: A chunk is read back in pieces: several at a time must not take the memory of as many chunks.
+_PIECE = 1024 * 1024
 
 
 class ChunkFiles:
@@ -78,23 +84,32 @@ class ChunkFiles:
                     found += _chunk_files(folder)
         return found
 
-    def read_whole(self, sha256: bytes) -> bytearray | None:
-        """The file as the disk has it, not as memory does; None where it cannot be read."""
-        try:
-            fd = os.open(self.path(sha256), os.O_RDONLY)
-        except OSError:
-            return None
+    def pieces(self, sha256: bytes) -> Iterator[memoryview]:
+        """The file as the disk has it, not as memory does, in order; a piece is valid until
+        the next. Raises OSError."""
+        fd = os.open(self.path(sha256), os.O_RDONLY)
         try:
             disk.drop_cache(fd)
-            data = bytearray(min(os.fstat(fd).st_size, _MAX_STORED + 1))
-            with memoryview(data) as view:
-                got = disk.read_into(fd, view, 0)
-            del data[got:]
-            return data
-        except OSError:
-            return None
+            buffer, offset = memoryview(bytearray(_PIECE)), 0
+            while got := disk.read_into(fd, buffer, offset):
+                yield buffer[:got]
+                offset += got
         finally:
             os.close(fd)
+
+    def digest(self, sha256: bytes, of: Callable[[Iterable[memoryview]], D]) -> D | None:
+        """`of` the file's pieces; None where it cannot be read."""
+        try:
+            return of(self.pieces(sha256))
+        except OSError:
+            return None
+
+    def size(self, sha256: bytes) -> int | None:
+        """Bytes of the file; None where there is none."""
+        try:
+            return os.stat(self.path(sha256)).st_size
+        except OSError:
+            return None
 
 
 def check_bytes(sha256: bytes, blake3: bytes, view: disk.Writable) -> None:

@@ -472,17 +472,17 @@ class ChunkStore:
         Raises NotFound for a chunk that is not held."""
         self._folder.check_online()
         size = self.size_of(sha256)
-        data = self._files.read_whole(sha256)
-        if data is None or len(data) != size:
+        if self._files.size(sha256) != size:
             self._folder.check_online()  # an unplugged disk is not a corrupt chunk
             return False
         with self._index_lock:
             self._folder.check_online()
             expected = self._index.blake3(sha256)
-        found = hashing.blake3(data)
-        if found == expected:
+        found = self._files.digest(sha256, hashing.blake3_of)
+        if found is not None and found == expected:
             return True
-        if hashing.sha256(data) != sha256:
+        if found is None or self._files.digest(sha256, hashing.sha256_of) != sha256:
+            self._folder.check_online()
             return False
         self._correct_blake3(sha256, size, found)
         return True

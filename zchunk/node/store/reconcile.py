@@ -80,13 +80,13 @@ class Reconciler:
         """Indexes a file that has no row if it is whole; else it goes to trash/corrupt.
 
         Its folder is synced first: whoever renamed it here was perhaps killed before."""
-        data = self.files.read_whole(sha256)
-        if data is None or hashing.sha256(data) != sha256:
+        found = self.files.digest(sha256, hashing.both_of)
+        if found is None or found.sha256 != sha256:
             self.folder.check_online()  # a disk unplugged just now makes no chunk corrupt
             self.note(f"chunk {sha256.hex()[:12]} is damaged and went to trash/corrupt")
             self.trash.set_apart(self.files.path(sha256))
             return False
         self.files.sync_folder_of(sha256)
         recovered = (RECOVERED, self.clock.wall() + LEASE_S)  # its own lease was lost with its row
-        self.index.add(sha256, len(data), hashing.blake3(data), recovered)
+        self.index.add(sha256, found.size, found.blake3, recovered)
         return True
