@@ -258,6 +258,10 @@ class Process:
         assert self.code is not None
         return self.code
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it ends by itself before so long: how a fault waits for its moment."""
+        return self._ended.wait(seconds)
+
     def result(self, deadline_s: float = PATIENCE_S) -> Result:
         """Reads to its end and lets go of it."""
         end = time.monotonic() + deadline_s
@@ -445,6 +449,8 @@ class Cluster:
         self.settings = dict(settings or {})
         self.nodes: dict[str, Node] = {}
         self.tracker: _Server
+        #: as `prefix` of `Process`, for the tracker's next start
+        self.tracker_prefix: Sequence[str] = ()
         self._processes: list[Process] = []
         self._tokens: dict[str, str] = {}
         self._watcher: zchunk.Client | None = None
@@ -481,6 +487,11 @@ class Cluster:
 
     # -- processes ----------------------------------------------------------------------
 
+    def place(self, name: str) -> tuple[tuple[str, ...], str]:
+        """Where a member (a node's or client's name, or "tracker") runs: the words before its
+        command, and the address that it binds. `lan.py` gives each a PC of its own."""
+        return (), "127.0.0.1"
+
     def spawn(
         self,
         words: Sequence[str],
@@ -510,8 +521,10 @@ class Cluster:
         """The first time on free ports, later on the same ones."""
         known = getattr(self, "tracker", None)
         home = self.root / "tracker-home"
-        bind = (known.endpoint, known.events) if known else ("127.0.0.1:0", "127.0.0.1:0")
-        process = self.spawn(["tracker", "--home", str(home), "--bind", bind[0], "--events", bind[1]])
+        prefix, host = self.place("tracker")
+        bind = (known.endpoint, known.events) if known else (f"{host}:0", f"{host}:0")
+        words = ["tracker", "--home", str(home), "--bind", bind[0], "--events", bind[1]]
+        process = self.spawn(words, prefix=(*prefix, *self.tracker_prefix))
         self.tracker = _Server(home, process, *bind)
         ready = process.ready()
         assert ready["home"] == str(home)
@@ -539,7 +552,7 @@ class Cluster:
         """A home that commands run on; `prefix` as in `Process`."""
         home = self.root / name
         home.mkdir()
-        client = Client(self, home, prefix)
+        client = Client(self, home, (*self.place(name)[0], *prefix))
         client.run("join", self._any_token(role), "--name", name)
         return client
 
@@ -551,7 +564,8 @@ class Cluster:
         for name in names:
             home = self._node_home(name)
             words = ["--join", self._any_token("node"), "--name", name]
-            process = self._node_process(home, "127.0.0.1:0", [*words, *options], prefix)
+            before, host = self.place(name)
+            process = self._node_process(home, f"{host}:0", [*words, *options], (*before, *prefix))
             self.nodes[name] = Node(name, home, tuple(options), process)
         return [self._introduced(self.nodes[name]) for name in names]
 
@@ -583,7 +597,8 @@ class Cluster:
         assert not node.process.alive
         node.earlier_peak = max(node.earlier_peak, node.process.peak)
         node.process.close()
-        node.process = self._node_process(node.home, node.endpoint, node.options)
+        prefix, _ = self.place(name)
+        node.process = self._node_process(node.home, node.endpoint, node.options, prefix)
         return self._introduced(node)
 
     def kill(self, name: str) -> Node:
