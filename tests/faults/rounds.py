@@ -293,4 +293,3 @@ def chunks_on_disk(part: Path, source: Source) -> set[int]:
 def _read_by(pid: int) -> int:
     lines = Path(f"/proc/{pid}/io").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("rchar:")))
-

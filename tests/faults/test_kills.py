@@ -15,9 +15,7 @@ _ROUNDS = 10
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_download_keeps_every_whole_chunk(
-    rounds: Rounds, record_property: Figure
-) -> None:
+def test_a_killed_download_keeps_every_whole_chunk(rounds: Rounds, record_property: Figure) -> None:
     rng = rounds.rng("downloads")
     found = [rounds.run("the downloader", KILL, rng) for _ in range(_ROUNDS)]
     shares = [figures.done for figures in found if figures.done is not None]
@@ -32,8 +30,6 @@ def test_a_killed_download_keeps_every_whole_chunk(
 
 @pytest.mark.parametrize("fault", [KILL, HANG])
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_a_transfer_survives(
-    victim: str, fault: str, rounds: Rounds, record_property: Figure
-) -> None:
+def test_a_transfer_survives(victim: str, fault: str, rounds: Rounds, record_property: Figure) -> None:
     figures = rounds.run(victim, fault, rounds.rng(victim, fault))
     record_property("figures", f"seed {rounds.seed}: {figures}")

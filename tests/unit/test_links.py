@@ -14,7 +14,7 @@ from zchunk.loop import Loop
 from zchunk.node.links import BULK, PeerLinks
 from zchunk.protocol import wire
 from zchunk.protocol.messages import Acknowledge, Conclude, Message, Ok, PeerRecord
-from zchunk.transport.base import Received
+from zchunk.transport.base import Delivery, Link, Received
 from zchunk.transport.memory import MemoryPoller, MemoryTransport, Network
 
 PEER = "a" * 32
@@ -193,3 +193,62 @@ def test_a_silence_while_nothing_is_asked_is_none(rig: Rig) -> None:
     asked = len(rig.asked)
     rig.run(300.0)
     assert (rig.reach, len(rig.asked)) == ([], asked)
+
+
+# -- a connection that ends -----------------------------------------------------------------
+
+
+class Ending:
+    """A DEALER, and its transport and poller, that takes every message: as libzmq does until
+    it has noticed itself that a connection ended, which its monitor tells before."""
+
+    endpoint = ""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+        self.sent: list[Any] = []
+
+    def dealer(self, addresses: Any, options: Any) -> Ending:
+        return self
+
+    def receive(self) -> Any:
+        return self.waiting.pop(0) if self.waiting else None
+
+    def send(self, frames: Any, connection: bytes = b"") -> Delivery:
+        self.sent.append(frames)
+        return Delivery.SENT
+
+    def register(self, socket: Any) -> None: ...
+
+    def wait(self, timeout_s: float | None) -> list[Any]:
+        return [self] if self.waiting else []
+
+
+def test_what_is_asked_as_a_connection_ends_is_sent_on_the_next_one() -> None:
+    """An upload asks again at once when an answer is an error."""
+    socket: Any = Ending()
+    loop = Loop(socket, ManualClock(), "bulk")
+    links = PeerLinks(loop, socket, None)
+    links.set_peer(record())
+    answers: list[Any] = []
+
+    def answer(reply: Message | None, error: ZchunkError | None) -> None:
+        answers.append(error or reply)
+        if error is not None:
+            ask()
+
+    def ask() -> None:
+        links.request(PEER, Conclude(upload_id=UPLOAD), 60.0, answer)
+
+    def sees(*what: Any) -> None:
+        socket.waiting += what
+        while socket.waiting:
+            loop.turn()
+
+    ask()
+    sees(Link.UP, Link.DOWN)
+    assert [type(each) for each in answers] == [PeerUnreachable]
+    assert len(socket.sent) == 1, "nothing more goes to the connection that ended"
+    sees(Link.UP)
+    sees(Received(wire.encode(Ok(), wire.decode(socket.sent[1]).request_id)))
+    assert answers[1:] == [Ok()]

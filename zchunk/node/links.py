@@ -176,7 +176,8 @@ class PeerLinks:
         peer.pending[request_id] = _Pending(now + timeout_s, answer, payload)
         peer.reach.wants(True, now)
         frames = wire.encode(message, request_id, self._claim)
-        if peer.unsent or peer.socket.send(frames) is not Delivery.SENT:
+        # A connection whose end was just told may still take a message, and lose it.
+        if not peer.reach.linked or peer.unsent or peer.socket.send(frames) is not Delivery.SENT:
             peer.unsent.append((request_id, frames))
 
     def _on_received(self, peer_id: str, received: Arrival) -> None:
