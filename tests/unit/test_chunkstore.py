@@ -473,6 +473,20 @@ def same_folder(count: int) -> list[Chunk]:
     raise AssertionError("no such chunks")
 
 
+@pytest.mark.parametrize("step", ["intend", "add"])
+def test_an_index_that_fails_flags_too(stores, store, step):
+    """Else a node whose index is broken would go on offering its space."""
+
+    def fail(*_):
+        raise StorageFailure("the chunk index failed")
+
+    with replaced(chunkindex.ChunkIndex, step, fail), pytest.raises(StorageFailure):
+        put(store, Chunk(1))
+    assert store.flag
+    assert store.free() == 0
+    assert not store.has(Chunk(1).sha256)
+
+
 def test_a_failed_write_flags_too(store):
     with replaced(os, "pwrite", oserror(errno.EIO)), pytest.raises(StorageFailure):
         put(store, Chunk(1))

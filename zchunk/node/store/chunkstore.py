@@ -187,7 +187,8 @@ class ChunkStore:
             self._check_capacity(size)
             with self._index_lock:
                 self._check_writable()
-                self._index.intend(sha256)
+                with self._flagging():
+                    self._index.intend(sha256)
             self._store_file(sha256, view)
             self._record(sha256, size, blake3, upload_id)
 
@@ -198,7 +199,8 @@ class ChunkStore:
 
     @contextmanager
     def _flagging(self) -> Iterator[None]:
-        """A disk that failed once to make data durable is not asked again."""
+        """A disk that failed once to make data durable is not asked again, and a node whose
+        index fails needs a restart: neither may go on offering its space."""
         try:
             yield
         except StorageFailure as error:
@@ -250,7 +252,8 @@ class ChunkStore:
         # that our own sync succeeded after it proves nothing.
         with self._index_lock:
             self._check_writable()
-            self._index.add(sha256, size, blake3, (upload_id, self._clock.wall() + LEASE_S))
+            with self._flagging():
+                self._index.add(sha256, size, blake3, (upload_id, self._clock.wall() + LEASE_S))
             self._held.add(sha256, size)
 
     # -- leases
