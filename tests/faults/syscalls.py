@@ -6,15 +6,14 @@ A chunk is announced when the tracker's database names the node as its holder.
 
 from __future__ import annotations
 
-import hashlib
-import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import zchunk
+from tests.faults.announced import announced, leftovers, whole_chunks
 from tests.faults.tracing import tampered
 from tests.integration.cluster import PATIENCE_S, Cluster, Node, Source, make_file, sha256_of
 from tests.waiting import wait_for
@@ -70,10 +69,10 @@ class Writer:
             upload = Upload(self._client, source)
             killed = _ends_before(self.node, upload)
         if killed:
-            self._check_whole(self._announced(), "killed")
+            self._check("killed")
             self._cluster.restart("A")
         assert upload.done()["size"] == source.size
-        self._check_whole(self._announced(), "started again")
+        self._check("started again")
         # The node itself may be writing at this moment, for instance what it knows of the cluster.
         wait_for(lambda: not list(leftovers(self.node)), PATIENCE_S, "a start clears away temporary files")
         target = self._folder / "copy"
@@ -83,20 +82,10 @@ class Writer:
         source.path.unlink()
         return killed
 
-    def _announced(self) -> set[str]:
-        """What the tracker's database says that the node holds."""
-        database = self._cluster.tracker.home / "tracker" / "tracker.sqlite"
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            rows = connection.execute("SELECT hex(chunk_hash) FROM Holding WHERE is_available").fetchall()
-        return {row[0].lower() for row in rows}
-
-    def _check_whole(self, announced: set[str], when: str) -> None:
+    def _check(self, when: str) -> None:
         """Every chunk under its final name is whole, and none is announced without being there."""
-        found = set()
-        for path in (self.node.store / "chunks").glob("??/*"):
-            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name, f"{when}: not whole"
-            found.add(path.name)
-        assert announced <= found, f"{when}: announced without being there"
+        said = announced(self._cluster, self.node)
+        assert said <= whole_chunks(self.node), f"{when}: announced without being there"
 
 
 def _ends_before(node: Node, upload: Upload) -> bool:
@@ -105,12 +94,6 @@ def _ends_before(node: Node, upload: Upload) -> bool:
         if node.process.ends_within(0.02):
             return True
     return not node.process.alive
-
-
-def leftovers(node: Node) -> Iterator[Path]:
-    """Temporary files in a node's store."""
-    yield from (node.store / "tmp").iterdir()
-    yield from node.store.rglob(".zchunk-*.tmp")
 
 
 @contextmanager

@@ -562,14 +562,14 @@ class Cluster:
     def start_nodes(self, *names: str, options: Sequence[str] = (), prefix: Sequence[str] = ()) -> list[Node]:
         """Up when this returns: `ready` comes after the tracker has registered a node."""
         for name in names:
-            home = self._node_home(name)
+            home = self.node_home(name)
             words = ["--join", self._any_token("node"), "--name", name]
             before, host = self.place(name)
             process = self._node_process(home, f"{host}:0", [*words, *options], (*before, *prefix))
             self.nodes[name] = Node(name, home, tuple(options), process)
         return [self._introduced(self.nodes[name]) for name in names]
 
-    def _node_home(self, name: str) -> Path:
+    def node_home(self, name: str) -> Path:
         """For the node alone, so that nobody else can read chunks from its disk."""
         home = self.root / f"node-{name}"
         home.mkdir(mode=0o700)

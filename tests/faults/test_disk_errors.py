@@ -1,0 +1,83 @@
+"""T4: a node's disk fails to sync, or to read. What it cannot keep it does not announce, and
+others give what it cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.announced import announced
+from tests.faults.tracing import needs_strace, tampered
+from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of
+from tests.integration.conftest import SMALL
+from tests.waiting import wait_for
+
+pytestmark = needs_strace
+
+_SYNCS = "fsync,fdatasync:error=EIO"
+_READS = "preadv,preadv2:error=EIO"
+
+
+@pytest.fixture
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("failing"), SMALL) as cluster:
+        cluster.start_nodes("A", "B", "C")
+        yield cluster
+
+
+def free(cluster: Cluster, name: str) -> int:
+    rows = cluster.client.run("peers").last
+    return next(int(row["free"]) for row in rows if row["name"] == name)
+
+
+def test_a_node_that_cannot_sync_announces_nothing(trio: Cluster, folder: Path) -> None:
+    source, node = make_file(folder / "file.bin", 4 * MIB), trio.nodes["A"]
+    with tampered(node.process, folder / "trace", _SYNCS):
+        done = trio.client.put(source.path).last
+    assert "INJECTED" in (folder / "trace").read_text(), "it was asked to sync"
+    assert node.peer_id not in done["peers"]
+    assert announced(trio, node) == set()
+    trio.client.get("file.bin", folder / "copy")
+    assert sha256_of(folder / "copy") == source.sha256
+    assert "takes no more chunks" in node.process.stderr
+
+
+def test_a_disk_that_failed_once_is_not_used_until_a_restart(trio: Cluster, folder: Path) -> None:
+    node = trio.nodes["A"]
+    first, second = make_file(folder / "first", 4 * MIB), make_file(folder / "second", 4 * MIB)
+    with tampered(node.process, folder / "trace", _SYNCS):
+        trio.client.put(first.path)
+    wait_for(lambda: free(trio, "A") == 0, PATIENCE_S, "the tracker knows that A takes nothing")
+    assert node.peer_id not in trio.client.put(second.path).last["peers"]
+    node.process.end()
+    trio.restart("A")
+    wait_for(lambda: free(trio, "A") > 0, PATIENCE_S, "A takes chunks again")
+    third = make_file(folder / "third", 4 * MIB)
+    assert node.peer_id in trio.client.put(third.path).last["peers"]
+
+
+def test_what_a_node_cannot_read_comes_from_the_replica(trio: Cluster, folder: Path) -> None:
+    source, node = make_file(folder / "file.bin", 4 * MIB), trio.nodes["A"]
+    trio.client.put(source.path, "--replicas", "2")
+    assert node.holds(trio.client.info("file.bin")["chunks_hashes"])
+    with tampered(node.process, folder / "trace", _READS):
+        done = trio.client.get("file.bin", folder / "copy", "--no-wait").last
+    assert "INJECTED" in (folder / "trace").read_text(), "it was asked"
+    assert node.peer_id not in done["bytes_received_by_peer"]
+    assert sha256_of(folder / "copy") == source.sha256
+
+
+def test_what_only_a_failing_disk_has_is_told_and_fetched_when_it_reads_again(
+    trio: Cluster, folder: Path
+) -> None:
+    source, node = make_file(folder / "file.bin", 4 * MIB), trio.nodes["A"]
+    trio.client.put(source.path)
+    with tampered(node.process, folder / "trace", _READS):
+        result = trio.client.get("file.bin", folder / "copy", code=None)
+    assert result.code in (4, 5), str(result)
+    assert node.peer_id[:8] in result.stderr or "A" in result.stderr.split()
+    again = trio.client.get("file.bin", folder / "copy")
+    assert again.of("plan")[0]["chunks_kept"] > 0
+    assert sha256_of(folder / "copy") == source.sha256
