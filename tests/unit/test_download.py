@@ -446,6 +446,20 @@ def test_a_chunk_that_its_only_holder_does_not_have_fails() -> None:
     assert isinstance(job.refused(0, 1, NotFound("no"), 1.0)[-1], Failed)
 
 
+def test_a_holder_that_can_read_none_of_its_chunks_is_asked_for_each_at_once_and_then_told() -> None:
+    job = make([[A]] * 20, up=[A])
+    todo: list[Action] = job.start(0.0)
+    seen: list[Action] = []
+    while todo:
+        action = todo.pop(0)
+        seen.append(action)
+        if isinstance(action, RequestBlock):
+            todo += job.refused(action.chunk, action.attempt, StorageFailure("disk"), 0.0)
+    assert {ask.chunk for ask in requests(seen)} == set(range(20))
+    assert isinstance(seen[-1], Failed)
+    assert A[:8] in seen[-1].error.message
+
+
 def test_a_corrupt_chunk_waits_for_its_other_holder_that_is_down() -> None:
     job = make([[A, B]], up=[A])
     job.start(0.0)

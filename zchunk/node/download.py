@@ -428,11 +428,13 @@ class DownloadJob:
         if fetch is None:
             return []
         actions = self._give_up(chunk_index, fetch)
-        if not error.retryable:
-            # It does not have the chunk (any more), or cannot read it: ask others for it.
+        if error.retryable:
+            self._peers[fetch.peer_id].flow.set_aside(now)
+        else:
+            # It does not have the chunk (any more), or cannot read it: ask others for it, and
+            # this one for its others at once. A pause for each of many would take for ever.
             chunk.strikes[fetch.peer_id] = _MAX_STRIKES
             self._relocate_at = now + 1.0
-        self._peers[fetch.peer_id].flow.set_aside(now)
         self._queue_all()
         return actions + self._go_on(now)
 
