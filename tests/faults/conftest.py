@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.rounds import SETTINGS, Rounds
 from tests.integration.cluster import Cluster
-from tests.integration.conftest import folder, pytest_runtest_makereport
+from tests.integration.conftest import SMALL, folder, pytest_runtest_makereport
 
 __all__ = ["Figure", "folder", "pytest_runtest_makereport"]
 
@@ -39,3 +39,17 @@ def rounds(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Iterator[Roun
     with Cluster(tmp_path_factory.mktemp("rounds"), SETTINGS) as cluster:
         cluster.start_nodes("A", "B", "C")
         yield Rounds(cluster, tmp_path_factory.mktemp("files"), seed)
+
+
+@pytest.fixture(scope="session")
+def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("small"), SMALL) as cluster:
+        cluster.start_nodes("A", "B", "C")
+        yield cluster
+
+
+@pytest.fixture
+def small(small_cluster: Cluster) -> Iterator[Cluster]:
+    """A tracker and the nodes A, B, C: distributed from 1 MiB, chunks of 64 KiB."""
+    yield small_cluster
+    small_cluster.mend()

@@ -11,7 +11,6 @@ import pytest
 from tests.faults.announced import announced
 from tests.faults.tracing import needs_strace, tampered
 from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of
-from tests.integration.conftest import SMALL
 from tests.waiting import wait_for
 
 pytestmark = needs_strace
@@ -21,10 +20,11 @@ _READS = "preadv,preadv2:error=EIO"
 
 
 @pytest.fixture
-def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("failing"), SMALL) as cluster:
-        cluster.start_nodes("A", "B", "C")
-        yield cluster
+def trio(small: Cluster) -> Iterator[Cluster]:
+    """The nodes A, B, C; A starts again after each test, so that its disk is good again."""
+    yield small
+    small.nodes["A"].process.end()
+    small.restart("A")
 
 
 def free(cluster: Cluster, name: str) -> int:
@@ -33,13 +33,14 @@ def free(cluster: Cluster, name: str) -> int:
 
 
 def test_a_node_that_cannot_sync_announces_nothing(trio: Cluster, folder: Path) -> None:
-    source, node = make_file(folder / "file.bin", 4 * MIB), trio.nodes["A"]
+    source, node = make_file(folder / "unsynced.bin", 4 * MIB), trio.nodes["A"]
     with tampered(node.process, folder / "trace", _SYNCS):
         done = trio.client.put(source.path).last
     assert "INJECTED" in (folder / "trace").read_text(), "it was asked to sync"
     assert node.peer_id not in done["peers"]
-    assert announced(trio, node) == set()
-    trio.client.get("file.bin", folder / "copy")
+    hashes = trio.client.info("unsynced.bin")["chunks_hashes"]
+    assert not announced(trio, node) & set(hashes)
+    trio.client.get("unsynced.bin", folder / "copy")
     assert sha256_of(folder / "copy") == source.sha256
     assert "takes no more chunks" in node.process.stderr
 
@@ -59,11 +60,11 @@ def test_a_disk_that_failed_once_is_not_used_until_a_restart(trio: Cluster, fold
 
 
 def test_what_a_node_cannot_read_comes_from_the_replica(trio: Cluster, folder: Path) -> None:
-    source, node = make_file(folder / "file.bin", 4 * MIB), trio.nodes["A"]
+    source, node = make_file(folder / "unread.bin", 4 * MIB), trio.nodes["A"]
     trio.client.put(source.path, "--replicas", "2")
-    assert node.holds(trio.client.info("file.bin")["chunks_hashes"])
+    assert node.holds(trio.client.info("unread.bin")["chunks_hashes"])
     with tampered(node.process, folder / "trace", _READS):
-        done = trio.client.get("file.bin", folder / "copy", "--no-wait").last
+        done = trio.client.get("unread.bin", folder / "copy", "--no-wait").last
     assert "INJECTED" in (folder / "trace").read_text(), "it was asked"
     assert node.peer_id not in done["bytes_received_by_peer"]
     assert sha256_of(folder / "copy") == source.sha256
@@ -72,12 +73,12 @@ def test_what_a_node_cannot_read_comes_from_the_replica(trio: Cluster, folder: P
 def test_what_only_a_failing_disk_has_is_told_and_fetched_when_it_reads_again(
     trio: Cluster, folder: Path
 ) -> None:
-    source, node = make_file(folder / "file.bin", 4 * MIB), trio.nodes["A"]
+    source, node = make_file(folder / "unreadable.bin", 4 * MIB), trio.nodes["A"]
     trio.client.put(source.path)
     with tampered(node.process, folder / "trace", _READS):
-        result = trio.client.get("file.bin", folder / "copy", code=None)
+        result = trio.client.get("unreadable.bin", folder / "copy", code=None)
     assert result.code in (4, 5), str(result)
     assert node.peer_id[:8] in result.stderr or "A" in result.stderr.split()
-    again = trio.client.get("file.bin", folder / "copy")
+    again = trio.client.get("unreadable.bin", folder / "copy")
     assert again.of("plan")[0]["chunks_kept"] > 0
     assert sha256_of(folder / "copy") == source.sha256
