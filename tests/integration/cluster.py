@@ -633,7 +633,7 @@ class Cluster:
     def records(self) -> dict[str, PeerRecord]:
         """By the Python API: waiting for a status asks often, and a command takes its time."""
         if self._watcher is None:
-            self._watcher = zchunk.Client(self.client.home, Settings())
+            self._watcher = self.watcher()
         try:
             return {record.name: record for record in self._watcher.peers()}
         except TrackerUnreachable:
@@ -641,6 +641,10 @@ class Cluster:
 
     def statuses(self) -> dict[str, str]:
         return {name: record.status for name, record in self.records().items()}
+
+    def watcher(self) -> zchunk.Client:
+        """Who asks the tracker for `statuses`."""
+        return zchunk.Client(self.client.home, Settings())
 
     def await_status(self, name: str, status: str, deadline_s: float = 20.0) -> None:
         wait_for(lambda: self.statuses().get(name) == status, deadline_s, f"{name} is {status}")

@@ -1,0 +1,77 @@
+"""T8 and T9: pulled cables, between PCs in network namespaces of their own.
+
+scripts/soak also isolates a PC for a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Figure
+from tests.faults.lan import LanCluster, lan_of
+from tests.integration.cluster import MIB, PATIENCE_S, Event, Process, Source, make_file, sha256_of
+
+SETTINGS = {
+    "chunking.chunk_size": "1MiB",
+    "chunking.min_file_size_for_distribution": "32MiB",
+    "chunking.resume_check_interval": 3600,
+    "transfer.receive_budget": "8MiB",
+}
+_SIZE = 128 * MIB
+#: What SPEC and PITFALLS ask for, and what a busy machine may add.
+_NAMED_S, _BUSY_S = 5.0, 5.0
+
+
+@pytest.fixture(scope="module")
+def office_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanCluster]:
+    with lan_of() as lan, LanCluster(tmp_path_factory.mktemp("office"), lan, SETTINGS) as cluster:
+        cluster.start_nodes("A", "B")
+        yield cluster
+
+
+@pytest.fixture
+def office(office_cluster: LanCluster) -> Iterator[LanCluster]:
+    """A switch; behind it the PCs tracker, A, B and client."""
+    yield office_cluster
+    for pc in ("tracker", "A", "B", "client"):
+        office_cluster.lan.plug(pc)
+    office_cluster.mend()
+    office_cluster.await_all_up()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return make_file(tmp_path_factory.mktemp("cables") / "file.bin", _SIZE)
+
+
+def under_way(get: Process) -> Event:
+    """Some chunks have come, and some have not."""
+    return get.until(lambda e: e.get("event") == "progress" and 0 < e["chunks_completed"] < e["chunks_count"])
+
+
+@pytest.mark.parametrize("pc", ["A", "client"])
+@pytest.mark.parametrize("seconds", [1.0, 6.0])
+def test_a_pc_that_was_isolated_goes_on(
+    pc: str, seconds: float, office: LanCluster, source: Source, folder: Path, record_property: Figure
+) -> None:
+    """T8: shorter and longer than a lease."""
+    back_after = isolate(office, source, folder / "copy", pc, seconds)
+    record_property("figures", f"complete {back_after:.2f} s after the cable was back")
+
+
+def isolate(office: LanCluster, source: Source, target: Path, pc: str, seconds: float) -> float:
+    """Seconds from the cable's return to the end of the download."""
+    if source.path.name not in office.client.names():
+        office.client.put(source.path)
+    get = office.client.start("get", source.path.name, "-o", target)
+    under_way(get)
+    office.lan.pull(pc)
+    assert not get.ends_within(seconds), "half of it is on the other side"
+    office.lan.plug(pc)
+    plugged_at = get.seconds
+    get.result(PATIENCE_S).expect(0)
+    assert sha256_of(target) == source.sha256
+    return get.seconds - plugged_at
