@@ -62,6 +62,12 @@ class Lan:
         bridge = f"br{self._networks[switch]}"
         _ip("link", "set", self._port(pc, switch), "master", bridge, namespace=self._switch)
 
+    def packets_sent(self, pc: str, switch: str = "lan") -> int:
+        """By that PC into that network, ARP and all, since it was made."""
+        statistics = f"/sys/class/net/eth{self._networks[switch]}/statistics/tx_packets"
+        done = subprocess.run([*self.prefix(pc), "cat", statistics], check=True, capture_output=True)
+        return int(done.stdout)
+
     def on(self, pc: str, make: Callable[[], T]) -> T:
         """`make()` in a thread of that PC: sockets of threads that it starts are the PC's, too."""
         made: list[T] = []

@@ -53,7 +53,7 @@ def under_way(get: Process) -> Event:
 
 
 @pytest.mark.parametrize("pc", ["A", "client"])
-@pytest.mark.parametrize("seconds", [1.0, 6.0])
+@pytest.mark.parametrize("seconds", [1.0, 4.5])
 def test_a_pc_that_was_isolated_goes_on(
     pc: str, seconds: float, office: LanCluster, source: Source, folder: Path, record_property: Figure
 ) -> None:
@@ -75,3 +75,74 @@ def isolate(office: LanCluster, source: Source, target: Path, pc: str, seconds: 
     get.result(PATIENCE_S).expect(0)
     assert sha256_of(target) == source.sha256
     return get.seconds - plugged_at
+
+
+# -- the tracker sees both, and they do not see each other --------------------------------------
+
+
+class TwoNets(LanCluster):
+    """The tracker is reached by the network "control", chunks go over the network "data"."""
+
+    def place(self, name: str) -> tuple[tuple[str, ...], str]:
+        return self.lan.prefix(name), self.lan.address(name, "control" if name == "tracker" else "data")
+
+
+@pytest.fixture(scope="module")
+def split_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNets]:
+    with (
+        lan_of("control", "data") as lan,
+        TwoNets(tmp_path_factory.mktemp("split"), lan, SETTINGS) as cluster,
+    ):
+        cluster.start_nodes("A", "B")
+        yield cluster
+
+
+@pytest.fixture
+def split(split_cluster: TwoNets) -> Iterator[TwoNets]:
+    yield split_cluster
+    split_cluster.lan.plug("A", "data")
+    split_cluster.mend()
+
+
+def test_another_holder_is_asked_when_one_cannot_be_reached(
+    split: TwoNets, source: Source, folder: Path, record_property: Figure
+) -> None:
+    """T9"""
+    split.client.put(source.path, "--replicas", "2", "--name", "twice")
+    get = split.client.start("get", "twice", "-o", folder / "copy", "--no-wait")
+    under_way(get)
+    split.lan.pull("A", "data")
+    pulled_at = get.seconds
+    get.result().expect(0)
+    assert sha256_of(folder / "copy") == source.sha256
+    assert split.statuses() == {"A": "up", "B": "up"}
+    record_property("figures", f"complete {get.seconds - pulled_at:.2f} s after the cable was pulled")
+
+
+def test_a_peer_that_the_tracker_sees_and_we_do_not_is_named_and_not_pestered(
+    split: TwoNets, folder: Path, record_property: Figure
+) -> None:
+    """T9"""
+    source = make_file(folder / "once", _SIZE)  # its chunks lie on one node each
+    split.client.put(source.path)
+    get = split.client.start("get", "once", "-o", folder / "copy")
+    under_way(get)
+    split.lan.pull("A", "data")
+    pulled_at = get.seconds
+    waiting = get.until("waiting", _NAMED_S + _BUSY_S)
+    named_after = get.seconds - pulled_at
+    assert [row["name"] for row in waiting["missing"]] == ["A"]
+    assert split.statuses() == {"A": "up", "B": "up"}
+    sent = split.lan.packets_sent("client", "data")
+    assert not get.ends_within(3.0)
+    pestered = split.lan.packets_sent("client", "data") - sent
+    assert pestered < 100, f"{pestered} packets in 3 s"
+    split.lan.plug("A", "data")
+    plugged_at = get.seconds
+    get.result().expect(0)
+    assert sha256_of(folder / "copy") == source.sha256
+    record_property(
+        "figures",
+        f"named after {named_after:.2f} s, {pestered} packets sent in 3 s of waiting, "
+        f"complete {get.seconds - plugged_at:.2f} s after the cable was back",
+    )

@@ -522,7 +522,7 @@ class Cluster:
         known = getattr(self, "tracker", None)
         home = self.root / "tracker-home"
         prefix, host = self.place("tracker")
-        bind = (known.endpoint, known.events) if known else (f"{host}:0", f"{host}:0")
+        bind = (known.endpoint, known.events) if known else self.first_bind(host)
         words = ["tracker", "--home", str(home), "--bind", bind[0], "--events", bind[1]]
         process = self.spawn(words, prefix=(*prefix, *self.tracker_prefix))
         self.tracker = _Server(home, process, *bind)
@@ -530,6 +530,10 @@ class Cluster:
         assert ready["home"] == str(home)
         self.tracker.endpoint = ready["endpoint"].removeprefix("tcp://")
         self.tracker.events = ready["events"].removeprefix("tcp://")
+
+    def first_bind(self, host: str) -> tuple[str, str]:
+        """Where the tracker answers and where it publishes, at its first start."""
+        return f"{host}:0", f"{host}:0"
 
     def stop_tracker(self, number: int = signal.SIGTERM) -> None:
         self._disturbed = True
