@@ -715,8 +715,11 @@ def test_after_a_restart_known_peers_get_a_lease_to_come_back(tmp_path: Path) ->
     second = Cluster(tmp_path, path, epoch="e2")
     second.advance(LEASE - 0.5)
     assert second.topics() == []
+    assert set(second.ask("client", GetSnapshot()).unsure) == {peer_id("A"), peer_id("B")}
     assert isinstance(second.ask("A", hello()), Welcome)
+    assert second.ask("client", GetSnapshot()).unsure == (peer_id("B"),)
     second.advance(1.0)
+    assert second.ask("client", GetSnapshot()).unsure == ()
     assert [(e.topic, e.fields["name"]) for e in second.events if e.topic != "tick"] == [
         ("peer.up", "A"),
         ("peer.down", "B"),

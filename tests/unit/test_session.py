@@ -104,7 +104,7 @@ def tick(seq: int, epoch: str = EPOCH) -> Event:
 
 
 def snapshot(seq: int, *peers: PeerRecord, epoch: str = EPOCH) -> Snapshot:
-    return Snapshot(epoch=epoch, seq=seq, events=EVENTS, peers=peers)
+    return Snapshot(epoch=epoch, seq=seq, events=EVENTS, peers=peers, unsure=())
 
 
 def make(storing: bool = False) -> Session:
@@ -495,6 +495,25 @@ def test_a_new_tracker_run_is_followed_by_its_snapshot() -> None:
     assert session.peers == {A: peer(A, "up", 2), B: peer(B)}
 
 
+@pytest.mark.parametrize(
+    ("before", "incarnation", "kept"), [("up", 1, True), ("down", 1, False), ("up", 2, False)]
+)
+def test_who_was_up_counts_as_up_until_a_tracker_that_just_started_knows(
+    before: str, incarnation: int, kept: bool
+) -> None:
+    session = following(500, peer(A, before))
+    session.link_down(1.0)
+    [ask] = sends(session.link_up(2.0), GetSnapshot)
+    told = peer(A, "down", incarnation)
+    answer = Snapshot(epoch="e2", seq=1, events=EVENTS, peers=(told,), unsure=(A,))
+    actions = session.reply(ask.request_id, answer, 2.1)
+    assert session.peers == {A: peer(A, "up") if kept else told}
+    if kept:
+        assert not [action for action in actions if isinstance(action, PeerChanged)]
+    session.event(event(2, told, epoch="e2"), 5.0)
+    assert session.peers == {A: told}
+
+
 def test_a_lost_event_is_found_by_the_heartbeats_answer() -> None:
     session = following(5)
     [beat] = sends(session.on_time(1.0), Heartbeat)
@@ -599,7 +618,8 @@ class Cluster:
         if isinstance(message, Hello):
             return welcome(epoch=self.epoch, seq=self.seq)
         if isinstance(message, GetSnapshot):
-            return Snapshot(epoch=self.epoch, seq=self.seq, events=EVENTS, peers=tuple(self.peers.values()))
+            peers = tuple(self.peers.values())
+            return Snapshot(epoch=self.epoch, seq=self.seq, events=EVENTS, peers=peers, unsure=())
         return Beat(epoch=self.epoch, seq=self.seq)
 
     def do(self, actions: Iterable[Action]) -> None:

@@ -264,7 +264,7 @@ def test_unknown_keys_are_ignored(cls: type[Message]) -> None:
 
 def test_unknown_keys_of_a_nested_record_are_ignored() -> None:
     record = PeerRecord("a" * 32, "A", "node", "up", 1, ("tcp://a:1",), 1, 1, 1, 1)
-    message = Snapshot(epoch="e", seq=1, events=(), peers=(record,))
+    message = Snapshot(epoch="e", seq=1, events=(), peers=(record,), unsure=())
     frames = wire.encode(message, 1)
     values_ = header_of(frames)["f"]
     values_["peers"][0]["from_the_future"] = 1
@@ -322,9 +322,9 @@ WRONG: list[tuple[Callable[[], Message], dict[str, Any]]] = [
     (lambda: Locate("n", False), {"name_or_id": 1}),
     (lambda: Locate("n", False), {"unique": 1}),
     (lambda: Heartbeat(1, 1, 1, 0.0, True), {"load": "fast"}),
-    (lambda: Snapshot("e", 0, (), ()), {"peers": [{"peer_id": "x"}]}),
-    (lambda: Snapshot("e", 0, (), ()), {"peers": [7]}),
-    (lambda: Snapshot("e", 0, (), ()), {"peers": {}}),
+    (lambda: Snapshot("e", 0, (), (), ()), {"peers": [{"peer_id": "x"}]}),
+    (lambda: Snapshot("e", 0, (), (), ()), {"peers": [7]}),
+    (lambda: Snapshot("e", 0, (), (), ()), {"peers": {}}),
     (lambda: Event("t", "e", 0, 0, {}), {"fields": [1]}),
     (lambda: Event("t", "e", 0, 0, {}), {"fields": {b"x": 1}}),
     (lambda: Event("t", "e", 0, 0, {}), {"topic": "x" * 65}),

@@ -373,6 +373,14 @@ class Session:
         self.peers[record.peer_id] = record
         return [] if before == record else [PeerChanged(record, before)]
 
+    def _believed(self, record: PeerRecord) -> PeerRecord:
+        """Of a peer that a tracker, just started, has not heard of yet: who was up counts as
+        up, so that no transfer stops for the tracker. An event will tell."""
+        before = self.peers.get(record.peer_id)
+        if before is None or before.status != "up" or before.incarnation != record.incarnation:
+            return record
+        return replace(record, status="up")
+
     def _ask_snapshot_if_linked(self, now: float) -> list[Action]:
         return self._ask_snapshot(now) if self._linked and self._snapshot_id is None else []
 
@@ -387,7 +395,7 @@ class Session:
         actions: list[Action] = []
         known = {record.peer_id for record in snapshot.peers}
         for record in snapshot.peers:
-            actions += self._put(record)
+            actions += self._put(self._believed(record) if record.peer_id in snapshot.unsure else record)
         for peer_id in sorted(set(self.peers) - known):
             gone = self.peers.pop(peer_id)
             if gone.status == "up":

@@ -269,6 +269,9 @@ class Snapshot(Message):
     seq: Count
     events: Addresses
     peers: Peers
+    #: peers of which a tracker that has just started does not know yet whether they are up:
+    #: a `peer.up` or `peer.down` follows for each
+    unsure: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
 
 
 @message

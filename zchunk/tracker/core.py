@@ -445,7 +445,10 @@ class TrackerCore:
 
     def _snapshot(self, ask: Ask, now: Now) -> list[Action]:
         records = tuple(self._records[peer_id] for peer_id in sorted(self._records))
-        return ask.reply(Snapshot(epoch=self.epoch, seq=self.seq, events=self._events_at, peers=records))
+        unsure = tuple(sorted(self._liveness.unsure() & set(self._records)))
+        return ask.reply(
+            Snapshot(epoch=self.epoch, seq=self.seq, events=self._events_at, peers=records, unsure=unsure)
+        )
 
     def _get_events(self, ask: Ask, now: Now) -> list[Action]:
         return ask.reply(self._event_list(ask.message))

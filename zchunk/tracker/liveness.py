@@ -73,6 +73,12 @@ class Liveness:
     def is_up(self, peer_id: str) -> bool:
         return self.life(peer_id) is Life.UP
 
+    def unsure(self) -> frozenset[str]:
+        """Peers whose first life in this run is not decided: a `Change` to up, or to down or
+        left, follows for each."""
+        undecided = (Life.UNKNOWN, Life.ARRIVING)
+        return frozenset(peer_id for peer_id, peer in self._peers.items() if peer.life in undecided)
+
     def connection(self, peer_id: str) -> bytes:
         """The newest connection of a peer that is there, else b""."""
         peer = self._peers.get(peer_id)
