@@ -224,6 +224,29 @@ def test_our_own_sleep_ends_no_lease(asleep: float) -> None:
     assert [c for _, c in ticks(liveness, 0.5 + asleep, 0.5 + asleep + 10)] == [Change(A, Life.DOWN, "lease")]
 
 
+@pytest.mark.parametrize("asleep", [1.6, 10.0])
+def test_a_connection_that_ended_while_we_slept_is_no_news(asleep: float) -> None:
+    """Its node gave up waiting for our answer, and says hello again."""
+    liveness = up(make())
+    liveness.advance(0.5)
+    woke = 0.5 + asleep
+    assert liveness.advance(woke) == []
+    assert liveness.connection_gone(ONE, woke) == []
+    assert not liveness.hello(A, 1, TWO, woke + 0.3), "the same life"
+    assert ticks(liveness, woke + 0.3, woke + 2.5) == []
+    assert liveness.beat(A, 1, TWO, woke + 2.5)
+    ticks(liveness, woke + 2.5, woke + 4.0)
+    assert liveness.connection_gone(TWO, woke + 4.1) == [Change(A, Life.DOWN, "connection")]
+
+
+def test_who_does_not_come_back_after_our_sleep_is_down_when_the_lease_ends() -> None:
+    liveness = up(make())
+    liveness.advance(0.5)
+    assert liveness.connection_gone(ONE, 10.5) == []
+    [(at, change)] = ticks(liveness, 10.5, 20.0)
+    assert (change, at <= 10.5 + 2 * LEASE) == (Change(A, Life.DOWN, "lease"), True)
+
+
 # -- copies, and lines that break ---------------------------------------------------------
 
 
@@ -265,6 +288,7 @@ def test_breaks_long_ago_do_not_count() -> None:
         liveness.hello(A, 1, b"%d" % number, now)
         liveness.arrived(A, 1, now)
         assert liveness.connection_gone(b"%d" % number, now)
+        ticks(liveness, now, now + 11.0)
 
 
 @pytest.mark.parametrize("first", ["beat", "hello", "goodbye", "gone"])

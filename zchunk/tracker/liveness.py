@@ -22,6 +22,11 @@ _BREAKS = 3
 _BREAKS_WITHIN_S = 30.0
 
 
+#: A turn so late, in heartbeats, is a sleep: from half a heartbeat on the others' connections
+#: to us may have run into their timeout.
+_SLEPT = 0.4
+
+
 class Life(Enum):
     UNKNOWN = "unknown"  # from the store of an earlier run; its first lease still runs
     ARRIVING = "arriving"  # said hello; its inventory is being compared
@@ -59,6 +64,8 @@ class Liveness:
         self._heartbeat_s = heartbeat_s
         self._lease_s = lease_s
         self._last_turn = now
+        #: until then a connection that is gone may be one that ended while we slept
+        self._excuse_until = 0.0
         self._peers: dict[str, _Peer] = {}
 
     def restore(self, peer_id: str, incarnation: int, left: bool, now: float) -> None:
@@ -148,7 +155,8 @@ class Liveness:
     def connection_gone(self, connection: bytes, now: float) -> list[Change]:
         """The transport proved that this connection no longer exists.
 
-        Its node is down at once, unless the line breaks all the time: then its lease decides.
+        Its node is down at once, unless the line breaks all the time, or we slept and did not
+        answer it: then its lease decides.
         """
         self._turn(now)
         broken = [
@@ -159,8 +167,16 @@ class Liveness:
         return [
             self._move(peer_id, peer, Life.DOWN, "connection")
             for peer_id, peer in broken
-            if not self._flaps(peer, now)
+            if not self._flaps(peer, now) and not self._excused(peer, now)
         ]
+
+    def _excused(self, peer: _Peer, now: float) -> bool:
+        """Whether it may have given the connection up because we slept. It says hello again
+        as soon as it can connect, and has a lease for that."""
+        if now >= self._excuse_until:
+            return False
+        peer.lease_end = max(peer.lease_end, self._excuse_until)
+        return True
 
     def _flaps(self, peer: _Peer, now: float) -> bool:
         """Notes the break; whether there were too many to tell of each."""
@@ -189,6 +205,8 @@ class Liveness:
         """Notice that we ourselves slept (suspend, SIGSTOP): nobody could reach us
         meanwhile, so that time counts against no lease."""
         late = now - self._last_turn - self._heartbeat_s
+        if late > _SLEPT * self._heartbeat_s:
+            self._excuse_until = now + self._lease_s
         if late > self._heartbeat_s:
             for peer in self._peers.values():
                 peer.lease_end += late
