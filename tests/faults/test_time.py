@@ -106,9 +106,7 @@ def clocked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 
 @pytest.mark.skipif(_FAKETIME is None, reason="needs faketime")
-def test_clocks_that_jump_take_nobody_down(
-    clocked: tuple[Cluster, dict[str, Clock]], folder: Path
-) -> None:
+def test_clocks_that_jump_take_nobody_down(clocked: tuple[Cluster, dict[str, Clock]], folder: Path) -> None:
     """The tracker's an hour on and the node's an hour back, and then the other way round."""
     cluster, clocks = clocked
     for seconds in (3600, -3600):
