@@ -14,6 +14,7 @@ from zchunk.errors import Busy, NoSpace, PeerUnreachable, StorageFailure, TooFew
 from zchunk.node.flow import WINDOW_BLOCKS
 from zchunk.node.upload import (
     FIND_PAUSE_S,
+    ROOM_S,
     Action,
     AllStored,
     Failed,
@@ -414,6 +415,30 @@ def test_an_upload_that_waits_for_a_peer_it_cannot_reach_names_it_and_goes_on_wh
     back = job.peer_reach(A, True, 3.0)
     assert back == [Resumed(A), OfferChunk(A, 0, 2), StateChanged(UploadState.RUNNING)]
     assert job.missing() == {}
+
+
+@pytest.mark.parametrize("answer", [TooFewPeers("one"), NoSpace("none has room")])
+def test_a_peer_that_had_no_room_is_planned_with_again_while_the_job_waits(answer: ZchunkError) -> None:
+    """No event tells of space that was made on a disk. The job waits on while there is none."""
+    job = make([[A]], up=[A])
+    begin_sending(job)
+    assert of(Replan, job.refused(A, 0, 1, NoSpace("full"), 1.0)) == [Replan((0,), ((),), (A,))]
+    job.not_replanned([0], TooFewPeers("one"), 2.0)
+    assert (job.state, job.deadline()) == (UploadState.WAITING, 2.0 + ROOM_S)
+    assert job.on_time(2.0 + ROOM_S) == [Replan((0,), ((),), ())]
+    assert job.not_replanned([0], answer, 5.0) == [], "it waits as before, and says nothing new"
+    assert job.on_time(5.0 + ROOM_S) == [Replan((0,), ((),), ())]
+    assert job.state is UploadState.WAITING
+
+
+def test_an_upload_that_waited_for_room_goes_on() -> None:
+    job = make([[A]], up=[A])
+    begin_sending(job)
+    job.refused(A, 0, 1, NoSpace("full"), 1.0)
+    job.not_replanned([0], TooFewPeers("one"), 2.0)
+    assert of(Replan, job.on_time(2.0 + ROOM_S))
+    assert of(OfferChunk, job.replanned([0], [[A]], 4.1)) == [OfferChunk(A, 0, 2)]
+    assert job.state is UploadState.RUNNING
 
 
 def test_a_peer_that_came_while_the_plan_was_refused_is_not_waited_for() -> None:

@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from zchunk.errors import TooFewPeers, ZchunkError
+from zchunk.errors import NoSpace, TooFewPeers, ZchunkError
 from zchunk.manifest import block_ranges
 from zchunk.node.flow import Flow
 from zchunk.node.places import Spread
@@ -37,6 +37,10 @@ class UploadState(Enum):
 CANNOT = frozenset({"no_space", "storage_failure", "store_offline", "not_allowed"})
 #: The tracker did not say who holds some chunks: so long it is not asked about others.
 FIND_PAUSE_S = 10.0
+
+#: Seconds after which a job that waits, since a peer had no room, asks for a plan with it again:
+#: no event tells of space that was made.
+ROOM_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +228,10 @@ class UploadJob:
         self._find_again_at = 0.0
         #: where the file will lie; None where places changed since
         self._spread: Spread | None = None
+        #: while blocked: whether a peer is missing that had no room, and when to plan with it again
+        self._room_missing = False
+        self._room_at = 0.0
+        self._look_for_room = False
         #: chunks with all their live copies; kept up to date, since files have many chunks
         self._done: set[int] = set()
         #: chunks to be read once more, and whether places may be missing: both only
@@ -404,6 +412,7 @@ class UploadJob:
                 del chunk.targets[peer_id]
             for peer_id in sorted(targets):
                 chunk.targets.setdefault(peer_id, _Target())
+        self._blocked, self._room_missing = None, False
         self._look_again()
         for index in chunks:
             self._go_to_holders(index, now)
@@ -412,12 +421,15 @@ class UploadJob:
     def not_replanned(self, chunks: Collection[int], error: ZchunkError, now: float) -> list[Action]:
         """With too few peers left the job waits for the event that brings one."""
         asked = [self._replanning.pop(index) for index in chunks]
-        if not isinstance(error, TooFewPeers):
+        still_no_room = self._blocked is not None and isinstance(error, NoSpace)
+        if not isinstance(error, TooFewPeers) and not still_no_room:
             return self.fail(error, now)
         if any(each.arrivals < self._arrivals for each in asked):
             self._places_changed = True  # a peer came after the tracker had said so
         else:
             self._blocked = error
+            self._room_missing |= bool(self._refused)
+            self._room_at = now + ROOM_S
         return self._go_on(now)
 
     def doubted(self, chunks: Collection[int] | None, now: float) -> list[Action]:
@@ -455,12 +467,21 @@ class UploadJob:
             if flow.stalled(self._limits.stall_s, now):
                 self._void(peer_id)
                 flow.set_aside(now)
+        if self._waits_for_room() and self._room_at <= now:
+            self._refused.clear()
+            self._look_for_room = True
+            self._look_again()
         return self._go_on(now)
+
+    def _waits_for_room(self) -> bool:
+        return self.state is UploadState.WAITING and self._room_missing and not self._replanning
 
     def deadline(self) -> float | None:
         if self.state not in (UploadState.RUNNING, UploadState.WAITING):
             return None
         times = [t for flow in self._flows.values() for t in flow.wakes_at(self._limits.stall_s)]
+        if self._waits_for_room():
+            times.append(self._room_at)
         return min(times, default=None)
 
     # -- going on -------------------------------------------------------------------
@@ -502,9 +523,10 @@ class UploadJob:
 
     def _replan(self) -> list[Action]:
         """Chunks whose planned places can no longer give them their copies."""
-        if self._blocked is not None or not self._places_changed:
+        blocked = self._blocked is not None and not self._look_for_room
+        if blocked or not self._places_changed:
             return []
-        self._places_changed = False
+        self._places_changed = self._look_for_room = False
         needy = [
             i for i, chunk in enumerate(self._chunks) if i not in self._replanning and self._needy(chunk)
         ]
