@@ -106,7 +106,7 @@ def tracker(options: argparse.Namespace) -> None:
     """T13."""
     tally = Tally("restart", options.restarts)
     with folders() as (root, files), ExitStack() as stack:
-        restarts = Restarts(slow_nodes(root, stack), files)
+        restarts = Restarts(*slow_nodes(root, stack), files)
         found = []
         for _ in range(options.restarts):
             found.append(restarts.run())

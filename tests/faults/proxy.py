@@ -29,11 +29,10 @@ class Proxy:
     """Listens on 127.0.0.1 and connects to `target` (host:port) for each connection it gets.
     Directions are seen from the one who connects: `up` to the target, `down` from it."""
 
-    def __init__(self, target: str, *, port: int = 0, bytes_per_second: float | None = None) -> None:
-        """`bytes_per_second` bounds all connections together, in each direction."""
+    def __init__(self, target: str, *, port: int = 0) -> None:
         host, _, number = target.rpartition(":")
         self._target = (host, int(number))
-        self._seconds_per_byte = 1.0 / bytes_per_second if bytes_per_second else 0.0
+        self._seconds_per_byte = 0.0
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
@@ -60,6 +59,10 @@ class Proxy:
 
     def open_way(self, *, up: bool = True, down: bool = True) -> None:
         self._switch(lambda way: way.passes.set(), up, down)
+
+    def slow_down(self, bytes_per_second: float) -> None:
+        """From now on each connection carries no more, in each direction."""
+        self._seconds_per_byte = 1.0 / bytes_per_second
 
     def cut(self) -> None:
         """End every connection; new ones are taken."""

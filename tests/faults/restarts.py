@@ -43,14 +43,15 @@ class Restart:
         )
 
 
-def slow_nodes(root: Path, stack: ExitStack) -> Cluster:
-    """Three nodes behind proxies that are as fast as a slow network."""
+def slow_nodes(root: Path, stack: ExitStack) -> tuple[Cluster, list[Proxy]]:
+    """Three nodes behind proxies, which `Restarts` makes as slow as a slow network."""
+    proxies = []
     cluster = stack.enter_context(Cluster(root, SETTINGS))
     for name in NODES:
         bind = f"127.0.0.1:{_free_port()}"
-        proxy = stack.enter_context(Proxy(bind, bytes_per_second=_BYTES_PER_SECOND))
-        cluster.start_node(name, "--bind", bind, "--advertise", proxy.address)
-    return cluster
+        proxies.append(stack.enter_context(Proxy(bind)))
+        cluster.start_node(name, "--bind", bind, "--advertise", proxies[-1].address)
+    return cluster, proxies
 
 
 def _free_port() -> int:
@@ -60,11 +61,13 @@ def _free_port() -> int:
 
 
 class Restarts:
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, proxies: list[Proxy], folder: Path) -> None:
         self.cluster = cluster
         self._target = folder / "copy"
         self._source = make_file(folder / "file.bin", _SIZE)
         cluster.client.put(self._source.path)
+        for proxy in proxies:
+            proxy.slow_down(_BYTES_PER_SECOND)
 
     def run(self) -> Restart:
         get = self.cluster.client.start("get", "file.bin", "-o", self._target)

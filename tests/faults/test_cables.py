@@ -52,8 +52,7 @@ def under_way(get: Process) -> Event:
     return get.until(lambda e: e.get("event") == "progress" and 0 < e["chunks_completed"] < e["chunks_count"])
 
 
-@pytest.mark.parametrize("pc", ["A", "client"])
-@pytest.mark.parametrize("seconds", [1.0, 4.5])
+@pytest.mark.parametrize(("pc", "seconds"), [("A", 1.0), ("A", 4.5), ("client", 4.5)])
 def test_a_pc_that_was_isolated_goes_on(
     pc: str, seconds: float, office: LanCluster, source: Source, folder: Path, record_property: Figure
 ) -> None:

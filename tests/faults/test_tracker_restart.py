@@ -19,8 +19,8 @@ _TIMES = 3
 @pytest.fixture(scope="module")
 def restarts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarts]:
     with ExitStack() as stack:
-        cluster = slow_nodes(tmp_path_factory.mktemp("slow"), stack)
-        yield Restarts(cluster, tmp_path_factory.mktemp("restarts"))
+        cluster, proxies = slow_nodes(tmp_path_factory.mktemp("slow"), stack)
+        yield Restarts(cluster, proxies, tmp_path_factory.mktemp("restarts"))
 
 
 @pytest.mark.parametrize("time", range(_TIMES))
