@@ -1064,6 +1064,11 @@ class Uploads(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.05, 0.5, 1.0, 11.0, 70.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.job._waits_for_room() and self.job._room_at <= self.now:
+            self.world.cannot.clear()  # there may be room by now: whoever had none is tried again
         self.world.do(self.job.on_time(self.now))
 
     @rule()
@@ -1071,7 +1076,7 @@ class Uploads(RuleBasedStateMachine):
         deadline = self.job.deadline()
         if deadline is not None:
             self.now = max(self.now, deadline)
-            self.world.do(self.job.on_time(self.now))
+            self._wake()
             again = self.job.deadline()
             assert again is None or again > self.now, "it would be woken at once, for ever"
 

@@ -469,7 +469,7 @@ class UploadJob:
                 flow.set_aside(now)
         if self._waits_for_room() and self._room_at <= now:
             self._refused.clear()
-            self._look_for_room = True
+            self._look_for_room, self._room_at = True, now + ROOM_S
             self._look_again()
         return self._go_on(now)
 
@@ -495,6 +495,8 @@ class UploadJob:
         if len(self._done) == len(self._chunks) and not self._active:
             return [*actions, *self._enter(UploadState.STORED), AllStored()]
         waiting = self._blocked is not None and not self._moving()
+        if waiting and self.state is not UploadState.WAITING:
+            self._room_at = now + ROOM_S  # it may have been blocked for long while it moved
         return actions + self._enter(UploadState.WAITING if waiting else UploadState.RUNNING)
 
     def _moving(self) -> bool:
