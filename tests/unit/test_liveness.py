@@ -335,7 +335,7 @@ class Lives(RuleBasedStateMachine):
             assert (change.life is Life.UP) == (change.reason == "hello")
             assert (change.life is Life.LEFT) == (change.reason == "goodbye")
             if change.reason == "lease":
-                assert self.now - self.signs[change.peer_id] >= LEASE
+                assert self.now - self.signs[change.peer_id] >= LEASE - 1e-9
             self.told[change.peer_id] = change.life
 
     @rule(peer_id=PEERS, incarnation=INCARNATIONS, connection=CONNECTIONS)
