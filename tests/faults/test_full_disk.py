@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tests.faults.announced import announced, whole_chunks
 from tests.faults.smalldisk import SmallDisks, ext4, fill, tmpfs
 from tests.faults.tracing import needs_strace, tampered
-from tests.integration.cluster import MIB, Cluster, make_file, sha256_of
+from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of
 from tests.integration.test_interrupted import held_put
 from tests.waiting import wait_for
 
@@ -41,6 +42,16 @@ def trio(trio_cluster: SmallDisks) -> Iterator[SmallDisks]:
     for name in trio_cluster.client.names():
         trio_cluster.client.run("rm", "--yes", "--", name)
     trio_cluster.mend()
+
+
+def empty_the_trash(cluster: Cluster) -> None:
+    """Of A: what lies there would make room for chunks that are to find none."""
+    node = cluster.nodes["A"]
+    wait_for(lambda: node.chunks() == {}, PATIENCE_S, "removed chunks are in the trash")
+    node.process.end()
+    for path in (node.store / "trash").iterdir():
+        shutil.rmtree(path)
+    cluster.restart("A")
 
 
 def disk_of(cluster: Cluster) -> Path:
@@ -90,6 +101,7 @@ def test_with_too_few_disks_left_the_upload_ends_clearly_or_goes_on_when_there_i
 def test_a_disk_that_fills_up_after_the_plan_gets_its_chunks_placed_elsewhere(
     trio: SmallDisks, folder: Path
 ) -> None:
+    empty_the_trash(trio)
     source, node = make_file(folder / "filled.bin", 60 * MIB), trio.nodes["A"]
     put, plan = held_put(trio, source.path)
     share = next(peer["chunks"] for peer in plan["peers"] if peer["name"] == "A")
