@@ -963,6 +963,39 @@ def test_killed_at_any_disk_call_of_trash_and_manifests(stores):
 # -- reading --------------------------------------------------------------------------
 
 
+def test_the_space_held_for_a_chunk_is_its_own_and_counted_once(stores):
+    """The last chunk that fits is never refused for a moment in which it counts twice."""
+    stores.capacity = 10 * 9000
+    store = stores.create()
+    seen = []
+    add = store._held.add
+
+    def watched(*args):
+        add(*args)
+        seen.append(store._held.room(1 << 60))
+
+    store._held.add = watched
+    for number in range(10):
+        assert store.reserve_space(9000)
+        chunk = Chunk(number)
+        store.put(chunk.sha256, chunk.blake3, chunk.data, UPLOAD, 9000)
+    assert seen == [9000 * left for left in range(9, -1, -1)]
+    assert store._held._reserved == 0
+    assert not store.reserve_space(1)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_space_held_for_a_chunk_that_is_not_stored_is_given_back(store, again):
+    chunk = Chunk(1)
+    if again:
+        put(store, chunk)
+    assert store.reserve_space(9000)
+    bad = chunk.data if again else b"x" + chunk.data[1:]
+    with contextlib.suppress(ChunkCorrupt):
+        store.put(chunk.sha256, chunk.blake3, bad, UPLOAD, 9000)
+    assert store._held._reserved == 0
+
+
 def test_read_block_reads_any_range(store):
     chunk = Chunk(1, 10_000)
     put(store, chunk)

@@ -121,9 +121,7 @@ def node_parts(
         loop=bulk_loop,
         router=router,
         store=store,
-        receive_chunk=lambda sha256, blake3, data, upload_id: manager.receive_chunk(
-            sha256, blake3, data, upload_id
-        ),
+        receive_chunk=lambda *chunk: manager.receive_chunk(*chunk),
         reading=reading,
         storing=storing,
         send_budget=settings.transfer.send_budget,

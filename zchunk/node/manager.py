@@ -199,13 +199,18 @@ class DistributedChunkManager:
     # -- taking in ------------------------------------------------------------------
 
     def receive_chunk(
-        self, sha256: bytes, blake3: bytes, data: bytes | bytearray | memoryview, upload_id: str
+        self,
+        sha256: bytes,
+        blake3: bytes,
+        data: bytes | bytearray | memoryview,
+        upload_id: str,
+        reserved: int = 0,
     ) -> None:
         """Stores one chunk here. On return it is verified and durable. Blocks: call it in a
         worker thread. Raises ChunkCorrupt, NoSpace, StorageFailure, StoreOffline."""
         if self._store is None:
             raise StoreOffline("this peer stores no chunks; start a node here with `zchunk node`")
-        self._store.put(sha256, blake3, data, upload_id)
+        self._store.put(sha256, blake3, data, upload_id, reserved)
 
 
 def _given(value: int | None, default: int) -> int:

@@ -51,8 +51,9 @@ T = TypeVar("T")
 _UNREADABLE = (ChunkCorrupt, StorageFailure, NotFound)
 #: Told of each chunk that became durable here: (upload id, sha256).
 OnStored = Callable[[str, bytes], None]
-#: Verifies and stores: (sha256, blake3, bytes, upload id); see `DistributedChunkManager`.
-ReceiveChunk = Callable[[bytes, bytes, memoryview, str], None]
+#: Verifies and stores: (sha256, blake3, bytes, upload id, bytes of space reserved for it); see
+#: `DistributedChunkManager`.
+ReceiveChunk = Callable[[bytes, bytes, memoryview, str, int], None]
 
 
 class ChunkService:
@@ -276,7 +277,7 @@ class ChunkService:
         view = self._buffers[chunk.key].view(chunk.size)
 
         def done(_: None, error: ZchunkError | None) -> None:
-            self._release(chunk)
+            self._release(chunk)  # its space was given back where it was stored
             if error is not None:
                 self._refuse(chunk.connection, request_id, error)
             else:
@@ -290,15 +291,16 @@ class ChunkService:
                     self._reply(chunk.connection, again, Offered(have=True))
             self._admit()
 
-        self._storing.submit(lambda: self._receive_chunk(sha256, chunk.blake3, view, upload_id), done)
+        receive = partial(self._receive_chunk, sha256, chunk.blake3, view, upload_id, chunk.size)
+        self._storing.submit(receive, done)
 
     def _give_up(self, chunk: Admission) -> None:
         if chunk.key in self._buffers:
             self._release(chunk)
+            self._store.unreserve(chunk.size)
 
     def _release(self, chunk: Admission) -> None:
         self._buffers.pop(chunk.key).release()
-        self._store.unreserve(chunk.size)
         self._incoming.done(chunk.key)
 
     # -- manifests, the end of an upload --------------------------------------------

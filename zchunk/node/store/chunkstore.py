@@ -169,19 +169,31 @@ class ChunkStore:
 
     # -- storing
 
-    def put(self, sha256: bytes, blake3: bytes, view: disk.Writable, upload_id: str) -> None:
+    def put(
+        self, sha256: bytes, blake3: bytes, view: disk.Writable, upload_id: str, reserved: int = 0
+    ) -> None:
         """Stores one chunk. On return it is verified, durable, indexed and leased for 24 h.
 
-        A chunk that is there is only leased. Reserve its space before its transfer.
+        A chunk that is there is only leased. Reserve its space before its transfer: the
+        `reserved` bytes are given back here, however it ends.
         Raises ChunkCorrupt (not retryable: other bytes than promised), NoSpace
         (retryable), StoreOffline (retryable), StorageFailure: the store is then flagged
         and refuses every further chunk until it is opened again. On any error nothing
         of the chunk counts as stored.
         """
+        stored = False
+        try:
+            stored = self._put(sha256, blake3, view, upload_id, reserved)
+        finally:
+            if not stored:
+                self.unreserve(reserved)
+
+    def _put(self, sha256: bytes, blake3: bytes, view: disk.Writable, upload_id: str, reserved: int) -> bool:
+        """Whether it was not there before; then `reserved` is given back already."""
         self._check_writable()
         with self._claimed(sha256):
             if self._lease_if_held(sha256, upload_id, self._clock.wall()):
-                return
+                return False
             check_bytes(sha256, blake3, view)
             size = memoryview(view).nbytes
             self._check_capacity(size)
@@ -190,7 +202,8 @@ class ChunkStore:
                 with self._flagging():
                     self._index.intend(sha256)
             self._store_file(sha256, view)
-            self._record(sha256, size, blake3, upload_id)
+            self._record(sha256, size, blake3, upload_id, reserved)
+            return True
 
     def _check_writable(self) -> None:
         self._folder.check_online()
@@ -246,7 +259,7 @@ class ChunkStore:
             disk.discard(self._files.path(sha256))
             self._index.forget_intent(sha256)
 
-    def _record(self, sha256: bytes, size: int, blake3: bytes, upload_id: str) -> None:
+    def _record(self, sha256: bytes, size: int, blake3: bytes, upload_id: str, reserved: int) -> None:
         # Failing here leaves a whole file whose intent stands: the next opening verifies and
         # adds it. Flagged meanwhile by another put: the kernel reports a failed sync once, so
         # that our own sync succeeded after it proves nothing.
@@ -254,7 +267,7 @@ class ChunkStore:
             self._check_writable()
             with self._flagging():
                 self._index.add(sha256, size, blake3, (upload_id, self._clock.wall() + LEASE_S))
-            self._held.add(sha256, size)
+            self._held.add(sha256, size, reserved)
 
     # -- leases
 
@@ -355,7 +368,8 @@ class ChunkStore:
         return self._held.room(disk.free_bytes(self.root))
 
     def reserve_space(self, size: int) -> bool:
-        """Holds `size` bytes for a transfer, to be given back by `unreserve` after its `put`.
+        """Holds `size` bytes for a transfer, to be given back by its `put`, or by `unreserve`
+        where it does not come to that.
 
         The oldest trash is purged for it when space is short. False: there is no room.
         Raises StorageFailure for a flagged store, StoreOffline (retryable).

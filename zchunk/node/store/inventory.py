@@ -73,9 +73,11 @@ class Inventory:
             self._used = sum(sizes.values())
             self._digest = hashing.inventory_digest(list(sizes))
 
-    def add(self, sha256: bytes, size: int) -> None:
-        """One that is held already stays as it is."""
+    def add(self, sha256: bytes, size: int, reserved: int = 0) -> None:
+        """One that is held already stays as it is. `reserved` bytes were held for it and are
+        given back in the same moment: counted twice they would refuse the last chunk that fits."""
         with self._lock:
+            self._reserved -= reserved
             if sha256 not in self._sizes:
                 self._sizes[sha256] = size
                 self._used += size
