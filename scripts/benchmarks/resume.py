@@ -149,6 +149,7 @@ class Bench:
         self.up = Figure("node's hello sent -> peer.up at a subscriber", 50)
         self.asked = Figure("peer.up received -> request for a waiting chunk sent", 10)
         self.byte = Figure("node listening -> first new chunk on disk", 150)
+        self.fetch = Figure("of these, request sent -> first new chunk on disk", None)
         self.start = Figure("node's process started -> first new chunk on disk", None)
 
     def _spread(self, source: Path) -> None:
@@ -161,7 +162,7 @@ class Bench:
 
     @property
     def figures(self) -> list[Figure]:
-        return [self.down, self.up, self.asked, self.byte, self.start]
+        return [self.down, self.up, self.asked, self.byte, self.fetch, self.start]
 
     def round(self) -> None:
         moments, target = self.moments, self.root / "copy.bin"
@@ -187,6 +188,7 @@ class Bench:
         self.up.add(moments["peer.up"] - logged(node, "saying hello"))
         self.asked.add(moments["request sent"] - moments["peer.up in the download"])
         self.byte.add(moments["written"] - logged(node, "listening"))
+        self.fetch.add(moments["written"] - moments["request sent"])
         self.start.add(moments["written"] - started)
 
 
