@@ -64,7 +64,7 @@ class Subscriber(threading.Thread):
 
     def run(self) -> None:
         with zchunk.Client(self._home) as client:
-            for event in client.events():
+            for event in client.events(since=0):
                 if event.get("name") == VICTIM:
                     self._moments.note(event["topic"])
 
@@ -145,6 +145,8 @@ class Bench:
         self.client = stack.enter_context(zchunk.Client(self.cluster.home))
         instrument(self.client, self.victim, self.moments)
         Subscriber(self.cluster.home, self.moments).start()
+        # It follows, once it has heard what was before.
+        wait_for(lambda: self.moments.get("peer.up"), "the subscriber")
         self.down = Figure("kill -9 of a peer -> peer.down at a subscriber", 150)
         self.up = Figure("node's hello sent -> peer.up at a subscriber", 50)
         self.asked = Figure("peer.up received -> request for a waiting chunk sent", 10)

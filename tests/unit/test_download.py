@@ -47,6 +47,7 @@ A, B, C, NEW = "a" * 32, "b" * 32, "c" * 32, "d" * 32
 CHUNK, BLOCK = 16, 4
 STALL, RELOCATE = 10.0, 30.0
 LIMITS = Limits(budget=4 * CHUNK, block_min=BLOCK, block_max=CHUNK, stall_s=STALL, relocate_s=RELOCATE)
+MIB = 1024**2
 #: slow enough that blocks do not grow
 SLOW = 0.1
 
@@ -736,6 +737,13 @@ def test_the_window_is_in_bytes() -> None:
     flow.sent(4 * WINDOW_BLOCKS - 1, 0.0)
     assert flow.takes(1)
     assert not flow.takes(2)
+
+
+def test_the_window_has_a_bound_but_always_room_for_two_blocks() -> None:
+    fast = Flow(2 * MIB, 2 * MIB)
+    assert fast.window == 4 * MIB
+    large = Flow(16 * MIB, 16 * MIB)
+    assert large.window == 32 * MIB
 
 
 def test_a_long_silence_before_the_first_request_is_no_stall() -> None:

@@ -117,7 +117,7 @@ class Rig:
         self.loop.on_close(writing.close)
         self.failures: list[BaseException] = []
         self.thread = LoopThread(self.loop, self.failures.append)
-        bulk: Any = SimpleNamespace(loop=self.loop, pools=SimpleNamespace(writing=writing))
+        bulk: Any = SimpleNamespace(loop=self.loop, pools=SimpleNamespace(writing=writing, hashing=writing))
         self.kept = KeptJob(
             bulk=bulk,
             transport=self.transport,

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-#: This many blocks may be outstanding at one peer.
+#: This many blocks may be outstanding at one peer,
 WINDOW_BLOCKS = 8
+#: but not more bytes than keep any LAN busy (10 Gbit/s, 3 ms to and fro), or two blocks: what
+#: overruns a fresh connection's buffers is lost, and TCP takes more than 100 ms to find out.
+MAX_WINDOW = 4 * 1024**2
 #: A block that took less than this lets the next ones be larger.
 FAST_BLOCK_S = 0.05
 _FIRST_PAUSE_S = 1.0
@@ -35,9 +38,14 @@ class Flow:
     def __post_init__(self) -> None:
         self._block_min = self.block
 
+    @property
+    def window(self) -> int:
+        """Bytes that may be on their way."""
+        return min(WINDOW_BLOCKS * self.block, max(MAX_WINDOW, 2 * self.block))
+
     def takes(self, length: int) -> bool:
         """Whether `length` more bytes fit the window; one block always does."""
-        return not self.outstanding or self.outstanding + length <= WINDOW_BLOCKS * self.block
+        return not self.outstanding or self.outstanding + length <= self.window
 
     def sent(self, length: int, now: float) -> None:
         if not self.outstanding:

@@ -11,9 +11,11 @@ part is gone; a run that has begun, or ended, without its record durable.
 from __future__ import annotations
 
 import hmac
+import itertools
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -73,6 +75,10 @@ class Steered(Protocol):
     def missing_names(self) -> dict[str, str]: ...
 
 
+def _nothing() -> None:
+    """What follows on a record that only its order matters of."""
+
+
 class KeptJob:
     """One run of a job. Its owner makes the download with `tell` and `state_changed` of
     this, gives it to `attach`, and posts `start`."""
@@ -95,6 +101,10 @@ class KeptJob:
         self._socket: Socket | None = None
         self._secret = secrets.token_bytes(32)
         self._has_ended = False
+        #: of the records to be saved; the highest that was
+        self._numbers = itertools.count(1)
+        self._saved = 0
+        self._saving = threading.Lock()
         #: connections that wait for the cancellation to be done, with their requests
         self._cancelling: list[tuple[bytes, int]] = []
 
@@ -151,7 +161,7 @@ class KeptJob:
         thread that does that. Waiting, and the end, are told as events."""
         if state in (JobState.RUNNING, JobState.PAUSED, JobState.VERIFYING):
             self.record = replace(self.record, state=state.value, waiting_since=None)
-            self._save()
+            self._save(_nothing if state is JobState.VERIFYING else None)
 
     def _ended(self, event: dict[str, Any]) -> None:
         error = event.get("_error")
@@ -167,16 +177,27 @@ class KeptJob:
 
         self._save(then)
 
-    def _save(self, then: Callable[[], None] = lambda: None) -> None:
-        record = self.record
+    def _save(self, then: Callable[[], None] | None = None) -> None:
+        """Durable soon; with `then`, before it runs, and behind what the part file's thread does.
+        Else another thread does it: a disk that takes its time to sync must not hold up the
+        first chunk of a peer that is back."""
+        record, number = self.record, next(self._numbers)
+        pools = self._bulk.pools
+
+        def work() -> None:
+            with self._saving:  # the latest wins, whichever thread is slower
+                if number > self._saved:
+                    self._book.save(record)
+                    self._saved = number
 
         def done(_: None, error: ZchunkError | None) -> None:
             if error is not None:
                 # What is on disk beside the target is what counts.
                 log.warning("job %s could not be recorded: %s", record.job_id, error.message)
-            then()
+            if then is not None:
+                then()
 
-        self._bulk.pools.writing.submit(lambda: self._book.save(record), done)
+        (pools.hashing if then is None else pools.writing).submit(work, done)
 
     def _leave(self) -> None:
         if self._socket is not None:
