@@ -89,7 +89,10 @@ class Clock:
 
     def set(self, seconds: int) -> None:
         """So far from the true time."""
-        self._file.write_text(f"{seconds:+d}\n")
+        # In one step: a process that reads it empty ends with an error of libfaketime.
+        new = self._file.with_suffix(".new")
+        new.write_text(f"{seconds:+d}\n")
+        new.replace(self._file)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,7 @@ def clocked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
     with cluster:
         cluster.start_node("A", prefix=clocks["node"].prefix)
         cluster.start_node("B")
+        cluster.await_all_up()  # the events of that come before the clocks jump
         yield cluster, clocks
 
 
