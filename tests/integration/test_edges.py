@@ -94,7 +94,7 @@ def test_a_small_file_goes_to_the_own_node(bench: Cluster, folder: Path) -> None
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_even_shares(strategy: str, replicas: int, bench: Cluster, folder: Path) -> None:
     """U4: even within one chunk; each chunk on `replicas` different peers."""
-    source = fresh(folder, 50 * CHUNK + 1)
+    source = fresh(folder, 50 * CHUNK + 1000)
     options = ["--strategy", strategy, "--replicas", str(replicas)]
     put = bench.client.put(source.path, *options)
     info = bench.client.info(source.path.name)
