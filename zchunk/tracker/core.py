@@ -9,7 +9,7 @@ grows with a file's size is `Work`, done in the store's thread).
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -153,6 +153,8 @@ class TrackerCore:
         #: bytes per second that each node served and stored lately
         self._loads: dict[str, float] = {}
         self._inventories: dict[str, _Inventory] = {}
+        #: peers whose change is being stored: how many events of each are still to come
+        self._untold: Counter[str] = Counter()
         self._reservations = Reservations()
         self._health = FileHealth(first_at=now.mono + timing.lease_s)
         self._corrupt = CorruptReports()
@@ -414,8 +416,8 @@ class TrackerCore:
         return [self._publish("peer.updated", fields, now)]
 
     def _live(self) -> frozenset[str]:
-        """Peers whose chunks can be had: up, and with their store."""
-        return frozenset(p for p in self._liveness.up() if self._records[p].status == "up")
+        """Peers whose chunks can be had: up, even if that is yet to be told, and with their store."""
+        return frozenset(p for p in self._liveness.up() if self._records[p].status != _OFFLINE)
 
     def _goodbye(self, ask: Ask, now: Now) -> list[Action]:
         changes = self._liveness.goodbye(ask.peer_id, ask.message.incarnation, now.mono)
@@ -427,14 +429,18 @@ class TrackerCore:
 
     def _changed_work(self, change: Change, answer: Sequence[Action] = ()) -> Work:
         status = {Life.UP: "up", Life.LEFT: "left"}.get(change.life, "down")
-        record = replace(self._records[change.peer_id], status=status)
-        self._records[change.peer_id] = record
+        saved = replace(self._records[change.peer_id], status=status)
+        self._untold[change.peer_id] += 1
 
         def run(store: TrackerStore) -> None:
-            save(store, record, left=change.life is Life.LEFT)
+            save(store, saved, left=change.life is Life.LEFT)
 
         def then(_: Any, error: ZchunkError | None, now: Now) -> list[Action]:
-            # A store that cannot write must not hide that a peer came or went.
+            # A store that cannot write must not hide that a peer came or went. The record
+            # changes in the turn of its event: a snapshot is true as of one `seq`.
+            self._untold -= Counter([change.peer_id])
+            record = replace(self._records[change.peer_id], status=status)
+            self._records[change.peer_id] = record
             topic = "peer.up" if change.life is Life.UP else "peer.down"
             fields = {"peer_id": change.peer_id, "name": record.name, "reason": change.reason}
             event = self._publish(topic, {**fields, "peer": asdict(record)}, now)
@@ -445,7 +451,8 @@ class TrackerCore:
 
     def _snapshot(self, ask: Ask, now: Now) -> list[Action]:
         records = tuple(self._records[peer_id] for peer_id in sorted(self._records))
-        unsure = tuple(sorted(self._liveness.unsure() & set(self._records)))
+        undecided = self._liveness.unsure() | self._untold.keys()
+        unsure = tuple(sorted(undecided & self._records.keys()))
         return ask.reply(
             Snapshot(epoch=self.epoch, seq=self.seq, events=self._events_at, peers=records, unsure=unsure)
         )
@@ -465,7 +472,7 @@ class TrackerCore:
 
     def _plan(self, ask: Ask, now: Now) -> list[Action]:
         plan: Plan = ask.message
-        online = [self._records[peer_id] for peer_id in sorted(self._live())]
+        online = [replace(self._records[peer_id], status="up") for peer_id in sorted(self._live())]
         taken = self._reservations.taken(plan.upload_id)
         loads = dict(self._loads)
 
