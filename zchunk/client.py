@@ -43,10 +43,10 @@ from zchunk.node.jobdesk import JobDesk
 from zchunk.node.jobs import JobRecord, JobStatus, book_of
 from zchunk.node.located import Location, location
 from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
-from zchunk.node.membership import of_home, own_node
+from zchunk.node.membership import check_transport, identity_of, of_home, own_node
 from zchunk.node.partfile import open_part, remove_leftovers, safe_target_name, target_has_content
 from zchunk.node.source import SourceFile
-from zchunk.node.transfer import BulkPlane
+from zchunk.node.transfer import BULK_IO_THREADS, BulkPlane
 from zchunk.protocol.messages import (
     Abandon,
     Event,
@@ -121,27 +121,31 @@ class Client:
         self.home = Path(home).expanduser()
         self.settings = settings or load_settings(None)
         self.folder, self.membership = of_home(self.home)
+        check_transport(self.membership, self.settings)
         self.events_in: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._followers: list[queue.SimpleQueue[dict[str, Any]]] = []
         self._answered_once = False
-        clock = SystemClock()
-        self._control_transport, self._bulk_transport = ZmqTransport(), ZmqTransport()
+        clock, identity = SystemClock(), identity_of(self.folder, self.membership)
+        self._control_transport = ZmqTransport()
+        self._bulk_transport = ZmqTransport(BULK_IO_THREADS)
         control_loop = Loop(self._control_transport.poller(), clock, "client-control")
         bulk_loop = Loop(self._bulk_transport.poller(), clock, "client-bulk")
         self.control: ControlPlane = control_plane(
             loop=control_loop,
             transport=self._control_transport,
             membership=self.membership,
+            identity=identity,
             settings=self.settings,
         )
         self.bulk: BulkPlane = bulk_plane(
             loop=bulk_loop,
             control=self.control,
             transport=self._bulk_transport,
-            membership=self.membership,
+            identity=identity,
             settings=self.settings,
             make_workers=ThreadWorkers,
         )
+        self.control.on_shut_out = self._on_shut_out
         self.desk = JobDesk(book_of(self.home, self.folder))
         self.manager = DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests")
         self._threads = [LoopThread(bulk_loop, self._on_bug), LoopThread(control_loop, self._on_bug)]
@@ -370,7 +374,7 @@ class Client:
         self._followers.append(box)
         try:
             while True:
-                yield _unless_bug(box.get())
+                yield _unless_ended(box.get())
         finally:
             self._followers.remove(box)
             stop()
@@ -383,15 +387,20 @@ class Client:
         """Runs a job to its end; its events go to `on_event`, in this thread."""
         loop = self.bulk.loop
         loop.post(start)
+        shut_out: ZchunkError | None = None
         while True:
             try:
                 event = self._next_event()
                 if event["event"] == "done":
                     return event
                 error = event.pop("_error", None)
-                if error is not None:
-                    raise error
-                if on_event is not None:
+                if event["event"] == "shut_out":
+                    # The job's end comes as an event of its own; this is why.
+                    shut_out = error
+                    loop.post(stop)
+                elif error is not None:
+                    raise shut_out or error
+                elif on_event is not None:
                     self._show(event, on_event, stop)
             except KeyboardInterrupt:
                 # Its end comes as an event: the part is saved first.
@@ -440,6 +449,11 @@ class Client:
         for box in (self.events_in, *self._followers):
             box.put({"event": "bug", "_bug": error})
 
+    def _on_shut_out(self, error: ZchunkError) -> None:
+        """Requests are answered with it; who waits for events or a job must hear of it too."""
+        for box in (self.events_in, *self._followers):
+            box.put({"event": "shut_out", "_error": error})
+
     def _where(self) -> str:
         return ", ".join(self.membership.tracker)
 
@@ -448,6 +462,13 @@ def _unless_bug(event: dict[str, Any]) -> dict[str, Any]:
     if "_bug" in event:
         raise event["_bug"]
     return event
+
+
+def _unless_ended(event: dict[str, Any]) -> dict[str, Any]:
+    """Raises where the tracker does not let us in any more: no further event comes."""
+    if event.get("event") == "shut_out":
+        raise event["_error"]
+    return _unless_bug(event)
 
 
 def _event_dict(event: Event) -> dict[str, Any]:

@@ -134,12 +134,6 @@ def _database(value: str) -> str:
     return value
 
 
-def _transport(value: str) -> str:
-    if value == "curve":
-        raise ValueError("'curve' arrives with a later release; this one speaks plain only")
-    return value
-
-
 Number = Annotated[int, BeforeValidator(_no_bool)]
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
@@ -228,7 +222,7 @@ class Client(_Section):
 class Security(_Section):
     """Who may take part."""
 
-    transport: Annotated[Literal["plain", "curve"], AfterValidator(_transport)] = _key("plain", "plain")
+    transport: Literal["plain", "curve"] = _key("curve", "curve or plain")
 
 
 class Transfer(_Section):

@@ -102,6 +102,12 @@ class NotYetStored(ZchunkError):
     retryable = True
 
 
+class OpenDoor(ZchunkError):
+    """A process's test of itself: its sockets let a stranger in, or could not be tried."""
+
+    code = "open_door"
+
+
 class ForeignStore(ZchunkError):
     """A deletion ordered by another or an older tracker store (SPEC R8)."""
 
@@ -193,6 +199,18 @@ class NotJoined(NotAllowed):
     """This home is no member of a cluster yet."""
 
     code = "not_joined"
+
+
+class TransportMismatch(NotAllowed):
+    """One side encrypts (`transport: curve`) and the other does not."""
+
+    code = "transport_mismatch"
+
+
+class WrongServer(NotAllowed):
+    """What listens there is not whom we look for: it has another key, or is no zchunk."""
+
+    code = "wrong_server"
 
 
 class UnsupportedVersion(NotAllowed):

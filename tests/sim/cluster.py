@@ -24,7 +24,7 @@ from zchunk.node.control import ControlPlane
 from zchunk.node.get import Download
 from zchunk.node.located import location
 from zchunk.node.manager import DistributedChunkManager, PutOptions
-from zchunk.node.membership import Membership
+from zchunk.node.membership import Identity, Membership
 from zchunk.node.partfile import PartFile, open_part
 from zchunk.node.server import NodeServer
 from zchunk.node.service import ChunkService
@@ -33,7 +33,7 @@ from zchunk.protocol import columns
 from zchunk.protocol.messages import Locate, Plan, Remove, Request
 from zchunk.tracker.server import Tracker
 from zchunk.tracker.store import TrackerStore
-from zchunk.transport.auth import peer_id_of
+from zchunk.transport.keys import peer_id_of
 from zchunk.transport.memory import Faults, MemoryPoller, MemoryTransport, Network
 
 CHUNK = 64 * 1024
@@ -178,13 +178,14 @@ class SimClient:
             loop=control_loop,
             transport=self.host.transport,
             membership=self.membership,
+            identity=Identity(self.membership.peer_id, None),
             settings=cluster.settings,
         )
         self.bulk = bulk_plane(
             loop=self.loop,
             control=self.control,
             transport=self.host.transport,
-            membership=self.membership,
+            identity=Identity(self.membership.peer_id, None),
             settings=cluster.settings,
             make_workers=lambda loop, threads, name: SimWorkers(self.host, loop, threads),
         )
@@ -345,7 +346,8 @@ class Cluster:
         self.network = Network(self.clock, self.rng, faults)
         #: events carried out so far
         self.steps = 0
-        self.overrides = settings
+        # A simulated network has no handshakes.
+        settings = self.overrides = {**(settings or {}), "security": {"transport": "plain"}}
         self.settings = config.load(None, settings, environ={})
         self._database = str(root / "tracker.sqlite")
         self._members: list[tuple[bytes, str, str]] = []
@@ -405,10 +407,11 @@ class Cluster:
         self.tracker.close()
 
     def tracker_knows(self, peer_id: str, incarnation: int) -> bool:
-        """Whether the tracker counts this start of the peer as up."""
-        liveness = self.tracker.server.core._liveness
-        is_up = self.tracker_host.alive and liveness.is_up(peer_id)
-        return is_up and liveness._peers[peer_id].incarnation == incarnation
+        """Whether the tracker counts this start of the peer as up, and has told so."""
+        core = self.tracker.server.core
+        is_up = self.tracker_host.alive and core._liveness.is_up(peer_id)
+        is_told = is_up and core._records[peer_id].status in ("up", "offline-store")
+        return is_told and core._liveness._peers[peer_id].incarnation == incarnation
 
     # -- time -----------------------------------------------------------------------
 

@@ -309,10 +309,10 @@ def test_a_database_password_is_never_shown() -> None:
     assert "hunter2" not in refusal(None, environ={"ZCHUNK_TRACKER__DATABASE": "mysql://root:hunter2@host/x"})
 
 
-def test_curve_says_that_it_comes_later() -> None:
-    message = refusal(None, environ={"ZCHUNK_SECURITY__TRANSPORT": "curve"})
-    assert "'curve' arrives with a later release" in message
+def test_transport_is_curve_unless_it_is_given_as_plain() -> None:
+    assert load(None, environ={}).security.transport == "curve"
     assert load(None, environ={"ZCHUNK_SECURITY__TRANSPORT": "plain"}).security.transport == "plain"
+    assert "curve or plain" in refusal(None, environ={"ZCHUNK_SECURITY__TRANSPORT": "tls"})
 
 
 # -- relations between values ---------------------------------------------------------

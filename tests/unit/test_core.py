@@ -24,6 +24,7 @@ from zchunk.protocol.messages import (
     MAX_FIND,
     Abandon,
     Beat,
+    CheckKey,
     ChunksFound,
     Commit,
     Committed,
@@ -34,6 +35,7 @@ from zchunk.protocol.messages import (
     FindChunks,
     GetDoubts,
     GetEvents,
+    GetMembers,
     GetRemovals,
     GetSnapshot,
     Goodbye,
@@ -58,19 +60,20 @@ from zchunk.protocol.messages import (
     Removed,
     ReportCorrupt,
     Request,
+    RotateKey,
     Snapshot,
     Stored,
     Welcome,
     Whole,
 )
 from zchunk.tracker import reports
-from zchunk.tracker.actions import Action, Publish, Reply, Sender, Work
+from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
 from zchunk.tracker.core import Timing, TrackerCore
 from zchunk.tracker.health import TOPICS
 from zchunk.tracker.membership import Membership
 from zchunk.tracker.planning import Reservations
 from zchunk.tracker.store import TrackerStore
-from zchunk.transport.auth import peer_id_of
+from zchunk.transport.keys import peer_id_of
 
 CHUNK = 64 * 1024
 BEAT, LEASE = 1.0, 3.0
@@ -114,6 +117,8 @@ class Cluster:
         self.events: list[Event] = []
         #: what happened, in order: "work", "reply", or an event's topic
         self.log: list[str] = []
+        #: members whose connections were ended
+        self.cut_off: list[str] = []
         #: when set, the store fails with it
         self.failure: ZchunkError | None = None
         self._next_id = 0
@@ -125,6 +130,9 @@ class Cluster:
             elif isinstance(action, Reply):
                 self.replies.setdefault((action.connection, action.request_id), []).append(action.message)
                 self.log.append("reply")
+            elif isinstance(action, CutOff):
+                self.cut_off.append(action.peer_id)
+                self.log.append("cut off")
             else:
                 self._published(action)
 
@@ -300,6 +308,9 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Heartbeat: (beat(0), READERS),
     Goodbye: (Goodbye(incarnation=1), {"node"}),
     GetSnapshot: (GetSnapshot(), READERS),
+    GetMembers: (GetMembers(page=""), {"node"}),
+    CheckKey: (CheckKey(public_key=bytes(32)), {"node"}),
+    RotateKey: (RotateKey(public_key=key("new")), READERS),
     GetEvents: (GetEvents(epoch="e", since=0), READERS),
     Plan: (plan(), WRITERS),
     FindChunks: (FindChunks(hashes=b""), WRITERS),
@@ -424,7 +435,7 @@ def test_hello_is_answered_and_told_only_after_the_store_has_it(cluster: Cluster
     assert [type(action) for action in actions] == [Work]
     assert cluster.log == []
     cluster.work()
-    assert cluster.log == ["work", "reply", "work", "peer.up"]
+    assert cluster.log == ["work", "work", "reply", "peer.up"], "who is registered is up for all"
     [known] = cluster.store.peers()
     assert (known.peer_id, known.incarnation, known.left) == (peer_id("A"), 1, False)
 
@@ -551,7 +562,7 @@ def test_a_node_is_up_only_when_its_inventory_is_known(cluster: Cluster) -> None
     assert cluster.topics() == []
     cluster.log.clear()
     assert cluster.ask("A", Inventory(page=1, last=True, hashes=held[1])) == Ok()
-    assert cluster.log == ["work", "reply", "work", "peer.up"]
+    assert cluster.log == ["work", "work", "reply", "peer.up"], "who is registered is up for all"
     assert cluster.store.inventory_summary(peer_id("A")) == (2, inventory_digest(held))
     assert not cluster.ask("A", hello(held=held)).inventory_wanted
 
@@ -1247,6 +1258,18 @@ def test_a_store_that_fails_in_a_slice_is_asked_again(cluster: Cluster) -> None:
     assert health_events(cluster) == []
     lasting(cluster, 2, "A")
     assert health_events(cluster) == [("file.unavailable", "unavailable")]
+
+
+def test_a_snapshot_shows_nobody_up_before_that_is_told(cluster: Cluster) -> None:
+    cluster.direct("A", hello())
+    cluster.work(1)
+    snapshot = cluster.direct("observer", GetSnapshot())[0].message  # type: ignore[union-attr]
+    assert isinstance(snapshot, Snapshot)
+    assert [(record.status, snapshot.seq) for record in snapshot.peers] == [("down", 0)]
+    assert snapshot.unsure == (peer_id("A"),), "its event is yet to come"
+    cluster.work()
+    assert cluster.topics() == ["peer.up"]
+    assert cluster.statuses() == {"A": "up"}
 
 
 def test_a_revoked_member_is_refused_within_a_tick_though_it_was_up(cluster: Cluster) -> None:

@@ -166,18 +166,18 @@ def test_a_closed_connection_is_told_and_no_other(server: Server) -> None:
     server.turn_until(lambda: len(server.gone) == 5)
     assert sorted(server.gone) == sorted(caller.connection for caller in callers)
     assert not server.router._by_descriptor  # type: ignore[attr-defined]
-    assert not server.router._descriptor_of  # type: ignore[attr-defined]
+    assert not server.router._shown  # type: ignore[attr-defined]
 
 
 def test_a_connection_with_a_reused_descriptor_is_not_taken_for_the_one_that_ended(server: Server) -> None:
     """The server reads no hint before the next connection has the same descriptor."""
     first = Caller(server, b"first")
-    descriptor = server.router._descriptor_of[first.connection]  # type: ignore[attr-defined]
+    descriptor = server.router._shown[first.connection].number  # type: ignore[attr-defined]
     first.close()
     later = []
     for number in range(20):
         later.append(Caller(server, b"later%d" % number))
-        if server.router._descriptor_of[later[-1].connection] == descriptor:  # type: ignore[attr-defined]
+        if server.router._shown[later[-1].connection].number == descriptor:  # type: ignore[attr-defined]
             break
     server.turn_until(lambda: first.connection in server.gone)
     server.turn_until(lambda: server.disconnects.deadline() is None)

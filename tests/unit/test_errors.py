@@ -36,6 +36,8 @@ EXIT_CODES = {
     "NotAllowed": 7,
     "TokenRefused": 7,
     "NotJoined": 7,
+    "TransportMismatch": 7,
+    "WrongServer": 7,
     "UnsupportedVersion": 7,
     "NoSpace": 8,
     "NotFound": 9,

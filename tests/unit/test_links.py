@@ -12,6 +12,7 @@ from zchunk.clock import ManualClock
 from zchunk.errors import PeerUnreachable, ZchunkError
 from zchunk.loop import Loop
 from zchunk.node.links import BULK, PeerLinks
+from zchunk.node.membership import Identity
 from zchunk.protocol import wire
 from zchunk.protocol.messages import Acknowledge, Conclude, Message, Ok, PeerRecord
 from zchunk.transport.base import Delivery, Link, Received
@@ -37,6 +38,9 @@ def record(status: str = "up", incarnation: int = 1, endpoint: str = "tcp://node
     )
 
 
+CLIENT = Identity("c" * 32, None)
+
+
 class Rig:
     """A client's links, and a node that answers what it is told to answer."""
 
@@ -45,7 +49,7 @@ class Rig:
         self.network = Network(self.clock, Random(1))
         transport = MemoryTransport(self.network, "client")
         self.loop = Loop(transport.poller(), self.clock, "bulk")
-        self.links = PeerLinks(self.loop, transport, None)
+        self.links = PeerLinks(self.loop, transport, CLIENT)
         self.reach: list[tuple[str, bool]] = []
         self.links.on_reach = lambda peer_id, reachable: self.reach.append((peer_id, reachable))
         self.node = MemoryTransport(self.network, "node")
@@ -208,7 +212,7 @@ class Ending:
         self.waiting: list[Any] = []
         self.sent: list[Any] = []
 
-    def dealer(self, addresses: Any, options: Any) -> Ending:
+    def dealer(self, addresses: Any, options: Any, curve: Any) -> Ending:
         return self
 
     def receive(self) -> Any:
@@ -228,7 +232,7 @@ def test_what_is_asked_as_a_connection_ends_is_sent_on_the_next_one() -> None:
     """An upload asks again at once when an answer is an error."""
     socket: Any = Ending()
     loop = Loop(socket, ManualClock(), "bulk")
-    links = PeerLinks(loop, socket, None)
+    links = PeerLinks(loop, socket, CLIENT)
     links.set_peer(record())
     answers: list[Any] = []
 

@@ -27,7 +27,7 @@ from zchunk.errors import (
 )
 from zchunk.tracker import membership as module
 from zchunk.tracker.membership import Member, Membership, TokenEntry
-from zchunk.transport.auth import peer_id_of
+from zchunk.transport.keys import peer_id_of
 
 NOW = 1_700_000_000_000
 LATER = NOW + 3_600_000
@@ -139,7 +139,8 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
     "no tokens": rewrite(lambda content: content.pop("tokens") and None),
     "no key": rewrite(lambda content: content["tokens"][0].update(public_key="xy")),
     "odd field": rewrite(lambda content: content["tokens"][0].update(other=1)),
-    "foreign id": rewrite(lambda content: content["members"][0].update(peer_id="0" * 32)),
+    "no id": rewrite(lambda content: content["members"][0].update(peer_id="0" * 31)),
+    "short key": rewrite(lambda content: content["members"][0].update(public_key="00" * 31)),
 }
 
 

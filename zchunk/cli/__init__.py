@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from zchunk.cli.access import rotate_key
 from zchunk.cli.common import emit_json, everywhere
 from zchunk.cli.events import events
 from zchunk.cli.files import get, info, ls, put, rm
@@ -144,6 +145,7 @@ for _command in (
     info,
     rm,
     peers,
+    rotate_key,
     events,
 ):
     cli.add_command(_command)

@@ -143,12 +143,28 @@ def peers(context: click.Context) -> None:
 
 
 @peers.command("list")
+@click.option(
+    "--all", "everyone", is_flag=True, help="All members, on the tracker's PC; clients and cut off ones too."
+)
 @json_option
 @everywhere()
 @pass_invocation
-def list_peers(invocation: Invocation) -> None:
+def list_peers(invocation: Invocation, everyone: bool) -> None:
     """List the nodes of the cluster (what `zchunk peers` alone does too)."""
-    _list(invocation)
+    if everyone:
+        _list_members(invocation)
+    else:
+        _list(invocation)
+
+
+def _list_members(invocation: Invocation) -> None:
+    from zchunk.cli.access import member_json, members_here
+
+    members = sorted(members_here(invocation).members.values(), key=lambda m: (m.role, m.name, m.peer_id))
+    if invocation.json:
+        emit_json([member_json(member) for member in members])
+    else:
+        render.member_table(members)
 
 
 def _list(invocation: Invocation) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from zchunk.node.jobs import JobStatus
     from zchunk.protocol.messages import FileRecord, PeerRecord
+    from zchunk.tracker.membership import Member
 
 #: Digits of a file id that a listing shows: enough to tell files apart, and to ask by.
 SHORT_ID = 12
@@ -174,6 +175,22 @@ def peer_table(records: Sequence[PeerRecord]) -> None:
     narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
     shown = len(headings) - 2 if narrow else len(headings)
     print_table(headings[:shown], [row[:shown] for row in rows], right=(2, 3, 4))
+
+
+def member_table(members: Sequence[Member]) -> None:
+    print_table(
+        ("NAME", "ROLE", "STATE", "JOINED", "ID"),
+        [
+            (
+                m.name,
+                m.role,
+                "cut off" if m.revoked else "member",
+                _date_text(m.added_ms),
+                m.peer_id[:SHORT_ID],
+            )
+            for m in members
+        ],
+    )
 
 
 def job_table(jobs: Sequence[JobStatus]) -> None:

@@ -97,6 +97,7 @@ def _serve_tracker(running: Tracker, home: Path) -> None:
     thread = LoopThread(running.loop, on_failure)
     thread.start()
     try:
+        running.prove_closed()
         _introduce_tracker(running, home)
         ended.wait()
     finally:
@@ -174,8 +175,10 @@ def node(
             " join anew from another --home"
         )
     options.keep(folder, {**kept, **{key: value for key, value in given.items() if value}})
+    from zchunk.node.membership import check_transport
     from zchunk.node.process import NodeProcess
 
+    check_transport(membership, settings)
     process = NodeProcess(folder, membership, settings)
     try:
         _serve_node(process, membership, settings, invocation.home)
@@ -206,10 +209,10 @@ def _membership(folder: Path, argument: str | None, settings: Settings) -> Membe
     if known is None:
         return join_cluster(folder, token, settings.node.name or host_name(), settings)
     check_same_cluster(folder, known, token)
-    if token.addresses != known.tracker:
-        known = replace(known, tracker=token.addresses)
+    if (token.addresses, token.transport) != (known.tracker, known.transport):
+        known = replace(known, tracker=token.addresses, transport=token.transport)
         save(folder, known)
-        say(f"the tracker's address is now {', '.join(known.tracker)}")
+        say(f"the tracker is now at {', '.join(known.tracker)}, by {known.transport} transport")
     say(f"{folder} is a member of this cluster already, as {known.name}")
     return known
 

@@ -16,9 +16,10 @@ from zchunk.errors import ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.loop import Loop, Workers
 from zchunk.node.control import CONTROL, ControlPlane, Registrar
+from zchunk.node.gatekeeper import DOOR, Gatekeeper
 from zchunk.node.links import BULK, PeerLinks
 from zchunk.node.manager import DistributedChunkManager
-from zchunk.node.membership import Membership
+from zchunk.node.membership import Identity, Membership, identity_of
 from zchunk.node.server import NodeServer, raise_incarnation
 from zchunk.node.service import ChunkService
 from zchunk.node.session import Session
@@ -34,9 +35,11 @@ def control_plane(
     loop: Loop,
     transport: Transport,
     membership: Membership,
+    identity: Identity,
     settings: Settings,
     registrar: Registrar | None = None,
 ) -> ControlPlane:
+    curve = identity.to_server(bytes.fromhex(membership.tracker_key))
     session = Session(
         storing=registrar is not None,
         heartbeat_s=settings.tracker.heartbeat_interval_s,
@@ -48,10 +51,11 @@ def control_plane(
     return ControlPlane(
         loop=loop,
         session=session,
-        subscribe=lambda endpoints: transport.subscriber(endpoints, CONTROL),
+        subscribe=lambda endpoints: transport.subscriber(endpoints, CONTROL, curve),
         events_at=membership.events,
-        tracker=transport.dealer(membership.tracker, CONTROL),
-        claim=membership.peer_id,
+        tracker=transport.dealer(membership.tracker, CONTROL, curve),
+        claim=identity.claim,
+        where=", ".join(membership.tracker),
         registrar=registrar,
     )
 
@@ -61,7 +65,7 @@ def bulk_plane(
     loop: Loop,
     control: ControlPlane,
     transport: Transport,
-    membership: Membership,
+    identity: Identity,
     settings: Settings,
     make_workers: MakeWorkers,
 ) -> BulkPlane:
@@ -71,13 +75,14 @@ def bulk_plane(
         digesting=make_workers(loop, 1, "digesting"),
     )
     loop.on_close(pools.close)
-    links = PeerLinks(loop, transport, membership.peer_id)
+    links = PeerLinks(loop, transport, identity)
     return BulkPlane(loop=loop, control=control, links=links, pools=pools, settings=settings)
 
 
 @dataclass
 class NodeParts:
     endpoint: str
+    identity: Identity
     store: ChunkStore
     control: ControlPlane
     server: NodeServer
@@ -100,13 +105,17 @@ def node_parts(
     on_refused: Callable[[ZchunkError], None],
 ) -> NodeParts:
     """A node on HOME/node: its store opened, its sockets bound, its planes ready to run."""
+    identity = identity_of(folder, membership)
     store = ChunkStore.create_or_open(
         folder / "store",
         capacity=settings.node.capacity,
         reserve=settings.node.reserve,
         clock=control_loop.clock,
     )
-    router = bulk_transport.router(addresses.parse(settings.node.bind).tcp, BULK)
+    curve = identity.at_door(DOOR)
+    # Before the socket is bound: nobody may knock where nobody asks who it is.
+    gate = bulk_transport.gate() if curve is not None else None
+    router = bulk_transport.router(addresses.parse(settings.node.bind).tcp, BULK, curve)
     at = addresses.parse(router.endpoint)
     server: NodeServer
     manager: DistributedChunkManager
@@ -146,17 +155,28 @@ def node_parts(
         loop=control_loop,
         transport=control_transport,
         membership=membership,
+        identity=identity,
         settings=settings,
         registrar=server,
     )
     server.attach(control)
+    if gate is not None:
+        keeper = Gatekeeper(
+            loop=bulk_loop,
+            gate=gate,
+            router=router,
+            control=control,
+            path=folder / "members.json",
+            workers=make_workers(bulk_loop, 1, "members"),
+        )
+        service.check_sender = keeper.check
     bulk = bulk_plane(
         loop=bulk_loop,
         control=control,
         transport=bulk_transport,
-        membership=membership,
+        identity=identity,
         settings=settings,
         make_workers=make_workers,
     )
     manager = DistributedChunkManager(bulk=bulk, keep_at=folder / "manifests", store=store)
-    return NodeParts(router.endpoint, store, control, server, service, manager)
+    return NodeParts(router.endpoint, identity, store, control, server, service, manager)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from zchunk.errors import UnknownMessage, ZchunkError
 from zchunk.loop import Loop
+from zchunk.node.doors import closed_door
 from zchunk.node.feed import Deliver, EventFeed, Fetch, Missed
 from zchunk.node.session import (
     Action,
@@ -26,6 +27,7 @@ from zchunk.node.session import (
     RegistrationRefused,
     Send,
     Session,
+    ShutOut,
     TrackerSeen,
 )
 from zchunk.protocol import wire
@@ -96,19 +98,24 @@ class ControlPlane:
         subscribe: Callable[[tuple[str, ...]], Socket],
         events_at: tuple[str, ...],
         claim: str | None,
+        where: str,
         registrar: Registrar | None = None,
     ) -> None:
-        """`events_at`: where the tracker published when last heard of; `subscribe` connects
-        there. `claim` is our peer id in plain transport, None where the transport proves it."""
+        """`where` names the tracker's addresses in errors. `events_at`: where the tracker
+        published when last heard of; `subscribe` connects there. `claim` is our peer id in
+        plain transport, None where the transport proves it."""
         self.loop = loop
         self.session = session
         self._tracker = tracker
         self._claim = claim
+        self._where = where
         self._registrar = registrar
         self._waiting: dict[int, tuple[Loop, Answer]] = {}
         self._on_peer: list[tuple[Loop, OnPeer]] = []
         self._on_caught_up: list[tuple[Loop, Callable[[], None]]] = []
         self._watchers: list[_Watcher] = []
+        #: told when the tracker does not let this process in, and never will by itself
+        self.on_shut_out: Callable[[ZchunkError], None] = lambda error: None
         self._subscribe = subscribe
         self._events_at = events_at
         self._events = subscribe(events_at)
@@ -119,6 +126,11 @@ class ControlPlane:
             self._add_watcher(_Watcher(EventFeed(), loop, registrar.event, _log_missed))
 
     # -- for any thread -------------------------------------------------------------
+
+    @property
+    def linked(self) -> bool:
+        """Whether there is a connection to the tracker now."""
+        return self.session.linked
 
     def request(self, message: Request, timeout_s: float, loop: Loop, answer: Answer) -> None:
         """Ask the tracker; `answer(reply, error)` runs once, in `loop`."""
@@ -179,6 +191,12 @@ class ControlPlane:
             self._perform(self.session.link_up(now))
         elif received is Link.DOWN:
             self._perform(self.session.link_down(now))
+        elif isinstance(received, Link):
+            error = closed_door(received, f"the tracker at {self._where}", encrypted=self._claim is None)
+            # A command ends with it, a node goes on.
+            log.log(logging.INFO if self._registrar is None else logging.WARNING, "%s", error.message)
+            sure, final = received is not Link.STRANGE, received is Link.REFUSED
+            self._perform(self.session.link_failed(error, sure, final, now))
         else:
             self._on_reply(received, now)
 
@@ -219,6 +237,8 @@ class ControlPlane:
             log.info("the tracker %s", "answers" if action.reachable else "does not answer")
         elif isinstance(action, PeerChanged | CaughtUp | EventSeen):
             self._show(action)
+        elif isinstance(action, ShutOut):
+            self._shut_out(action.error)
         elif self._registrar is not None:
             self._register(action, self._registrar)
 
@@ -235,6 +255,11 @@ class ControlPlane:
         else:
             for watcher in self._watchers:
                 self._feed(watcher, watcher.feed.seen(action.event))
+
+    def _shut_out(self, error: ZchunkError) -> None:
+        self.on_shut_out(error)
+        if self._registrar is not None:
+            self._registrar.refused(error)
 
     def _answer(self, outcome: Outcome) -> None:
         loop, answer = self._waiting.pop(outcome.request_id)

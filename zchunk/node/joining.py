@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from zchunk.clock import Clock
-from zchunk.errors import TokenRefused, TrackerUnreachable, UnknownMessage
-from zchunk.node.links import BULK
+from zchunk.errors import NotAllowed, TokenRefused
 from zchunk.node.membership import Membership, key_of, save
-from zchunk.protocol import wire
-from zchunk.protocol.messages import ErrorReply, Join, Joined
+from zchunk.node.oneshot import TrackerAt, ask_once
+from zchunk.protocol.messages import Join, Joined
 from zchunk.transport.auth import Token
-from zchunk.transport.base import Arrival, Link, Received, Transport
+from zchunk.transport.base import Transport
+from zchunk.transport.keys import CurveClient
 
-_RESEND_S = 1.0
+_EXPIRED = "this join token has expired; print a new one with `zchunk token` on the tracker's PC"
 
 
 def join(
@@ -21,10 +21,11 @@ def join(
 ) -> Membership:
     """Make the role at `folder` a member, and remember it. Joining again is harmless.
 
-    Raises TokenRefused, NameTaken, TrackerUnreachable (says the address).
+    Raises TokenRefused, NameTaken, TransportMismatch, WrongServer, TrackerUnreachable
+    (says the address).
     """
     if token.expires_ms < clock.wall() * 1000:
-        raise TokenRefused("this join token has expired; print a new one with `zchunk token`")
+        raise TokenRefused(_EXPIRED)
     key = key_of(folder)
     joined = _ask(token, Join(public_key=key.public, name=name), transport, clock, timeout_s)
     membership = Membership(
@@ -42,40 +43,18 @@ def join(
 
 
 def _ask(token: Token, message: Join, transport: Transport, clock: Clock, timeout_s: float) -> Joined:
-    poller = transport.poller()
-    socket = transport.dealer(token.addresses, BULK)
-    poller.register(socket)
-    frames = wire.encode(message, 1, token.key.peer_id)
-    deadline, resend_at = clock.monotonic() + timeout_s, 0.0
+    encrypts = token.transport == "curve"
+    curve = CurveClient(token.key, token.tracker_key) if encrypts else None
+    tracker = TrackerAt(token.addresses, curve, None if encrypts else token.key.peer_id)
     try:
-        while (now := clock.monotonic()) < deadline:
-            for _ in poller.wait(min(deadline, max(resend_at, now)) - now):
-                reply = _reply(socket.receive())
-                if reply is Link.UP:
-                    resend_at = 0.0
-                elif isinstance(reply, Joined):
-                    return reply
-            if clock.monotonic() >= resend_at:
-                resend_at = clock.monotonic() + _RESEND_S
-                socket.send(frames)
-    finally:
-        poller.unregister(socket)
-        socket.close()
-        poller.close()
-    where = ", ".join(token.addresses)
-    raise TrackerUnreachable(
-        f"the tracker at {where} does not answer; is it running, and reachable from here?"
-    )
-
-
-def _reply(received: Arrival | None) -> Joined | Link | None:
-    if isinstance(received, Link):
-        return received
-    if not isinstance(received, Received):
-        return None
-    message = wire.decode(received.frames).message
-    if isinstance(message, ErrorReply):
-        raise wire.raised(message)
-    if not isinstance(message, Joined):
-        raise UnknownMessage(f"an answer of type {message.TYPE!r} to a request to join")
-    return message
+        reply = ask_once(tracker, message, transport, clock, timeout_s)
+    except NotAllowed as error:
+        if type(error) is not NotAllowed or error.details:
+            raise
+        # The tracker did not even listen: it knows no token of that key.
+        raise TokenRefused(
+            f"the tracker at {tracker.where} does not take this join token: it has expired by the tracker's"
+            " clock, or was withdrawn; print a new one with `zchunk token` on the tracker's PC"
+        ) from None
+    assert isinstance(reply, Joined)
+    return reply

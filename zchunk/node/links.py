@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from zchunk.errors import PeerUnreachable, ZchunkError
 from zchunk.loop import Loop
+from zchunk.node.doors import closed_door
+from zchunk.node.membership import Identity
 from zchunk.node.reach import Reach, Verdict
 from zchunk.protocol import wire
 from zchunk.protocol.messages import Acknowledge, ErrorReply, GetBlock, Message, PeerRecord, Request
@@ -22,6 +24,11 @@ log = logging.getLogger(__name__)
 
 #: A bulk frame is a block, or a manifest.
 BULK = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, linger_ms=0)
+
+#: Seconds until a peer that refused us is tried again.
+_REFUSED_S = 2.0
+#: Nobody's: a connection to a peer whose key is not known comes to nothing.
+_NO_KEY = "00" * 32
 
 Answer = Callable[[Message | None, ZchunkError | None], None]
 #: (peer id, whether it can be reached)
@@ -38,8 +45,8 @@ class _Pending:
 
 @dataclass(slots=True)
 class _Peer:
-    endpoints: tuple[str, ...]
-    incarnation: int
+    #: see `_place`
+    place: tuple[object, ...]
     socket: Socket
     reach: Reach
     pending: dict[int, _Pending] = field(default_factory=dict)
@@ -52,13 +59,14 @@ class _Peer:
 
 
 class PeerLinks:
-    def __init__(self, loop: Loop, transport: Transport, claim: str | None) -> None:
+    def __init__(self, loop: Loop, transport: Transport, identity: Identity) -> None:
         self._loop = loop
         self._transport = transport
-        self._claim = claim
-        #: peer id -> where it is, and in which start
-        self._known: dict[str, tuple[tuple[str, ...], int]] = {}
+        self._identity = identity
+        self._known: dict[str, PeerRecord] = {}
         self._peers: dict[str, _Peer] = {}
+        #: peers that refused us -> when to try again
+        self._try_again: dict[str, float] = {}
         self._next_id = 1
         #: requests sent per peer, for tests and `status`
         self.requests_sent: dict[str, int] = {}
@@ -72,13 +80,13 @@ class PeerLinks:
         """What the tracker says of a peer. The connection to one that went ends, and so does
         that to an older start or address: a fresh one is made at once, and does not wait for
         the pause that its socket makes between two attempts."""
-        self._known[record.peer_id] = record.endpoints, record.incarnation
+        self._known[record.peer_id] = record
         peer = self._peers.get(record.peer_id)
         if peer is None:
             return
         if record.status != "up":
             self.drop(record.peer_id, PeerUnreachable(f"{record.name} is {record.status}"))
-        elif (peer.endpoints, peer.incarnation) != self._known[record.peer_id]:
+        elif peer.place != _place(record):
             self.drop(record.peer_id, PeerUnreachable(f"{record.name} was started anew, or has moved"))
 
     def drop(self, peer_id: str, error: ZchunkError) -> None:
@@ -117,9 +125,13 @@ class PeerLinks:
     def deadline(self) -> float | None:
         times = [p.deadline for peer in self._peers.values() for p in peer.pending.values()]
         times += [at for peer in self._peers.values() if (at := peer.reach.deadline()) is not None]
+        times += self._try_again.values()
         return min(times, default=None)
 
     def on_time(self, now: float) -> None:
+        for peer_id in [p for p, at in self._try_again.items() if at <= now]:
+            del self._try_again[peer_id]
+            self._connect_lost(peer_id)
         for peer_id, peer in list(self._peers.items()):
             verdict = peer.reach.on_time(now)
             if verdict is Verdict.ASK:
@@ -137,11 +149,11 @@ class PeerLinks:
     # -- inside ---------------------------------------------------------------------
 
     def _connected(self, peer_id: str) -> _Peer | None:
-        peer = self._peers.get(peer_id)
-        endpoints, incarnation = self._known.get(peer_id, ((), 0))
-        if peer is None and endpoints:
-            socket = self._transport.dealer(endpoints, BULK)
-            peer = _Peer(endpoints, incarnation, socket, Reach(self._loop.clock.monotonic()))
+        peer, record = self._peers.get(peer_id), self._known.get(peer_id)
+        if peer is None and record is not None and record.endpoints:
+            curve = self._identity.to_server(bytes.fromhex(record.public_key or _NO_KEY))
+            socket = self._transport.dealer(record.endpoints, BULK, curve)
+            peer = _Peer(_place(record), socket, Reach(self._loop.clock.monotonic()))
             self._peers[peer_id] = peer
             self._loop.add_socket(socket, lambda received: self._on_received(peer_id, received))
         return peer
@@ -153,6 +165,10 @@ class PeerLinks:
         # First who decides, so that the answers which fail now are old news.
         self.on_reach(peer_id, False)
         self.drop(peer_id, PeerUnreachable(f"{self._where(peer_id)} cannot be reached from here"))
+        self._connect_lost(peer_id)
+
+    def _connect_lost(self, peer_id: str) -> None:
+        """Connects to one that was told to be unreachable."""
         successor = self._connected(peer_id)
         if successor is not None:
             successor.reach.lost = True
@@ -175,7 +191,7 @@ class PeerLinks:
         now = self._loop.clock.monotonic()
         peer.pending[request_id] = _Pending(now + timeout_s, answer, payload)
         peer.reach.wants(True, now)
-        frames = wire.encode(message, request_id, self._claim)
+        frames = wire.encode(message, request_id, self._identity.claim)
         # A connection whose end was just told may still take a message, and lose it.
         if not peer.reach.linked or peer.unsent or peer.socket.send(frames) is not Delivery.SENT:
             peer.unsent.append((request_id, frames))
@@ -192,11 +208,24 @@ class PeerLinks:
             peer.reach.link(False, now)
             # Nobody answers on a connection that ended: what was sent on it is void.
             self._fail_sent(peer, PeerUnreachable(f"the connection to {self._where(peer_id)} broke"))
+        elif isinstance(received, Link):
+            self._on_closed_door(peer_id, peer, received, now)
+            return
         else:
             assert isinstance(received, Received)
             peer.reach.heard(now)
             self._on_reply(peer_id, peer, received)
         peer.reach.wants(bool(peer.pending), now)
+
+    def _on_closed_door(self, peer_id: str, peer: _Peer, link: Link, now: float) -> None:
+        """It does not talk to us: it cannot be reached. Where it refused us, its socket has
+        given up; after a pause another one tries, since its tracker may tell it better."""
+        error = closed_door(link, self._where(peer_id), encrypted=self._identity.claim is None)
+        log.warning("%s", error.message)
+        if link is Link.REFUSED:
+            self._try_again[peer_id] = now + _REFUSED_S
+            self.on_reach(peer_id, False)
+            self.drop(peer_id, PeerUnreachable(error.message))
 
     def _flush(self, peer: _Peer) -> None:
         unsent, peer.unsent = peer.unsent, []
@@ -240,7 +269,13 @@ class PeerLinks:
             entry.answer(None, error)
 
     def _where(self, peer_id: str) -> str:
-        return f"peer {peer_id[:8]} at {', '.join(self._known.get(peer_id, ((), 0))[0])}"
+        record = self._known.get(peer_id)
+        return f"peer {peer_id[:8]} at {', '.join(record.endpoints if record else ())}"
+
+
+def _place(record: PeerRecord) -> tuple[object, ...]:
+    """What a connection was made for: another address, start or key needs another one."""
+    return record.endpoints, record.incarnation, record.public_key
 
 
 def _decoded(received: Received) -> tuple[int, Message | None, ZchunkError | None]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from zchunk import disk
-from zchunk.errors import NotJoined, StorageFailure
-from zchunk.transport.auth import KeyPair, load_or_make_key
+from zchunk.config import Settings
+from zchunk.errors import InvalidUsage, NotJoined, StorageFailure
+from zchunk.transport.auth import load_or_make_key
+from zchunk.transport.keys import CurveClient, CurveServer, KeyPair
 
 _FILE = "membership.json"
 
@@ -30,6 +32,42 @@ class Membership:
     tracker_key: str  # hex
     events: tuple[str, ...]
     transport: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a process is at its sockets. `key` is None in plain transport: there it can only
+    say who it is (`claim`), and believes what others say."""
+
+    peer_id: str
+    key: KeyPair | None
+
+    @property
+    def claim(self) -> str | None:
+        return self.peer_id if self.key is None else None
+
+    def to_server(self, server_key: bytes) -> CurveClient | None:
+        """How to connect to who has this public key."""
+        return None if self.key is None else CurveClient(self.key, server_key)
+
+    def at_door(self, door: str) -> CurveServer | None:
+        return None if self.key is None else CurveServer(self.key, door)
+
+
+def identity_of(folder: Path, membership: Membership) -> Identity:
+    """Raises StorageFailure where the key's file is damaged."""
+    return Identity(membership.peer_id, key_of(folder) if membership.transport == "curve" else None)
+
+
+def check_transport(membership: Membership, settings: Settings) -> None:
+    """Raises InvalidUsage where the configuration asks for another transport than the
+    cluster has that was joined."""
+    asked = settings.security.transport
+    if "transport" in settings.security.model_fields_set and asked != membership.transport:
+        raise InvalidUsage(
+            f"security.transport is {asked} here, and the cluster was joined with {membership.transport}:"
+            " join with a new token from a tracker that has the same setting, or remove the setting"
+        )
 
 
 def key_of(folder: Path) -> KeyPair:

@@ -15,7 +15,9 @@ from zchunk.errors import AlreadyRunning, TrackerUnreachable, ZchunkError
 from zchunk.loop import Loop, LoopThread, ThreadWorkers
 from zchunk.node.assembly import node_parts
 from zchunk.node.membership import Membership
+from zchunk.node.transfer import BULK_IO_THREADS
 from zchunk.protocol.messages import Goodbye
+from zchunk.transport.selftest import Door, prove_closed
 from zchunk.transport.zeromq import ZmqTransport
 
 log = logging.getLogger(__name__)
@@ -28,10 +30,11 @@ class NodeProcess:
 
     def __init__(self, folder: Path, membership: Membership, settings: Settings) -> None:
         """Raises AlreadyRunning, StoreOffline, InvalidUsage (port taken)."""
-        self._lock = _lock(folder)
+        self._lock = node_lock(folder)
         clock = SystemClock()
         # A context each, so that a heartbeat never waits for an I/O thread full of chunks.
-        self._control_transport, self._bulk_transport = ZmqTransport(), ZmqTransport()
+        self._control_transport = ZmqTransport()
+        self._bulk_transport = ZmqTransport(BULK_IO_THREADS)
         control_loop = Loop(self._control_transport.poller(), clock, "node-control")
         bulk_loop = Loop(self._bulk_transport.poller(), clock, "node-bulk")
         self.failure: BaseException | None = None
@@ -55,9 +58,14 @@ class NodeProcess:
         self._threads = [LoopThread(bulk_loop, self._on_failure), LoopThread(control_loop, self._on_failure)]
 
     def start(self) -> None:
+        """Raises OpenDoor where a stranger could come in; nobody hears of the node then."""
+        bulk, control = self._threads
+        bulk.start()
+        key = self.parts.identity.key
+        if key is not None:
+            prove_closed([Door(self.parts.endpoint, key.public)])
         log.info("listening at %s", self.parts.endpoint)
-        for thread in self._threads:
-            thread.start()
+        control.start()
 
     def wait_registered(self, timeout_s: float) -> None:
         """Raises what refused us, or TrackerUnreachable when nothing came in time."""
@@ -96,7 +104,8 @@ class NodeProcess:
         self.on_end()
 
 
-def _lock(folder: Path) -> FileLock:
+def node_lock(folder: Path) -> FileLock:
+    """Held by whoever works as the node at HOME/node; AlreadyRunning where another does."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(folder / "node.lock"))
     try:

@@ -72,6 +72,8 @@ class ChunkService:
         on_unreadable: Callable[[bytes], None],
     ) -> None:
         """`on_unreadable` is told of a chunk that the store holds and cannot read."""
+        #: raises NotAllowed for who may not have chunks from here; plain transport asks nobody
+        self.check_sender: Callable[[Received], None] = lambda received: None
         self._loop = loop
         self._router = router
         self._store = store
@@ -130,6 +132,7 @@ class ChunkService:
             envelope = wire.decode(received.frames)
             request_id = envelope.request_id
             handler = self._handlers.get(type(envelope.message))
+            self.check_sender(received)
             if handler is None:
                 raise UnknownMessage(f"a node does not answer {envelope.message.TYPE!r}")
             handler(received.connection, request_id, envelope.message)

@@ -77,6 +77,13 @@ class RegistrationRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class ShutOut:
+    """The tracker does not let us in, and will not without someone's doing: the end."""
+
+    error: ZchunkError
+
+
+@dataclass(frozen=True, slots=True)
 class PeerChanged:
     """`record.status` tells what it is now; `before` is None for a new peer."""
 
@@ -114,6 +121,7 @@ Action = (
     | AskHello
     | Registered
     | RegistrationRefused
+    | ShutOut
     | PeerChanged
     | EventSeen
     | CaughtUp
@@ -139,6 +147,9 @@ class Session:
         self._rng = rng
         self._where = where
         self._linked = False
+        self._was_linked = False
+        #: why the tracker does not talk to us, while it does not
+        self._shut_out: ZchunkError | None = None
         self._reachable = False
         self._last_heard = float("-inf")
         self._next_id = 1
@@ -176,6 +187,9 @@ class Session:
 
     def request(self, message: Request, timeout_s: float, now: float) -> tuple[int, list[Action]]:
         """Ask the tracker; exactly one `Outcome` with the returned id follows."""
+        if self._shut_out is not None:
+            self._next_id += 1
+            return self._next_id - 1, [Outcome(self._next_id - 1, None, self._shut_out)]
         return self._request(message, timeout_s, now, internal=False)
 
     def register(self, hello: Hello, now: float) -> list[Action]:
@@ -183,7 +197,8 @@ class Session:
         return actions
 
     def link_up(self, now: float) -> list[Action]:
-        self._linked = True
+        self._linked = self._was_linked = True
+        self._shut_out = None
         self._next_beat = now + self._heartbeat_s
         self._helloed = False
         actions: list[Action] = [AskHello()] if self._storing else []
@@ -200,6 +215,20 @@ class Session:
         self._next_beat = None
         self._drop_requests(Hello)
         return self._seen(False)
+
+    def link_failed(self, error: ZchunkError, sure: bool, final: bool, now: float) -> list[Action]:
+        """No connection can be had. `final`: nobody goes on trying. `sure`: waiting does not
+        mend it; else it may be a line that is broken for a while, which only matters to who
+        never had a connection and asks for something now. What was asked is answered with
+        the error."""
+        if not sure and (self._was_linked or self._storing):
+            return []
+        self._shut_out = error
+        actions = self.link_down(now)
+        requests, self._requests = self._requests, {}
+        self._snapshot_id = None
+        actions += [Outcome(r, None, error) for r, pending in requests.items() if not pending.internal]
+        return [*actions, ShutOut(error)] if final or not self._was_linked else actions
 
     def reply(self, request_id: int, message: Message, now: float) -> list[Action]:
         """An answer from the tracker; a late or doubled one changes nothing."""

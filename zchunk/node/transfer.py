@@ -15,6 +15,8 @@ from zchunk.node.control import ControlPlane
 from zchunk.node.links import OnReach, PeerLinks
 from zchunk.protocol.messages import PeerRecord
 
+#: Of the bulk plane's ZeroMQ context: a connection's encryption runs in one of them.
+BULK_IO_THREADS = 2
 #: An upload's offer may wait at the node for memory; so long it may.
 OFFER_TIMEOUT_S = 60.0
 #: Requests to the tracker that a job cannot do without.

@@ -105,7 +105,8 @@ class Probe(Message):
 
 @message
 class PeerRecord:
-    """What the tracker knows of a storing node. `endpoints` are tried in order."""
+    """What the tracker knows of a storing node. `endpoints` are tried in order; whoever
+    connects there expects `public_key` (None where the tracker knows none)."""
 
     peer_id: PeerId
     name: Label
@@ -117,6 +118,18 @@ class PeerRecord:
     free: Count
     chunks: Count
     last_seen_ms: Count
+    public_key: HexId | None = None
+
+
+@message
+class MemberRecord:
+    """A member of the cluster, cut off or not. `public_key` is the one that it has now."""
+
+    peer_id: PeerId
+    name: Label
+    role: Role
+    public_key: HexId
+    revoked: bool
 
 
 @message
@@ -150,6 +163,7 @@ def _record(cls: type) -> BeforeValidator:
 
 Peers = Annotated[tuple[Annotated[PeerRecord, _record(PeerRecord)], ...], MaxLen(10_000)]
 FileRow = Annotated[FileRecord, _record(FileRecord)]
+MemberRow = Annotated[MemberRecord, _record(MemberRecord)]
 
 
 # -- membership, presence: anyone -> tracker --------------------------------------------
@@ -173,6 +187,51 @@ class Join(Request):
     REPLY: ClassVar[type[Message]] = Joined
     public_key: Key
     name: Label
+
+
+@message
+class Members(Message):
+    """A page of the allow list, by peer id; ask again with `next_page` unless it is ""."""
+
+    TYPE: ClassVar[str] = "members"
+    members: Annotated[tuple[MemberRow, ...], MaxLen(2_000)]
+    next_page: Annotated[str, MaxLen(64)]
+
+
+@message
+class GetMembers(Request):
+    """Whom may a node let in? Asked after registration and after a gap in the events."""
+
+    TYPE: ClassVar[str] = "get_members"
+    REPLY: ClassVar[type[Message]] = Members
+    page: Annotated[str, MaxLen(64)]
+
+
+@message
+class KeyKnown(Message):
+    """Whose key it is, or None: nobody's, or that of a member who was cut off."""
+
+    TYPE: ClassVar[str] = "key_known"
+    member: MemberRow | None
+
+
+@message
+class CheckKey(Request):
+    """A node was asked to let this key in, and does not know it."""
+
+    TYPE: ClassVar[str] = "check_key"
+    REPLY: ClassVar[type[Message]] = KeyKnown
+    public_key: Key
+
+
+@message
+class RotateKey(Request):
+    """From now on `public_key` is the sender's key, and the present one is nobody's. The
+    peer id stays. Sent under the present key; idempotent under either."""
+
+    TYPE: ClassVar[str] = "rotate_key"
+    REPLY: ClassVar[type[Message]] = Ok
+    public_key: Key
 
 
 @message

@@ -43,7 +43,14 @@ class Work:
     then: Callable[[Any, ZchunkError | None, Now], list[Action]]
 
 
-Action = Reply | Publish | Work
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """End the connections of this member: it may not connect again, or only with another key."""
+
+    peer_id: str
+
+
+Action = Reply | Publish | Work | CutOff
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from zchunk.protocol.messages import (
     MAX_FOUND_HOLDERS,
     Abandon,
     Beat,
+    CheckKey,
     ChunksFound,
     Commit,
     Committed,
@@ -48,6 +49,7 @@ from zchunk.protocol.messages import (
     FindChunks,
     GetDoubts,
     GetEvents,
+    GetMembers,
     GetRemovals,
     GetSnapshot,
     Goodbye,
@@ -56,10 +58,12 @@ from zchunk.protocol.messages import (
     Inventory,
     Join,
     Joined,
+    KeyKnown,
     ListFiles,
     Locate,
     Located,
     Lost,
+    Members,
     Message,
     Ok,
     PeerRecord,
@@ -72,17 +76,19 @@ from zchunk.protocol.messages import (
     Removed,
     ReportCorrupt,
     Request,
+    RotateKey,
     Snapshot,
     Stored,
     Welcome,
     Whole,
 )
-from zchunk.tracker.actions import Action, Ask, Publish, Sender, Work
+from zchunk.tracker.actions import Action, Ask, CutOff, Publish, Sender, Work
 from zchunk.tracker.health import Counted, FileHealth
+from zchunk.tracker.joinlimit import JoinLimit
 from zchunk.tracker.liveness import Change, Life, Liveness
 from zchunk.tracker.membership import Member, Membership
 from zchunk.tracker.planning import Reservations, make_plan
-from zchunk.tracker.records import file_fields, health_fields, restored, save
+from zchunk.tracker.records import file_fields, health_fields, member_record, restored, save
 from zchunk.tracker.reports import ENOUGH, CorruptReports
 from zchunk.tracker.store import FoundRows, InventoryChange, LocatedRows, StoredPeer, TrackerStore
 
@@ -93,6 +99,9 @@ HISTORY = 10_000
 #: Events in one answer.
 _EVENTS_PAGE = 500
 _TICK_S = 1.0
+#: `zchunk peers revoke` changes the allow list's file; so often the tracker looks at it.
+_MEMBERS_S = 0.25
+_MEMBERS_PAGE = 1_000
 #: A commit waits so long for nodes whose `stored` is still on its way.
 _COMMIT_PATIENCE_S = 5.0
 #: the status of a node that is there without its disk
@@ -144,6 +153,8 @@ class TrackerCore:
         self.seq = 0
         self.history: deque[Event] = deque(maxlen=HISTORY)
         self._membership = membership
+        #: what the cluster knows of the allow list
+        self._told: dict[str, Member] = dict(membership.members)
         self._timing = timing
         self._store_id = store_id
         self._commit_number = commit_number
@@ -160,15 +171,21 @@ class TrackerCore:
         self._corrupt = CorruptReports()
         self._parked: dict[str, _ParkedCommit] = {}
         self._next_tick = now.mono
+        self._members_at = now.mono
         self._members_problem = ""
+        self._join_limit = JoinLimit()
         for peer in peers:
             self._liveness.restore(peer.peer_id, peer.incarnation, peer.left, now.mono)
-            self._records[peer.peer_id] = restored(peer)
+            member = self._told.get(peer.peer_id)
+            self._records[peer.peer_id] = self._shown(restored(peer, member))
         #: request -> (who may, what it does)
         self._handlers: dict[type[Request], tuple[frozenset[str], Callable[[Ask, Now], list[Action]]]] = {
             Hello: (_STORING, self._hello),
             Inventory: (_STORING, self._inventory),
             Heartbeat: (_READING, self._heartbeat),
+            GetMembers: (_STORING, self._members),
+            CheckKey: (_STORING, self._check_key),
+            RotateKey: (_READING, self._rotate_key),
             Goodbye: (_STORING, self._goodbye),
             GetSnapshot: (_READING, self._snapshot),
             GetEvents: (_READING, self._get_events),
@@ -205,10 +222,13 @@ class TrackerCore:
         for upload_id, parked in list(self._parked.items()):
             if parked.deadline <= now.mono:
                 del self._parked[upload_id]
-                actions.append(self._commit_work(parked.ask, patience_ends=now.mono))
+                actions.append(self._commit_work(parked.ask, patience_ends=now.mono, again=True))
+        if self._members_at <= now.mono:
+            self._members_at = now.mono + _MEMBERS_S
+            self._refresh_members()
+            actions += self._members_changed(now)
         if self._next_tick <= now.mono:
             self._next_tick = now.mono + _TICK_S
-            self._refresh_members()
             actions.append(Publish(self._event("tick", {}, self.seq, now)))
         # Behind the changes of peers, which the store keeps and tells of first.
         return actions + self._count_copies(now)
@@ -228,7 +248,7 @@ class TrackerCore:
         return self._changed(self._liveness.connection_gone(connection, now.mono), now)
 
     def deadline(self) -> float:
-        times = [self._next_tick, self._liveness.deadline(), self._health.deadline()]
+        times = [self._next_tick, self._members_at, self._liveness.deadline(), self._health.deadline()]
         times += [parked.deadline for parked in self._parked.values()]
         return min(t for t in times if t is not None)
 
@@ -255,14 +275,15 @@ class TrackerCore:
 
     def _join(self, ask: Ask, now: Now) -> list[Action]:
         message: Join = ask.message
+        self._join_limit.attempt(ask.sender.address or "", now.mono)
 
         def run(_: TrackerStore) -> Member:
             return self._membership.join(ask.peer_id, message.public_key, message.name, now.wall_ms)
 
-        def then(member: Member, error: ZchunkError | None, _: Now) -> list[Action]:
+        def then(member: Member, error: ZchunkError | None, now: Now) -> list[Action]:
             if error is not None:
                 return ask.refuse(error)
-            return ask.reply(
+            return self._members_changed(now) + ask.reply(
                 Joined(
                     peer_id=member.peer_id,
                     name=member.name,
@@ -273,6 +294,80 @@ class TrackerCore:
             )
 
         return [Work(run, then)]
+
+    # -- the allow list ---------------------------------------------------------------
+
+    def _members_changed(self, now: Now) -> list[Action]:
+        """Tell the cluster what changed in the allow list since it was told last."""
+        members = self._membership.members
+        if members == self._told:
+            return []
+        told, self._told = self._told, dict(members)
+        actions: list[Action] = []
+        for peer_id, member in members.items():
+            if told.get(peer_id) != member:
+                actions += self._member_changed(told.get(peer_id), member, now)
+        for peer_id in told.keys() - members.keys():  # another list was put in its place
+            actions += self._member_changed(told[peer_id], replace(told[peer_id], revoked=True), now)
+        return actions
+
+    def _member_changed(self, before: Member | None, member: Member, now: Now) -> list[Action]:
+        topic = "member.joined" if before is None else "member.rotated"
+        if before is not None and before.revoked != member.revoked:
+            topic = "member.revoked" if member.revoked else "member.allowed"
+        fields = {"peer_id": member.peer_id, "name": member.name, "role": member.role}
+        actions: list[Action] = [
+            self._publish(topic, {**fields, "member": asdict(member_record(member))}, now)
+        ]
+        if before is not None:
+            # Behind the event: a subscriber may hear of its own end.
+            actions.append(CutOff(member.peer_id))
+        return actions + self._member_shown(member, now)
+
+    def _member_shown(self, member: Member, now: Now) -> list[Action]:
+        """A node of its own is shown to others as what it is now."""
+        record = self._records.get(member.peer_id)
+        if record is None:
+            return []
+        shown = self._shown(replace(record, public_key=member.public_key.hex()))
+        if record.status == "revoked" and not member.revoked:
+            shown = replace(shown, status="down")
+        self._records[member.peer_id] = shown
+        changes = self._liveness.cut_off(member.peer_id, now.mono) if member.revoked else []
+        if changes:
+            return self._changed(changes, now)
+        fields = {"peer_id": shown.peer_id, "name": shown.name, "peer": asdict(shown)}
+        return [] if shown == record else [self._publish("peer.updated", fields, now)]
+
+    def _shown(self, record: PeerRecord) -> PeerRecord:
+        member = self._told.get(record.peer_id)
+        is_revoked = member is not None and member.revoked
+        return replace(record, status="revoked") if is_revoked else record
+
+    def _members(self, ask: Ask, now: Now) -> list[Action]:
+        after: str = ask.message.page
+        listed = sorted((m for m in self._told.values() if m.peer_id > after), key=lambda m: m.peer_id)
+        page = listed[:_MEMBERS_PAGE]
+        next_page = page[-1].peer_id if len(listed) > len(page) else ""
+        return ask.reply(Members(members=tuple(map(member_record, page)), next_page=next_page))
+
+    def _check_key(self, ask: Ask, now: Now) -> list[Action]:
+        owner = self._membership.owner_of(ask.message.public_key)
+        known = owner is not None and not owner.revoked
+        return self._members_changed(now) + ask.reply(
+            KeyKnown(member=member_record(owner) if owner is not None and known else None)
+        )
+
+    def _rotate_key(self, ask: Ask, now: Now) -> list[Action]:
+        public_key: bytes = ask.message.public_key
+
+        def then(_: Member, error: ZchunkError | None, now: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            # The answer first: what follows ends the connection that it goes by.
+            return ask.reply(Ok()) + self._members_changed(now)
+
+        return [Work(lambda store: self._membership.rotate(ask.peer_id, public_key), then)]
 
     # -- presence -------------------------------------------------------------------
 
@@ -295,13 +390,13 @@ class TrackerCore:
             if error is not None:
                 return ask.refuse(error)
             differs = known != (hello.chunks, bytes(hello.inventory_digest))
-            actions = ask.reply(self._welcome(record, inventory_wanted=differs))
+            answer = ask.reply(self._welcome(record, inventory_wanted=differs))
             if not arriving:
-                actions += self._updated(record, before, now)
+                answer += self._updated(record, before, now)
             if differs:
                 self._inventories[ask.peer_id] = _Inventory(hello.incarnation)
-                return actions
-            return actions + self._arrived(ask.peer_id, hello.incarnation, now)
+                return answer
+            return self._arrived(ask.peer_id, hello.incarnation, answer, now)
 
         return [Work(run, then)]
 
@@ -331,6 +426,7 @@ class TrackerCore:
             free=hello.free,
             chunks=hello.chunks,
             last_seen_ms=now.wall_ms,
+            public_key=member.public_key.hex(),
         )
 
     def _welcome(self, record: PeerRecord, inventory_wanted: bool) -> Welcome:
@@ -383,12 +479,14 @@ class TrackerCore:
                 self._health.peers_changed(now.mono)
             if self._inventories.get(ask.peer_id) is pages:
                 del self._inventories[ask.peer_id]
-            return ask.reply(Ok()) + self._arrived(ask.peer_id, pages.incarnation, now)
+            return self._arrived(ask.peer_id, pages.incarnation, ask.reply(Ok()), now)
 
         return Work(run, then)
 
-    def _arrived(self, peer_id: str, incarnation: int, now: Now) -> list[Action]:
-        return self._changed(self._liveness.arrived(peer_id, incarnation, now.mono), now)
+    def _arrived(self, peer_id: str, incarnation: int, answer: list[Action], now: Now) -> list[Action]:
+        """A node that is told that it is registered is up for everyone."""
+        changes = self._liveness.arrived(peer_id, incarnation, now.mono)
+        return [self._changed_work(change, answer) for change in changes] or answer
 
     def _heartbeat(self, ask: Ask, now: Now) -> list[Action]:
         beat: Heartbeat = ask.message
@@ -416,8 +514,8 @@ class TrackerCore:
         return [self._publish("peer.updated", fields, now)]
 
     def _live(self) -> frozenset[str]:
-        """Peers whose chunks can be had: up, even if that is yet to be told, and with their store."""
-        return frozenset(p for p in self._liveness.up() if self._records[p].status != _OFFLINE)
+        """Peers whose chunks can be had: up, as the cluster was told, and with their store."""
+        return frozenset(p for p in self._liveness.up() if self._records[p].status == "up")
 
     def _goodbye(self, ask: Ask, now: Now) -> list[Action]:
         changes = self._liveness.goodbye(ask.peer_id, ask.message.incarnation, now.mono)
@@ -439,7 +537,7 @@ class TrackerCore:
             # A store that cannot write must not hide that a peer came or went. The record
             # changes in the turn of its event: a snapshot is true as of one `seq`.
             self._untold -= Counter([change.peer_id])
-            record = replace(self._records[change.peer_id], status=status)
+            record = self._shown(replace(self._records[change.peer_id], status=status))
             self._records[change.peer_id] = record
             topic = "peer.up" if change.life is Life.UP else "peer.down"
             fields = {"peer_id": change.peer_id, "name": record.name, "reason": change.reason}
@@ -472,7 +570,7 @@ class TrackerCore:
 
     def _plan(self, ask: Ask, now: Now) -> list[Action]:
         plan: Plan = ask.message
-        online = [replace(self._records[peer_id], status="up") for peer_id in sorted(self._live())]
+        online = [self._records[peer_id] for peer_id in sorted(self._live())]
         taken = self._reservations.taken(plan.upload_id)
         loads = dict(self._loads)
 
@@ -530,7 +628,8 @@ class TrackerCore:
         patience_ends = now.mono + _COMMIT_PATIENCE_S if parked is None else parked.deadline
         return [self._commit_work(ask, patience_ends)]
 
-    def _commit_work(self, ask: Ask, patience_ends: float) -> Work:
+    def _commit_work(self, ask: Ask, patience_ends: float, again: bool = False) -> Work:
+        """`again`: it has waited already; who has asked since then waits in its place."""
         commit: Commit = ask.message
         live = self._live()
 
@@ -549,7 +648,8 @@ class TrackerCore:
         def then(result: tuple[FileRecord, bool, int], error: ZchunkError | None, later: Now) -> list[Action]:
             if isinstance(error, NotYetStored) and later.mono < patience_ends:
                 # Some node's `stored` is on its way here: try again when one arrives.
-                self._parked[commit.upload_id] = _ParkedCommit(ask, patience_ends)
+                if not (again and commit.upload_id in self._parked):
+                    self._parked[commit.upload_id] = _ParkedCommit(ask, patience_ends)
                 return []
             if error is not None:
                 return ask.refuse(error)
@@ -565,7 +665,7 @@ class TrackerCore:
 
     def _retry_parked(self) -> list[Action]:
         parked, self._parked = self._parked, {}
-        return [self._commit_work(p.ask, p.deadline) for p in parked.values()]
+        return [self._commit_work(p.ask, p.deadline, again=True) for p in parked.values()]
 
     def _abandon(self, ask: Ask, now: Now) -> list[Action]:
         self._reservations.drop(ask.message.upload_id)

@@ -37,7 +37,7 @@ class Life(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`reason`: hello | lease | connection | goodbye."""
+    """`reason`: hello | lease | connection | goodbye | revoked."""
 
     peer_id: str
     life: Life
@@ -151,6 +151,14 @@ class Liveness:
         if peer is None or peer.incarnation != incarnation or peer.life is Life.LEFT:
             return []
         return [self._move(peer_id, peer, Life.LEFT, "goodbye")]
+
+    def cut_off(self, peer_id: str, now: float) -> list[Change]:
+        """Its key was revoked: it is not there any more, whatever its connection says."""
+        self._turn(now)
+        peer = self._peers.get(peer_id)
+        if peer is None or peer.life not in _WATCHED:
+            return []
+        return [self._move(peer_id, peer, Life.DOWN, "revoked")]
 
     def connection_gone(self, connection: bytes, now: float) -> list[Change]:
         """The transport proved that this connection no longer exists.

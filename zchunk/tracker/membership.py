@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,7 @@ from filelock import FileLock, Timeout
 from zchunk import disk
 from zchunk.clock import Clock, iso_utc
 from zchunk.errors import Busy, InvalidUsage, NameTaken, NotAllowed, NotFound, StorageFailure, TokenRefused
-from zchunk.transport.auth import peer_id_of
+from zchunk.transport.keys import KEY_BYTES, peer_id_of
 
 _FORMAT = 1
 _OWNER_ONLY = 0o600
@@ -38,13 +39,14 @@ _LOCK_PATIENCE_S = 10
 _NAME_LENGTH = 64
 #: How long an expired token stays listed, so that its late user is told that it expired.
 _KEEP_EXPIRED_MS = 30 * 24 * 3600 * 1000
+_PEER_ID = re.compile(r"[0-9a-f]{32}")
 _NEW_TOKEN = "ask for a new one with `zchunk token` on the tracker's PC"
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`peer_id` is made from `public_key` at the first join and never changes. `role` is
-    node, client or observer."""
+    """`peer_id` is made of the public key at the first join and never changes; `public_key`
+    does when the member takes a new one. `role` is node, client or observer."""
 
     peer_id: str
     public_key: bytes
@@ -65,6 +67,11 @@ class TokenEntry:
     once: bool
     used_by: tuple[str, ...] = ()
 
+    @property
+    def key_id(self) -> str:
+        """By which its holder is known while it joins."""
+        return peer_id_of(self.public_key)
+
 
 @dataclass(frozen=True)
 class _Listed:
@@ -72,6 +79,8 @@ class _Listed:
 
     members: Mapping[str, Member] = field(default_factory=dict)
     tokens: Mapping[str, TokenEntry] = field(default_factory=dict)
+    #: public key -> id of the member that has it now
+    owners: Mapping[bytes, str] = field(default_factory=dict)
     #: What stat said of the file it was read from; None without a file.
     stamp: tuple[int, ...] | None = None
 
@@ -103,6 +112,13 @@ class Membership:
         if peer_id not in self._listed.members:
             self.refresh()
         return self._listed.members.get(peer_id)
+
+    def owner_of(self, public_key: bytes) -> Member | None:
+        """The member whose present key it is, a revoked one too."""
+        if public_key not in self._listed.owners:
+            self.refresh()
+        peer_id = self._listed.owners.get(public_key)
+        return None if peer_id is None else self._listed.members.get(peer_id)
 
     def token(self, token: bytes | str) -> TokenEntry | None:
         """By its public key or that key's id; expired and used ones too."""
@@ -169,6 +185,28 @@ class Membership:
             change.tokens[token_id] = replace(entry, used_by=(*entry.used_by, member.peer_id))
             return member
 
+    def rotate(self, peer_id: str, public_key: bytes) -> Member:
+        """The member's key is `public_key` from now on; its id stays. Idempotent.
+
+        Raises InvalidUsage for a key that another member or a token has, or this one had
+        first; NotFound and NotAllowed for who is no member."""
+        with self._change() as change:
+            member = self._listed.members.get(peer_id)
+            if member is None:
+                raise NotFound(f"peer {peer_id} is no member", peer_id=peer_id)
+            if member.revoked:
+                raise _cut_off(member)
+            if member.public_key == public_key:
+                return member
+            new_id = peer_id_of(public_key)
+            if (
+                new_id in self._listed.members
+                or new_id in self._listed.tokens
+                or public_key in self._listed.owners
+            ):
+                raise InvalidUsage("that key is in use, or was; make a new one")
+            return change.add(replace(member, public_key=public_key))
+
     def set_revoked(self, peer_id: str, revoked: bool) -> Member:
         """Cut a member off, or let it in again. Its name is free while it is cut off, so
         letting it in may raise NameTaken; NotFound for a peer that is no member."""
@@ -183,11 +221,14 @@ class Membership:
     # -- rules ------------------------------------------------------------------------
 
     def _known(self, public_key: bytes) -> Member | None:
-        member = self._listed.members.get(peer_id_of(public_key))
+        owner = self._listed.owners.get(public_key)
+        member = self._listed.members.get(owner or peer_id_of(public_key))
         if member is not None and member.revoked:
+            raise _cut_off(member)
+        if member is not None and member.public_key != public_key:
             raise NotAllowed(
-                f"{member.name} ({member.peer_id}) was cut off from this cluster; "
-                f"`zchunk peers allow {member.peer_id}` on the tracker's PC lets it in again",
+                f"this key was {member.name}'s, which has another one since: a replaced key does not"
+                " come back",
                 peer_id=member.peer_id,
             )
         return member
@@ -292,6 +333,14 @@ class _Change:
         self.tokens = {peer_id_of(entry.public_key): entry for entry in entries}
 
 
+def _cut_off(member: Member) -> NotAllowed:
+    return NotAllowed(
+        f"{member.name} ({member.peer_id}) was cut off from this cluster; "
+        f"`zchunk peers allow {member.peer_id}` on the tracker's PC lets it in again",
+        peer_id=member.peer_id,
+    )
+
+
 def _token_id(token: bytes | str) -> str:
     return token if isinstance(token, str) else peer_id_of(token)
 
@@ -315,13 +364,14 @@ def _decode(data: bytes, stamp: tuple[int, ...]) -> _Listed:
         raise ValueError("format")
     members = [_member(entry) for entry in content["members"]]
     tokens = [_token(entry) for entry in content["tokens"]]
-    by_key = {peer_id_of(token.public_key): token for token in tokens}
-    return _Listed({member.peer_id: member for member in members}, by_key, stamp)
+    by_key = {token.key_id: token for token in tokens}
+    owners = {member.public_key: member.peer_id for member in members}
+    return _Listed({member.peer_id: member for member in members}, by_key, owners, stamp)
 
 
 def _member(entry: dict[str, Any]) -> Member:
     public_key = bytes.fromhex(entry["public_key"])
-    if entry["peer_id"] != peer_id_of(public_key):
+    if len(public_key) != KEY_BYTES or not _PEER_ID.fullmatch(entry["peer_id"]):
         raise ValueError("peer_id")
     return Member(**{**entry, "public_key": public_key})
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from zchunk.protocol.messages import FileRecord, PeerRecord
+from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord
 from zchunk.tracker.health import Copies
+from zchunk.tracker.membership import Member
 from zchunk.tracker.store import StoredPeer, TrackerStore
 
 
-def restored(peer: StoredPeer) -> PeerRecord:
+def restored(peer: StoredPeer, member: Member | None) -> PeerRecord:
+    """As the store knows it from an earlier run; `member` is its entry in the allow list."""
     return PeerRecord(
         peer_id=peer.peer_id,
         name=peer.name,
@@ -21,6 +23,17 @@ def restored(peer: StoredPeer) -> PeerRecord:
         free=peer.free,
         chunks=peer.inventory_count,
         last_seen_ms=peer.last_seen_ms,
+        public_key=None if member is None else member.public_key.hex(),
+    )
+
+
+def member_record(member: Member) -> MemberRecord:
+    return MemberRecord(
+        peer_id=member.peer_id,
+        name=member.name,
+        role=member.role,
+        public_key=member.public_key.hex(),
+        revoked=member.revoked,
     )
 
 

@@ -23,20 +23,26 @@ from zchunk.interfaces import interface_addresses
 from zchunk.loop import Loop
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply
-from zchunk.tracker.actions import Action, Publish, Reply, Sender, Work
+from zchunk.tracker import gate as gates
+from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
 from zchunk.tracker.core import Timing, TrackerCore
+from zchunk.tracker.gate import admitted
 from zchunk.tracker.membership import Membership
 from zchunk.tracker.store import TrackerStore
-from zchunk.transport.auth import KeyPair, Token, load_or_make_key, new_key_pair
+from zchunk.transport.auth import Token, load_or_make_key, new_key_pair
 from zchunk.transport.base import (
     Arrival,
     Delivery,
+    Gate,
+    Knock,
     Received,
     Socket,
     SocketOptions,
     Suspects,
     Transport,
 )
+from zchunk.transport.keys import CurveServer, KeyPair
+from zchunk.transport.selftest import Door, prove_closed
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +155,13 @@ class TrackerServer:
         publisher: Socket,
         loop: Loop,
         store: StoreRunner,
+        membership: Membership,
+        gate: Gate | None,
     ) -> None:
+        """`gate` is None in plain transport: a message's word on its sender is believed there."""
         self.core = core
+        self._membership = membership
+        self._gate = gate
         self._router = router
         self._publisher = publisher
         self._loop = loop
@@ -158,6 +169,8 @@ class TrackerServer:
         #: messages that could not be read, or came from strangers (tests and `status` ask)
         self.refused = 0
         self._disconnects = Disconnects(loop, router, self._gone)
+        if gate is not None:
+            loop.add_socket(gate, self._on_knock)
         loop.add_socket(router, self._on_message)
         loop.add_socket(publisher, lambda _: None)
         loop.add_timed(self)
@@ -175,6 +188,14 @@ class TrackerServer:
     def _gone(self, connection: bytes) -> None:
         self._perform(self.core.connection_gone(connection, self._now()))
 
+    def _on_knock(self, knock: Arrival) -> None:
+        assert isinstance(knock, Knock)
+        assert self._gate is not None
+        peer_id = admitted(self._membership, knock.door, knock.public_key, self._now())
+        if peer_id is None:
+            log.info("refused a key at %s, from %s", knock.door, knock.address)
+        self._gate.answer(knock, peer_id)
+
     def _on_message(self, received: Arrival) -> None:
         if isinstance(received, Suspects):
             self._disconnects.suspect(received.connections)
@@ -188,7 +209,8 @@ class TrackerServer:
             if request_id is not None:
                 self._reply(Reply(received.connection, request_id, wire.error_reply(error)))
             return
-        sender = Sender(received.connection, received.peer_id or envelope.claim, received.address)
+        peer_id = envelope.claim if self._gate is None else received.peer_id
+        sender = Sender(received.connection, peer_id, received.address)
         self._perform(self.core.handle(sender, envelope.request_id, envelope.message, self._now()))
 
     def _perform(self, actions: list[Action]) -> None:
@@ -198,6 +220,9 @@ class TrackerServer:
             elif isinstance(action, Publish):
                 event = action.event
                 self._publisher.send([event.topic.encode(), *wire.encode(event)])
+            elif isinstance(action, CutOff):
+                self._router.end(action.peer_id)
+                self._publisher.end(action.peer_id)
             else:
                 self._work(action)
 
@@ -233,8 +258,11 @@ class Tracker:
         self.key = self.files.key
         self.settings = settings
         self.loop = loop or Loop(transport.poller(), clock, "tracker-control")
-        store = TrackerStore.open(settings.tracker.database or str(folder / "tracker.sqlite"), clock)
-        router, publisher = self._sockets(transport)
+        store = store_of(folder, settings, clock)
+        # Before the sockets are bound: nobody may knock where nobody asks who it is.
+        encrypts = settings.security.transport == "curve"
+        gate = transport.gate() if encrypts else None
+        router, publisher = self._sockets(transport, self.key if encrypts else None)
         self.endpoint, self.events = router.endpoint, publisher.endpoint
         self.membership = self.files.membership(clock)
         core = TrackerCore(
@@ -249,7 +277,13 @@ class Tracker:
         )
         runner = make_runner(store, self.loop)
         self.server = TrackerServer(
-            core=core, router=router, publisher=publisher, loop=self.loop, store=runner
+            core=core,
+            router=router,
+            publisher=publisher,
+            loop=self.loop,
+            store=runner,
+            membership=self.membership,
+            gate=gate,
         )
         self._remember_endpoint()
 
@@ -261,22 +295,35 @@ class Tracker:
         moved = [addresses.HostPort(there.host, there.port + at.port - control.port) for there in told]
         return addresses.for_token(at.host, at.port, [str(there) for there in moved], interface_addresses())
 
+    def prove_closed(self) -> None:
+        """Once the loop runs: no stranger comes in. Raises OpenDoor."""
+        if self.settings.security.transport == "curve":
+            key = self.key.public
+            prove_closed([Door(self.endpoint, key), Door(self.events, key, publishes=True)])
+
     def close(self) -> None:
         self._lock.release()
 
-    def _sockets(self, transport: Transport) -> tuple[Socket, Socket]:
+    def _sockets(self, transport: Transport, key: KeyPair | None) -> tuple[Socket, Socket]:
+        """`key` is None in plain transport."""
+        requests, events_door = (CurveServer(key, d) if key else None for d in (gates.REQUESTS, gates.EVENTS))
         bind = addresses.parse(self.settings.tracker.bind)
-        router = transport.router(bind.tcp, CONTROL)
+        router = transport.router(bind.tcp, CONTROL, requests)
         port = addresses.parse(router.endpoint).port
         if self.settings.tracker.events is not None:
             events = addresses.parse(self.settings.tracker.events)
         else:
             events = addresses.HostPort(bind.host, port + 1 if bind.port else 0)
-        return router, transport.publisher(events.tcp, EVENTS)
+        return router, transport.publisher(events.tcp, EVENTS, events_door)
 
     def _remember_endpoint(self) -> None:
         """`zchunk token` needs the addresses while the tracker runs or not."""
         save_endpoints(self.files.folder, self.reachable_at(self.endpoint))
+
+
+def store_of(folder: Path, settings: Settings, clock: Clock) -> TrackerStore:
+    """The store of the tracker at HOME/tracker. Raises as `TrackerStore.open` does."""
+    return TrackerStore.open(settings.tracker.database or str(folder / "tracker.sqlite"), clock)
 
 
 def save_endpoints(folder: Path, endpoints: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Who is who: CURVE key pairs, peer ids and join tokens.
+"""Making and keeping key pairs, and join tokens.
 
 Every role makes its key pair at its first start, in plain transport too, so that a
 peer id never changes when a cluster turns encryption on. Keys are 32 raw bytes here;
@@ -8,7 +8,6 @@ ZeroMQ's Z85 text form appears only at its sockets.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +19,10 @@ from zmq.utils import z85
 
 from zchunk import disk
 from zchunk.errors import StorageFailure, TokenRefused
+from zchunk.transport.keys import KEY_BYTES, KeyPair
 
-KEY_BYTES = 32
 _TOKEN_PREFIX = "zchunk1-"
 _ROLES = frozenset({"node", "client", "observer"})
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPair:
-    public: bytes
-    secret: bytes
-
-    def __repr__(self) -> str:  # secrets stay out of logs and tracebacks
-        return f"KeyPair({self.peer_id})"
-
-    @property
-    def peer_id(self) -> str:
-        return peer_id_of(self.public)
-
-
-def peer_id_of(public_key: bytes) -> str:
-    """Hex of the first 16 bytes of SHA-256(public key): 32 digits."""
-    return hashlib.sha256(public_key).digest()[:16].hex()
 
 
 def new_key_pair() -> KeyPair:

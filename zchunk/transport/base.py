@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from zchunk.transport.keys import CurveClient, CurveServer
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -33,6 +35,13 @@ class Link(Enum):
 
     UP = "up"
     DOWN = "down"
+    #: the other side does not let our key in (CURVE); the socket gives up
+    REFUSED = "refused"
+    #: one side encrypts and the other does not; the socket goes on trying
+    MISMATCH = "mismatch"
+    #: connections are made and no handshake works: another program, or another key; the
+    #: socket goes on trying
+    STRANGE = "strange"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +55,19 @@ class Suspects:
     connections: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """A key that wants to connect at one of our doors; `Gate.answer` lets it in or not."""
+
+    door: str
+    public_key: bytes
+    #: the other side's IP
+    address: str
+    ticket: tuple[bytes, ...]
+
+
 #: what `Socket.receive` brings
-Arrival = Received | Link | Suspects
+Arrival = Received | Link | Suspects | Knock
 
 
 class Delivery(Enum):
@@ -70,7 +90,19 @@ class Socket(Protocol):
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery: ...
 
+    def end(self, peer_id: str) -> None:
+        """End the connections of this member, as far as it has shown itself on them (bound
+        sockets under CURVE). It may connect again, if the gate lets it."""
+
     def close(self) -> None: ...
+
+
+class Gate(Socket, Protocol):
+    """Receives a `Knock` for each key that connects to a socket bound under CURVE."""
+
+    def answer(self, knock: Knock, peer_id: str | None) -> None:
+        """Let it in as `peer_id`, or refuse it. Each knock is answered once, within the
+        three seconds that a handshake may take."""
 
 
 class Poller(Protocol):
@@ -101,17 +133,27 @@ class SocketOptions:
 
 
 class Transport(Protocol):
+    """`curve` is None in plain transport: nothing is encrypted, and nobody is refused."""
+
     def poller(self) -> Poller: ...
 
-    def router(self, bind: str, options: SocketOptions) -> Socket:
+    def gate(self) -> Gate:
+        """One for all sockets of this transport, made before any of them is bound: without a
+        gate nobody is let in."""
+
+    def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> Socket:
         """Bind at `tcp://host:port`; port 0 takes a free one."""
 
-    def dealer(self, addresses: Sequence[str], options: SocketOptions) -> Socket:
+    def dealer(
+        self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
+    ) -> Socket:
         """Connect to one peer that may be reached by any of `addresses`."""
 
-    def publisher(self, bind: str, options: SocketOptions) -> Socket: ...
+    def publisher(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> Socket: ...
 
-    def subscriber(self, addresses: Sequence[str], options: SocketOptions) -> Socket:
+    def subscriber(
+        self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
+    ) -> Socket:
         """Subscribes to every topic."""
 
     def close(self) -> None: ...

@@ -22,6 +22,7 @@ from zchunk.transport.base import (
     Arrival,
     Buffer,
     Delivery,
+    Gate,
     Link,
     Poller,
     Received,
@@ -29,6 +30,7 @@ from zchunk.transport.base import (
     SocketOptions,
     Suspects,
 )
+from zchunk.transport.keys import CurveClient, CurveServer
 
 T = TypeVar("T", bound="ServerSocket | ClientSocket")
 
@@ -214,6 +216,9 @@ class MemorySocket:
         if self.poller is not None:
             self.poller.wake()
 
+    def end(self, peer_id: str) -> None:
+        pass
+
     def receive(self) -> Arrival | None:
         return self._inbox.popleft() if self._inbox else None
 
@@ -324,16 +329,23 @@ class MemoryTransport:
     def poller(self) -> Poller:
         return MemoryPoller()
 
-    def router(self, bind: str, options: SocketOptions) -> Socket:
+    def gate(self) -> Gate:
+        raise NotImplementedError("simulations have plain transport: nobody knocks")
+
+    def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> Socket:
         return self._keep(ServerSocket(self.network, self.host, bind, publishes=False))
 
-    def publisher(self, bind: str, options: SocketOptions) -> Socket:
+    def publisher(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> Socket:
         return self._keep(ServerSocket(self.network, self.host, bind, publishes=True))
 
-    def dealer(self, addresses: Sequence[str], options: SocketOptions) -> Socket:
+    def dealer(
+        self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
+    ) -> Socket:
         return self._keep(ClientSocket(self.network, self.host, addresses, options.heartbeats))
 
-    def subscriber(self, addresses: Sequence[str], options: SocketOptions) -> Socket:
+    def subscriber(
+        self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
+    ) -> Socket:
         return self._keep(ClientSocket(self.network, self.host, addresses, options.heartbeats))
 
     def close(self) -> None:

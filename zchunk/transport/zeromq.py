@@ -1,21 +1,25 @@
-"""ZeroMQ behind the interface of `base`. The only module besides `auth` that imports zmq.
+"""ZeroMQ behind the interface of `base`.
 
 What may not happen here: a routing id that we set, ROUTER_HANDOVER, an unlimited
-frame, a ROUTER send without MANDATORY, a blocking call outside `ZmqPoller.wait`.
+frame, a ROUTER send without MANDATORY, a blocking call outside `ZmqPoller.wait`; a socket
+bound under CURVE that lets a key in which no gate was asked about.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket as os_socket
+import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from zchunk.errors import InvalidUsage
+from zchunk.transport import descriptors
 from zchunk.transport.base import (
     Buffer,
     Delivery,
@@ -26,6 +30,9 @@ from zchunk.transport.base import (
     SocketOptions,
     Suspects,
 )
+from zchunk.transport.descriptors import Descriptor
+from zchunk.transport.keys import CurveClient, CurveServer
+from zchunk.transport.zap import ZapGate
 
 #: Below this size a copy is cheaper than libzmq's bookkeeping for shared memory.
 _COPY_BELOW = 64 * 1024
@@ -37,7 +44,25 @@ _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 500
 _HANDSHAKE_MS = 3000
 
-_LINK_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+#: What CURVE adds to a frame: its command, flags, nonce and authenticator.
+_CURVE_BYTES = 64
+
+_LINK_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+#: Handshakes that fail one after the other, at each address, before it is told: one may fail
+#: because the other side was just ended. And they fail at once: a process that hangs, behind
+#: a kernel that accepts for it, lets them run into their time.
+_STRANGE_AFTER = 4
+_AT_ONCE_S = 1.0
+#: A subscriber asks for everything, once; who asks for more topics than this is no friend.
+_SUBSCRIPTIONS = 64
 
 
 class ZmqTransport:
@@ -51,23 +76,34 @@ class ZmqTransport:
     def poller(self) -> Poller:
         return ZmqPoller()
 
-    def router(self, bind: str, options: SocketOptions) -> RouterSocket:
-        raw = self._socket(zmq.ROUTER, options)
+    def gate(self) -> ZapGate:
+        return ZapGate(self._context)
+
+    def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> RouterSocket:
+        raw = self._socket(zmq.ROUTER, options, curve)
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
         return RouterSocket(raw, _bind(raw, bind))
 
-    def publisher(self, bind: str, options: SocketOptions) -> PublisherSocket:
-        raw = self._socket(zmq.PUB, options)
+    def publisher(
+        self, bind: str, options: SocketOptions, curve: CurveServer | None = None
+    ) -> PublisherSocket:
+        # A PUB that shows its subscriptions, and so which connection is whose.
+        raw = self._socket(zmq.XPUB, options, curve)
+        raw.setsockopt(zmq.XPUB_VERBOSE, 1)
         return PublisherSocket(raw, _bind(raw, bind))
 
-    def dealer(self, addresses: Sequence[str], options: SocketOptions) -> ConnectedSocket:
-        raw = self._socket(zmq.DEALER, options)
+    def dealer(
+        self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
+    ) -> ConnectedSocket:
+        raw = self._socket(zmq.DEALER, options, curve)
         # Without this, requests queue up for a peer that is not there.
         raw.setsockopt(zmq.IMMEDIATE, 1)
         return ConnectedSocket(raw, addresses)
 
-    def subscriber(self, addresses: Sequence[str], options: SocketOptions) -> ConnectedSocket:
-        raw = self._socket(zmq.SUB, options)
+    def subscriber(
+        self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
+    ) -> ConnectedSocket:
+        raw = self._socket(zmq.SUB, options, curve)
         raw.setsockopt(zmq.LINGER, 0)  # else closing waits for subscriptions nobody takes
         raw.setsockopt(zmq.SUBSCRIBE, b"")
         return ConnectedSocket(raw, addresses)
@@ -76,10 +112,13 @@ class ZmqTransport:
         """Ends the context; every loop has closed its own sockets before."""
         self._context.term()
 
-    def _socket(self, kind: int, options: SocketOptions) -> zmq.Socket[bytes]:
+    def _socket(
+        self, kind: int, options: SocketOptions, curve: CurveServer | CurveClient | None
+    ) -> zmq.Socket[bytes]:
         raw = self._context.socket(kind)
+        _set_curve(raw, curve)
         raw.setsockopt(zmq.LINGER, options.linger_ms)
-        raw.setsockopt(zmq.MAXMSGSIZE, options.max_frame_bytes)
+        raw.setsockopt(zmq.MAXMSGSIZE, options.max_frame_bytes + (_CURVE_BYTES if curve else 0))
         raw.setsockopt(zmq.SNDHWM, options.send_mark)
         raw.setsockopt(zmq.RCVHWM, options.receive_mark)
         raw.setsockopt(zmq.IPV6, 1)
@@ -92,6 +131,20 @@ class ZmqTransport:
             raw.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
             raw.setsockopt(zmq.HEARTBEAT_TTL, 2 * _HEARTBEAT_TIMEOUT_MS)
         return raw
+
+
+def _set_curve(raw: zmq.Socket[bytes], curve: CurveServer | CurveClient | None) -> None:
+    if curve is None:
+        return
+    raw.setsockopt(zmq.CURVE_PUBLICKEY, curve.key.public)
+    raw.setsockopt(zmq.CURVE_SECRETKEY, curve.key.secret)
+    if isinstance(curve, CurveClient):
+        raw.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key)
+        return
+    raw.setsockopt(zmq.CURVE_SERVER, 1)
+    raw.setsockopt_string(zmq.ZAP_DOMAIN, curve.door)
+    # Else a socket lets in any key when nobody answers at the gate.
+    raw.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
 def _bind(raw: zmq.Socket[bytes], address: str) -> str:
@@ -124,24 +177,49 @@ def _bind_dual_stack(raw: zmq.Socket[bytes], address: str) -> None:
 
 
 class PublisherSocket:
-    """A bound PUB: what is sent goes to whoever listens."""
+    """A bound PUB: what is sent goes to whoever listens. It notes by which connection each
+    member subscribed, to be able to end it."""
 
     def __init__(self, raw: zmq.Socket[bytes], endpoint: str) -> None:
         self.raw = raw
         self.endpoint = endpoint
+        #: member -> its connections, and how often each has subscribed
+        self._subscribers: dict[str, dict[Descriptor, int]] = {}
 
     def pollable(self) -> list[zmq.Socket[bytes]]:
-        return []
+        return [self.raw]
 
     def receive(self) -> Received | None:
-        return None
+        while True:
+            try:
+                frame = self.raw.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return None
+            peer_id, number = _metadata(frame, "User-Id"), _metadata(frame, "__fd")
+            if number is not None:  # else libzmq tells of a connection that ended
+                self._note(peer_id or "", descriptors.descriptor(int(number)))
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         _send_frames(self.raw, frames)
         return Delivery.SENT
 
+    def end(self, peer_id: str) -> None:
+        for which in self._subscribers.pop(peer_id, {}):
+            descriptors.shut_down(which)
+
     def close(self) -> None:
         self.raw.close()
+
+    def _note(self, peer_id: str, which: Descriptor | None) -> None:
+        if which is None:
+            return
+        theirs = self._subscribers.setdefault(peer_id, {})
+        if which not in theirs:
+            for other in [known for known in theirs if not descriptors.is_open(known)]:
+                del theirs[other]
+        theirs[which] = theirs.get(which, 0) + 1
+        if theirs[which] > _SUBSCRIPTIONS:
+            descriptors.shut_down(which)
 
 
 class RouterSocket:
@@ -157,7 +235,7 @@ class RouterSocket:
         self._monitor = raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         #: descriptor -> connections that came by it, in this order; most are the latest's
         self._by_descriptor: dict[int, dict[bytes, None]] = {}
-        self._descriptor_of: dict[bytes, int] = {}
+        self._shown: dict[bytes, _Shown] = {}
 
     def pollable(self) -> list[zmq.Socket[bytes]]:
         return [self._monitor, self.raw]
@@ -172,10 +250,13 @@ class RouterSocket:
         connection = parts[0].bytes
         if len(parts) < 2:
             return Received([b""], connection=connection)
-        if connection not in self._descriptor_of:
-            self._remember(connection, parts[1])
+        # Of each message anew: who connects may choose a name that another connection had.
+        peer_id = _metadata(parts[1], "User-Id")
+        known = self._shown.get(connection)
+        if known is None or known.peer_id != peer_id:
+            self._remember(connection, peer_id, parts[1])
         frames = [part.buffer for part in parts[1:]]
-        return Received(frames, connection, address=_metadata(parts[1], "Peer-Address"))
+        return Received(frames, connection, peer_id, _metadata(parts[1], "Peer-Address"))
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         try:
@@ -190,6 +271,11 @@ class RouterSocket:
             return Delivery.GONE
         return Delivery.SENT
 
+    def end(self, peer_id: str) -> None:
+        for shown in list(self._shown.values()):
+            if shown.peer_id == peer_id and shown.descriptor is not None:
+                descriptors.shut_down(shown.descriptor)
+
     def close(self) -> None:
         _close_monitored(self.raw, self._monitor)
 
@@ -200,19 +286,30 @@ class RouterSocket:
                 return Suspects(tuple(connections))
         return None
 
-    def _remember(self, connection: bytes, frame: zmq.Frame) -> None:
-        descriptor = int(frame.get(zmq.SRCFD))
-        self._descriptor_of[connection] = descriptor
-        self._by_descriptor.setdefault(descriptor, {})[connection] = None
+    def _remember(self, connection: bytes, peer_id: str | None, frame: zmq.Frame) -> None:
+        self._forget(connection)
+        number = int(frame.get(zmq.SRCFD))
+        self._shown[connection] = _Shown(number, peer_id, descriptors.descriptor(number))
+        self._by_descriptor.setdefault(number, {})[connection] = None
 
     def _forget(self, connection: bytes) -> None:
-        descriptor = self._descriptor_of.pop(connection, None)
-        if descriptor is None:
+        shown = self._shown.pop(connection, None)
+        if shown is None:
             return
-        connections = self._by_descriptor[descriptor]
+        connections = self._by_descriptor[shown.number]
         connections.pop(connection, None)
         if not connections:
-            del self._by_descriptor[descriptor]
+            del self._by_descriptor[shown.number]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the first message of a connection showed of it. `descriptor` is None where the
+    connection had ended by then."""
+
+    number: int
+    peer_id: str | None
+    descriptor: Descriptor | None
 
 
 def _next_event(monitor: zmq.Socket[bytes]) -> dict[str, Any] | None:
@@ -252,6 +349,10 @@ class ConnectedSocket:
         self.endpoint = ""
         self.link = Link.DOWN
         self._addresses = deque(addresses)
+        #: handshakes that failed since the last that did not
+        self._failed = 0
+        self._mismatched = False
+        self._connected_at = 0.0
         self._monitor = raw.get_monitor_socket(_LINK_EVENTS)
         self._connect()
 
@@ -274,6 +375,9 @@ class ConnectedSocket:
             return Delivery.FULL if self.link is Link.UP else Delivery.GONE
         return Delivery.SENT
 
+    def end(self, peer_id: str) -> None:
+        pass
+
     def close(self) -> None:
         _close_monitored(self.raw, self._monitor)
 
@@ -287,13 +391,40 @@ class ConnectedSocket:
 
     def _link_change(self) -> Link | None:
         while (message := _next_event(self._monitor)) is not None:
-            event = message["event"]
-            if event == zmq.EVENT_CONNECT_RETRIED:
-                self._next_address()
-                continue
-            self.link = Link.UP if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else Link.DOWN
-            return self.link
+            change = self._changed(message["event"], message["value"])
+            if change is not None:
+                self.link = change
+                return change
         return None
+
+    def _changed(self, event: int, value: int) -> Link | None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._failed, self._mismatched = 0, False
+            return Link.UP
+        if event == zmq.EVENT_DISCONNECTED:
+            # That of a handshake which failed is no news.
+            return Link.DOWN if self.link is Link.UP else None
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return Link.REFUSED
+        if event == zmq.EVENT_CONNECT_RETRIED:
+            self._next_address()
+        elif event == zmq.EVENT_CONNECTED:
+            self._connected_at = time.monotonic()
+        elif time.monotonic() - self._connected_at < _AT_ONCE_S:
+            return self._handshake_failed(event, value)
+        return None
+
+    def _handshake_failed(self, event: int, value: int) -> Link | None:
+        """Of a mismatch one side is told in words, by turns, the other sees a broken line."""
+        self._failed += 1
+        if (
+            event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+        ):
+            self._mismatched = True
+        if self._failed != _STRANGE_AFTER * len(self._addresses):
+            return None
+        return Link.MISMATCH if self._mismatched else Link.STRANGE
 
     def _next_address(self) -> None:
         if len(self._addresses) < 2 or self.link is Link.UP:
@@ -304,7 +435,7 @@ class ConnectedSocket:
         self._connect()
 
 
-AnySocket = RouterSocket | PublisherSocket | ConnectedSocket
+AnySocket = RouterSocket | PublisherSocket | ConnectedSocket | ZapGate
 
 
 class ZmqPoller:

@@ -1,0 +1,188 @@
+"""`zchunk peers allow` and `revoke`, `zchunk rotate-key`: who is let in, and by which key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zchunk.cli import render
+from zchunk.cli.common import Invocation, emit_json, everywhere, json_option, pass_invocation, say
+from zchunk.cli.members import peers
+from zchunk.errors import Interrupted, InvalidUsage, NotFound, NotJoined
+
+if TYPE_CHECKING:
+    from zchunk.tracker.administration import Stopped
+    from zchunk.tracker.membership import Member, Membership
+
+_SHOWN = 20
+
+
+def members_here(invocation: Invocation) -> Membership:
+    """The allow list of the tracker of this home. Raises NotFound where there is none."""
+    from zchunk.clock import SystemClock
+    from zchunk.tracker.server import TrackerFiles
+
+    files = TrackerFiles(invocation.home / "tracker")
+    if not files.folder.exists():
+        raise NotFound(
+            f"{invocation.home} has no tracker: run this on the tracker's PC, with the tracker's --home"
+        )
+    return files.membership(SystemClock())
+
+
+def member_json(member: Member) -> dict[str, Any]:
+    from zchunk.clock import iso_utc
+
+    return {
+        "peer_id": member.peer_id,
+        "name": member.name,
+        "role": member.role,
+        "revoked": member.revoked,
+        "added": iso_utc(member.added_ms / 1000),
+        "public_key": member.public_key.hex(),
+    }
+
+
+# -- revoke ---------------------------------------------------------------------------
+
+
+@peers.command()
+@click.argument("peer")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+@everywhere()
+@pass_invocation
+def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
+    """Cut a member off, on the tracker's PC: its key is let in nowhere any more.
+
+    PEER is a name, an id, or the beginning of an id. First it is shown which files would
+    stop: those with chunks that only this member holds. They are back after `allow`.
+    """
+    from zchunk.tracker.administration import find_member
+
+    membership = members_here(invocation)
+    member = find_member(membership, peer)
+    if not member.revoked:
+        stopped = _files_that_stop(invocation, membership, member)
+        if invocation.json:
+            emit_json(_plan_json(member, stopped))
+        else:
+            _show_stopped(member, stopped)
+        question = f"Cut {member.name} off?"
+        if not yes and not click.confirm(question, default=False, prompt_suffix=" ", err=True):
+            raise Interrupted("cancelled; nothing was changed")
+        member = membership.set_revoked(member.peer_id, True)
+    _tell(
+        invocation, member, f"{member.name} is cut off; `zchunk peers allow {member.name}` lets it in again"
+    )
+
+
+def _tell(invocation: Invocation, member: Member, text: str) -> None:
+    if invocation.json:
+        emit_json({"event": "done", **member_json(member)})
+    else:
+        say(text)
+
+
+def _files_that_stop(invocation: Invocation, membership: Membership, member: Member) -> list[Stopped]:
+    from zchunk.tracker.administration import files_that_stop
+
+    if member.role != "node":
+        return []
+    with _store(invocation) as store:
+        return files_that_stop(store, membership, member.peer_id)
+
+
+@contextmanager
+def _store(invocation: Invocation) -> Iterator[Any]:
+    from zchunk.clock import SystemClock
+    from zchunk.tracker.server import store_of
+
+    store = store_of(invocation.home / "tracker", invocation.settings(), SystemClock())
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _plan_json(member: Member, stopped: list[Stopped]) -> dict[str, Any]:
+    files = [{"file_id": f.file_id, "name": f.name, "chunks_lost": f.chunks_lost} for f in stopped]
+    return {"event": "plan", "peer_id": member.peer_id, "name": member.name, "files": files}
+
+
+def _show_stopped(member: Member, stopped: list[Stopped]) -> None:
+    if not stopped:
+        say(f"no file depends on {member.name} ({member.role}) alone")
+        return
+    say(f"without {member.name}, {render.count_text(len(stopped), 'file')} cannot be had any more:")
+    for file in stopped[:_SHOWN]:
+        chunks = render.count_text(file.chunks_lost, "chunk")
+        say(f"  {file.name}: {chunks} that nobody else has (id {file.file_id[: render.SHORT_ID]})")
+    if len(stopped) > _SHOWN:
+        say(f"  and {len(stopped) - _SHOWN:,} more; --json lists all")
+
+
+# -- allow ----------------------------------------------------------------------------
+
+
+@peers.command()
+@click.argument("peer")
+@json_option
+@everywhere()
+@pass_invocation
+def allow(invocation: Invocation, peer: str) -> None:
+    """Let a member in again that was cut off, on the tracker's PC.
+
+    PEER is a name, an id, or the beginning of an id. Newcomers need a token: `zchunk token`.
+    """
+    from zchunk.tracker.administration import find_member
+
+    membership = members_here(invocation)
+    member = membership.set_revoked(find_member(membership, peer).peer_id, False)
+    _tell(invocation, member, f"{member.name} is let in, as {member.role}; start it again where it has ended")
+
+
+# -- rotate-key -----------------------------------------------------------------------
+
+
+@click.command("rotate-key")
+@click.option("--role", type=click.Choice(["node", "client"]), help="Which key of this home, if it has both.")
+@json_option
+@everywhere()
+@pass_invocation
+def rotate_key(invocation: Invocation, role: str | None) -> None:
+    """Give this home's node or client a new key, under the same id.
+
+    The old key is let in nowhere afterwards. A node must be stopped first; commands of this
+    home that run are cut off, and can be resumed.
+    """
+    from zchunk.clock import SystemClock
+    from zchunk.node.membership import load
+    from zchunk.node.process import node_lock
+    from zchunk.node.rotation import rotate
+    from zchunk.transport.zeromq import ZmqTransport
+
+    roles = [r for r in ("node", "client") if load(invocation.home / r) is not None]
+    if not roles or (role is not None and role not in roles):
+        raise NotJoined(f"{invocation.home} has not joined a cluster as {role or 'a member'}")
+    if role is None and len(roles) > 1:
+        raise InvalidUsage("this home has a node and a client; say which with --role")
+    folder = invocation.home / (role or roles[0])
+    membership = load(folder)
+    assert membership is not None
+    lock = node_lock(folder) if folder.name == "node" else None
+    transport = ZmqTransport()
+    try:
+        timeout_s = invocation.settings().client.tracker_timeout_s
+        public_key = rotate(folder, membership, transport, SystemClock(), timeout_s)
+    finally:
+        transport.close()
+        if lock is not None:
+            lock.release()
+    if invocation.json:
+        emit_json({"event": "done", "peer_id": membership.peer_id, "public_key": public_key})
+    else:
+        say(f"{membership.name} has a new key; its id stays {membership.peer_id[: render.SHORT_ID]}")

@@ -1,0 +1,28 @@
+"""What it means that no connection can be had, in words. Pure."""
+
+from __future__ import annotations
+
+from zchunk.errors import NotAllowed, TransportMismatch, WrongServer, ZchunkError
+from zchunk.transport.base import Link
+
+_JOIN = "join with a new token (`zchunk token` on the tracker's PC prints one)"
+
+
+def closed_door(link: Link, who: str, encrypted: bool) -> ZchunkError:
+    """`link` is REFUSED, MISMATCH or STRANGE; `who` is the other side, `the tracker at ...`;
+    `encrypted` is our side."""
+    if link is Link.REFUSED:
+        return NotAllowed(
+            f"{who} does not let this PC in: it is no member of the cluster, or was cut off from it; {_JOIN}"
+        )
+    if link is Link.MISMATCH and encrypted:
+        return TransportMismatch(
+            f"{who} speaks plain, and this PC joined it with curve (encrypted): set"
+            f" `security.transport: curve` there again, or {_JOIN}"
+        )
+    if link is Link.MISMATCH:
+        return TransportMismatch(f"{who} speaks curve (encrypted), and this PC joined it with plain: {_JOIN}")
+    return WrongServer(
+        f"what listens as {who} is not whom this PC knows: it has another key, or is another program;"
+        f" where the tracker was set up anew, {_JOIN}"
+    )

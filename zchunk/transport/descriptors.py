@@ -1,0 +1,50 @@
+"""Ending a connection of a socket that libzmq owns.
+
+libzmq has no call for it, so the descriptor under the connection is shut down: libzmq sees
+the connection break, and closes it. Its number is libzmq's, and is used again as soon as
+the connection has ended: a number alone is not enough to name a connection.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """A connection by its descriptor's number and who is at the other end of it."""
+
+    number: int
+    other_end: Any
+
+
+def descriptor(number: int) -> Descriptor | None:
+    """The connection that has this number now; None where it has ended."""
+    with suppress(OSError), closing(_copy(number)) as copy:
+        return Descriptor(number, copy.getpeername())
+    return None
+
+
+def is_open(which: Descriptor) -> bool:
+    return descriptor(which.number) == which
+
+
+def shut_down(which: Descriptor) -> None:
+    """Ends this connection, and no other that has its number by now."""
+    with suppress(OSError), closing(_copy(which.number)) as copy:
+        if copy.getpeername() == which.other_end:
+            copy.shutdown(socket.SHUT_RDWR)
+
+
+def _copy(number: int) -> socket.socket:
+    """A descriptor of our own for the same connection. Raises OSError where it is none."""
+    copy = os.dup(number)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
