@@ -11,11 +11,17 @@ from zchunk.version import __version__
 if TYPE_CHECKING:
     from zchunk.client import Client
     from zchunk.node.manager import PutOptions
+    from zchunk.sealing import KeyFile, Passphrase
 
-__all__ = ["Client", "PutOptions", "ZchunkError", "__version__"]
+__all__ = ["Client", "KeyFile", "Passphrase", "PutOptions", "ZchunkError", "__version__"]
 
 
-_LAZY = {"Client": "zchunk.client", "PutOptions": "zchunk.node.manager"}
+_LAZY = {
+    "Client": "zchunk.client",
+    "KeyFile": "zchunk.sealing",
+    "Passphrase": "zchunk.sealing",
+    "PutOptions": "zchunk.node.manager",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ from zchunk.config import Settings
 from zchunk.config import load as load_settings
 from zchunk.errors import (
     InvalidUsage,
+    KeyNeeded,
     NotFound,
     TargetExists,
     TrackerUnreachable,
@@ -45,6 +46,7 @@ from zchunk.node.located import Location, location
 from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
 from zchunk.node.membership import check_transport, identity_of, of_home, own_node
 from zchunk.node.partfile import open_part, remove_leftovers, safe_target_name, target_has_content
+from zchunk.node.sealkeys import Sealing, SealKeys
 from zchunk.node.source import SourceFile
 from zchunk.node.transfer import BULK_IO_THREADS, BulkPlane
 from zchunk.protocol.messages import (
@@ -65,12 +67,15 @@ from zchunk.protocol.messages import (
     Request,
     Snapshot,
 )
+from zchunk.sealing import Lock, Secret, head_of, open_manifest
 from zchunk.transport.zeromq import ZmqTransport
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 OnEvent = Callable[[dict[str, Any]], None]
+#: A passphrase or key, or what is called for it when a file turns out to be encrypted.
+Unlock = Secret | Callable[[Lock], Secret]
 
 #: A large file's plan, manifest or listing may take the tracker a while.
 _REQUEST_S = 30.0
@@ -79,10 +84,19 @@ _REQUEST_S = 30.0
 class PlannedUpload:
     """A plan to be agreed to: `run` carries it out, `abandon` drops it."""
 
-    def __init__(self, client: Client, source: SourceFile, name: str, plan: Plan, planned: Planned) -> None:
+    def __init__(
+        self,
+        client: Client,
+        source: SourceFile,
+        name: str,
+        plan: Plan,
+        planned: Planned,
+        options: PutOptions,
+    ) -> None:
         self._client = client
         self._source = source
         self.name = name
+        self.options = options
         self.plan = plan
         self.planned = planned
 
@@ -94,16 +108,28 @@ class PlannedUpload:
         """Uploads; returns the `done` event. Raises ZchunkError; Ctrl-C leaves it resumable."""
         client = self._client
         try:
+            sealing = self._sealing()
             upload = client.manager.distribute_chunks(
                 source=self._source,
                 name=self.name,
                 plan=self.plan,
                 planned=self.planned,
                 tell=client.events_in.put,
+                sealing=sealing,
             )
-            return client.drive(upload.start, upload.stop, on_event)
+            done = client.drive(upload.start, upload.stop, on_event)
+            if sealing is not None:
+                client.seal_keys.forget(self._source.path)
+            return done
         finally:
             self._source.close()
+
+    def _sealing(self) -> Sealing | None:
+        if self.options.encrypt is None:
+            return None
+        return self._client.seal_keys.begin(
+            self._source.path, self.options.encrypt, hide_name=self.options.hide_name
+        )
 
     def abandon(self) -> None:
         self._source.close()
@@ -146,6 +172,7 @@ class Client:
             make_workers=ThreadWorkers,
         )
         self.control.on_shut_out = self._on_shut_out
+        self.seal_keys = SealKeys(self.folder / "uploads")
         self.desk = JobDesk(book_of(self.home, self.folder))
         self.manager = DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests")
         self._threads = [LoopThread(bulk_loop, self._on_bug), LoopThread(control_loop, self._on_bug)]
@@ -210,7 +237,7 @@ class Client:
         try:
             name = file_name(source.path, options)
             plan = self.manager.plan_request(source.size, options, self.own_peer())
-            return PlannedUpload(self, source, name, plan, self._expect(plan, Planned))
+            return PlannedUpload(self, source, name, plan, self._expect(plan, Planned), options)
         except BaseException:
             source.close()
             raise
@@ -221,7 +248,8 @@ class Client:
         options: PutOptions | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """Plans and uploads in one go; returns the `done` event."""
+        """Plans and uploads in one go; returns the `done` event. With `options.encrypt`, a
+        `zchunk.Passphrase` or `zchunk.KeyFile`, the file is encrypted before it leaves."""
         return self.plan_put(path, options).run(on_event)
 
     def own_peer(self) -> str | None:
@@ -243,23 +271,50 @@ class Client:
         *,
         wait: bool = True,
         force: bool = False,
+        unlock: Unlock | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
         """Downloads a file, from all its holders at once; returns the `done` event.
 
-        `target` defaults to the safe last part of the name, in the working folder.
+        `target` defaults to the safe last part of the (true) name, in the working folder.
         `wait`: stay for missing peers; else PartialDownload, with the part kept.
-        Raises TargetExists (other content there, without `force`), AlreadyRunning.
+        `unlock`: for an encrypted file. Raises TargetExists (other content there, without
+        `force`), AlreadyRunning, KeyNeeded, WrongKey.
         """
-        where = self.locate(name_or_id)
-        path = Path(target) if target is not None else Path(safe_target_name(where.file.name))
+        where = self.opened(self.locate(name_or_id), unlock)
+        return self.get_located(where, target, wait=wait, force=force, on_event=on_event)
+
+    def get_located(
+        self,
+        where: Location,
+        target: str | Path | None = None,
+        *,
+        wait: bool = True,
+        force: bool = False,
+        on_event: OnEvent | None = None,
+    ) -> dict[str, Any]:
+        """As `get`, of what `locate` and `opened` returned."""
+        path = Path(target) if target is not None else Path(safe_target_name(where.manifest.name))
         if path.is_dir():
-            path = path / safe_target_name(where.file.name)
+            path = path / safe_target_name(where.manifest.name)
         done = self._at_target(where, path, force)
         if done is not None:
             return done
         record = self._new_record(where, path, secrets.token_hex(8), force)
         return self._download(where, record, wait, on_event)
+
+    def opened(self, where: Location, unlock: Unlock | None) -> Location:
+        """With the manifest of an encrypted file opened: its name and SHA-256 are then the true
+        ones. Others come back as they are. Takes a moment for a passphrase.
+
+        Raises KeyNeeded (nothing was given), WrongKey, ManifestInvalid."""
+        if where.manifest.sealed is None:
+            return where
+        lock = head_of(where.manifest).lock
+        secret = unlock(lock) if callable(unlock) else unlock
+        if secret is None:
+            raise KeyNeeded(f"{where.manifest.name!r} is encrypted with {lock.text}, which was not given")
+        return replace(where, manifest=open_manifest(where.manifest, secret))
 
     def _at_target(self, where: Location, path: Path, force: bool) -> dict[str, Any] | None:
         """The `done` event where the target is the file already. Raises TargetExists."""
@@ -329,21 +384,32 @@ class Client:
         """Ends a download and deletes its part. Raises as `pause` does."""
         return self.desk.cancel(self.desk.find(job_id))
 
-    def resume(self, job_id: str, *, on_event: OnEvent | None = None) -> JobStatus:
+    def resume(
+        self, job_id: str, *, unlock: Unlock | None = None, on_event: OnEvent | None = None
+    ) -> JobStatus:
         """Lets a paused download go on in its process; one that no process runs is run here,
-        to its end. Raises as `pause` and `get` do."""
+        to its end, with `unlock` as for `get`: no key is kept with a job. Raises as `pause`
+        and `get` do."""
         record = self.desk.find(job_id)
         found = self.desk.resume(record)
         if found.active:
             return found
-        self.run_job(record, on_event=on_event)
+        self.run_job(record, self.locate_job(record, unlock), on_event=on_event)
         return self.desk.status(self.desk.find(record.job_id))
 
-    def run_job(self, record: JobRecord, *, on_event: OnEvent | None = None) -> dict[str, Any]:
-        """Runs a job of this home that no process runs; returns the `done` event."""
-        where, path = self.locate(record.file_id), Path(record.target)
+    def locate_job(self, record: JobRecord, unlock: Unlock | None = None) -> Location:
+        """The file of a job of this home, opened. Raises NotFound, and as `opened` does."""
+        where = self.locate(record.file_id)
         if where.manifest.file_id != record.file_id:  # a file whose name is that id
             raise NotFound(f"the file {record.name!r} of job {record.job_id} is not in the cluster any more")
+        return self.opened(where, unlock)
+
+    def run_job(
+        self, record: JobRecord, where: Location, *, on_event: OnEvent | None = None
+    ) -> dict[str, Any]:
+        """Runs a job that no process runs, of the file that `locate_job` returned; returns the
+        `done` event."""
+        path = Path(record.target)
         done = self._at_target(where, path, record.force)
         if done is not None:
             self.desk.completed(record)

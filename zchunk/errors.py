@@ -146,6 +146,12 @@ class AlreadyRunning(InvalidUsage):
     code = "already_running"
 
 
+class KeyNeeded(InvalidUsage):
+    """The file is encrypted, and neither passphrase nor key file was given."""
+
+    code = "key_needed"
+
+
 # -- exits 3 to 10, 130 ----------------------------------------------------------------
 
 
@@ -211,6 +217,12 @@ class WrongServer(NotAllowed):
     """What listens there is not whom we look for: it has another key, or is no zchunk."""
 
     code = "wrong_server"
+
+
+class WrongKey(NotAllowed):
+    """The passphrase or key file is not the one that the file was encrypted with."""
+
+    code = "wrong_key"
 
 
 class UnsupportedVersion(NotAllowed):

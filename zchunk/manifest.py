@@ -9,7 +9,9 @@ they may only ever be extended by raising `MANIFEST_VERSION`:
 in the shortest msgpack forms, digests as 32-byte `bin`. `plain_blake3` is nil where
 the stored bytes are the plain bytes (`encoding` "identity": it equals `blake3`) and
 where the plain digests are sealed. `sealed` is nil for an unencrypted file; for an
-encrypted one it holds what only key holders may read, and `sha256` is nil.
+encrypted one (`encoding` "aes256gcm" throughout: the plain bytes' ciphertext and a tag of
+16 bytes) it holds what only key holders may read, and `sha256` is nil. To all that is
+here `sealed` is bytes: sealing.py makes and reads them.
 """
 
 from __future__ import annotations
@@ -26,15 +28,21 @@ from zchunk.errors import ManifestInvalid
 MANIFEST_VERSION = 1
 DIGEST_BYTES = 32
 IDENTITY = "identity"
-#: How stored bytes were made from plain ones; more arrive with compression.
-ENCODINGS = frozenset({IDENTITY})
+AES256GCM = "aes256gcm"
+TAG_BYTES = 16
+#: How stored bytes were made from plain ones, and how many more they are.
+OVERHEAD = {IDENTITY: 0, AES256GCM: TAG_BYTES}
 
 MIN_CHUNK_SIZE = 64 * 1024
 MAX_CHUNK_SIZE = 64 * 1024 * 1024
+#: Of one chunk as it is stored and sent.
+MAX_STORED_SIZE = MAX_CHUNK_SIZE + TAG_BYTES
 CHUNK_SIZE_STEP = 4096
 MAX_NAME_BYTES = 4096
 #: So that a manifest (84 bytes a row) fits the largest frame on the wire, 64 MiB.
 MAX_CHUNKS = 700_000
+#: Of an encrypted file: a row has 85 bytes, and the sealed part 32 more.
+MAX_SEALED_CHUNKS = 550_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,11 @@ class Manifest:
     chunks: tuple[ChunkRow, ...]
     sealed: bytes | None = None
     version: int = MANIFEST_VERSION
+
+    @property
+    def public(self) -> Manifest:
+        """The manifest as everybody sees it: this one, unless its sealed part was opened."""
+        return self
 
     def length(self, index: int) -> int:
         return chunk_length(self.size, self.chunk_size, index)
@@ -201,12 +214,13 @@ def _header_problem(m: Manifest) -> str | None:
 
 
 def _row_problem(m: Manifest, index: int, row: ChunkRow) -> str | None:
-    if not isinstance(row.encoding, str) or row.encoding not in ENCODINGS:
-        return f"chunk {index} has the unknown encoding {row.encoding!r}"
+    if row.encoding != (IDENTITY if m.sealed is None else AES256GCM):
+        return f"chunk {index} has the encoding {row.encoding!r}, which is unknown here"
     if not (is_digest(row.sha256) and is_digest(row.blake3)):
         return f"chunk {index} has a digest of the wrong length"
     if row.plain_blake3 is not None:
         return f"chunk {index} gives its plain digest twice"
-    if not _is_count(row.stored_size) or row.stored_size != m.length(index):
-        return f"chunk {index} has {row.stored_size!r} bytes instead of {m.length(index)}"
+    length = m.length(index) + OVERHEAD[row.encoding]
+    if not _is_count(row.stored_size) or row.stored_size != length:
+        return f"chunk {index} has {row.stored_size!r} bytes instead of {length}"
     return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from zchunk import config, disk
+from zchunk import config, disk, hashing
 from zchunk.clock import ManualClock
 from zchunk.errors import ZchunkError
 from zchunk.loop import Loop
@@ -26,11 +26,13 @@ from zchunk.node.located import location
 from zchunk.node.manager import DistributedChunkManager, PutOptions
 from zchunk.node.membership import Identity, Membership
 from zchunk.node.partfile import PartFile, open_part
+from zchunk.node.sealkeys import Sealing
 from zchunk.node.server import NodeServer
 from zchunk.node.service import ChunkService
 from zchunk.node.source import SourceFile
 from zchunk.protocol import columns
 from zchunk.protocol.messages import Locate, Plan, Remove, Request
+from zchunk.sealing import Secret, open_manifest
 from zchunk.tracker.server import Tracker
 from zchunk.tracker.store import TrackerStore
 from zchunk.transport.keys import peer_id_of
@@ -202,7 +204,13 @@ class SimClient:
         plan = self.manager.plan_request(size, options or PutOptions(), None)
         return replace(plan, upload_id=f"{self.cluster.rng.getrandbits(128):032x}")
 
-    def put(self, path: Path, replicas: int | None = None, strategy: str | None = None) -> Outcome:
+    def put(
+        self,
+        path: Path,
+        replicas: int | None = None,
+        strategy: str | None = None,
+        sealing: Sealing | None = None,
+    ) -> Outcome:
         outcome = Outcome()
         source = SourceFile(path)
         plan = self.plan(source.size, PutOptions(replicas=replicas, strategy=strategy))
@@ -212,7 +220,7 @@ class SimClient:
                 outcome.settle(None, error)
                 return
             self.manager.distribute_chunks(
-                source=source, name=path.name, plan=plan, planned=reply, tell=outcome.tell
+                source=source, name=path.name, plan=plan, planned=reply, tell=outcome.tell, sealing=sealing
             ).start()
 
         self.control.request(plan, 30.0, self.loop, planned)
@@ -226,6 +234,9 @@ class SimClient:
                 outcome.settle(None, error)
                 return
             where = location(reply)
+            if where.manifest.sealed is not None:
+                assert self.cluster.secret is not None
+                where = replace(where, manifest=open_manifest(where.manifest, self.cluster.secret))
             job_id = f"{self.cluster.rng.getrandbits(64):016x}"
             part = open_part(target, where.manifest, job_id, clock=self.cluster.clock)
             _check_marks(part, self.cluster.seed)
@@ -348,6 +359,8 @@ class Cluster:
         self.steps = 0
         # A simulated network has no handshakes.
         settings = self.overrides = {**(settings or {}), "security": {"transport": "plain"}}
+        #: of encrypted files
+        self.secret: Secret | None = None
         self.settings = config.load(None, settings, environ={})
         self._database = str(root / "tracker.sqlite")
         self._members: list[tuple[bytes, str, str]] = []
@@ -536,8 +549,10 @@ def _check_marks(part: PartFile, seed: int) -> None:
     mark, buffer = part.mark, memoryview(bytearray(part.manifest.chunk_size))
 
     def checked(index: int) -> None:
-        found = hashlib.sha256(part.read_chunk(index, buffer)).digest()
-        assert found == part.manifest.chunks[index].sha256, f"seed {seed}: chunk {index} kept unverified"
+        found = hashing.blake3(part.read_chunk(index, buffer))
+        assert found == part.manifest.chunks[index].plain_digest, (
+            f"seed {seed}: chunk {index} kept unverified"
+        )
         mark(index)
 
     part.mark = checked  # type: ignore[method-assign]

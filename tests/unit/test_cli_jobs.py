@@ -142,7 +142,8 @@ def test_those_that_run_go_on_where_they_are_before_others_are_run_here(
     desk.answer = lambda found: replace(standing(found), state="running", active=found.job_id == OTHER)
     ran: list[tuple[str, int]] = []
 
-    def run_job(found: JobRecord, on_event: Any) -> dict[str, Any]:
+    def run_job(found: JobRecord, where: str, on_event: Any) -> dict[str, Any]:
+        assert where == f"where {found.job_id} is"
         ran.append((found.job_id, len(desk.orders)))
         return {"event": "done", "job_id": found.job_id}
 
@@ -153,7 +154,10 @@ def test_those_that_run_go_on_where_they_are_before_others_are_run_here(
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(Invocation, "client", lambda self: Client(run_job=run_job))
+    def locate_job(found: JobRecord, unlock: Any) -> str:
+        return f"where {found.job_id} is"
+
+    monkeypatch.setattr(Invocation, "client", lambda self: Client(run_job=run_job, locate_job=locate_job))
     result = run("resume", JOB, OTHER, "--json")
     assert result.exit_code == 0
     assert ran == [(JOB, 2)]

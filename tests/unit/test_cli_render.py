@@ -18,6 +18,7 @@ from zchunk.cli.render import PeerShare, PlanView, visible, waiting_text
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.node.jobs import JobStatus
 from zchunk.node.located import MAX_LISTED, Location
+from zchunk.node.manager import PutOptions
 from zchunk.protocol import columns
 from zchunk.protocol.messages import FileRecord, PeerRecord, Plan, Planned
 
@@ -338,7 +339,8 @@ def planned(rows: Sequence[tuple[int, ...]], replicas: int, distributed: bool = 
         peers=(peer(A), peer(B), peer(C)),
         assignment=columns.pack(2, (at for row in rows for at in row)),
     )
-    return SimpleNamespace(name="scan.tif", size=size, plan=plan, planned=answer)
+    options = PutOptions()
+    return SimpleNamespace(name="scan.tif", size=size, plan=plan, planned=answer, options=options)
 
 
 ONE_COPY = [(0,), (1,), (2,), (0,), (1,), (2,), (0,)]
@@ -423,7 +425,7 @@ def test_the_dialog_shows_copies_and_runs(capsys: pytest.CaptureFixture[str]) ->
 
 def located(holders: list[list[tuple[str, int]]], replicas: int = 1, down: tuple[str, ...] = ()) -> Location:
     rows = tuple(ChunkRow(65536, IDENTITY, bytes([i]) * 32, bytes(32), None) for i in range(len(holders)))
-    manifest = Manifest(HOSTILE[:-40], 65536 * len(rows), b"s" * 32, 65536, rows)
+    manifest = Manifest("x\ny", 65536 * len(rows), b"s" * 32, 65536, rows)
     record = FileRecord(
         file_id="f" * 64,
         name="x\ny",
@@ -459,7 +461,7 @@ def test_the_map_names_the_earliest_live_holder_then_the_lowest_id() -> None:
     where = located([[(A, 1), (B, 2)], [(C, 5), (B, 5)], [(A, 1)]], down=(A,))
     info = files.info_json(where)
     assert info["distribution_map"] == {"0": B, "1": B}
-    assert set(info) == FILE_KEYS | {"chunks_hashes", "distribution_map", "chunks", "health"}
+    assert set(info) == FILE_KEYS | {"chunks_hashes", "distribution_map", "chunks", "health", "encryption"}
     assert info["chunks_hashes"] == [(bytes([i]) * 32).hex() for i in range(3)]
     assert len(info["chunks"]) == 5
     assert info["chunks"][0] == {

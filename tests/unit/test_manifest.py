@@ -118,11 +118,12 @@ def manifests(draw: st.DrawFn) -> Manifest:
     chunk_size = draw(st.sampled_from([CHUNK, CHUNK + CHUNK_SIZE_STEP, MAX_CHUNK_SIZE]))
     size = draw(st.integers(0, 5 * chunk_size))
     digests = st.binary(min_size=32, max_size=32)
+    sealed = draw(st.none() | st.binary(max_size=40))
+    more, encoding = (0, "identity") if sealed is None else (16, "aes256gcm")
     rows = tuple(
-        ChunkRow(chunk_length(size, chunk_size, i), "identity", draw(digests), draw(digests), None)
+        ChunkRow(chunk_length(size, chunk_size, i) + more, encoding, draw(digests), draw(digests), None)
         for i in range(chunk_count(size, chunk_size))
     )
-    sealed = draw(st.none() | st.binary(max_size=40))
     sha256 = draw(digests) if sealed is None else None
     return Manifest(draw(names), size, sha256, chunk_size, rows, sealed)
 
@@ -139,7 +140,8 @@ def test_a_manifest_comes_back_from_its_bytes(manifest: Manifest) -> None:
 def test_its_chunks_cover_the_file(manifest: Manifest) -> None:
     ends = [manifest.offset(i) + manifest.length(i) for i in range(len(manifest.chunks))]
     assert ends == [*[manifest.offset(i) for i in range(1, len(ends))], manifest.size][: len(ends)]
-    assert manifest.stored_bytes == manifest.size
+    tags = 16 * len(manifest.chunks) if manifest.sealed is not None else 0
+    assert manifest.stored_bytes == manifest.size + tags
 
 
 def test_a_plain_digest_is_the_stored_one_unless_it_is_given() -> None:
@@ -274,6 +276,7 @@ IMPOSSIBLE: list[tuple[tuple[int, ...], Any]] = [
     ((5, 0, 3), None),
     ((5, 0, 4), digest(1)),
     ((5, 0, 4), False),
+    ((5, 0, 1), "aes256gcm"),  # in a manifest that is not sealed
     ((6,), b"sealed"),  # with a plain sha256 beside it
     ((6,), "text"),
     ((6,), False),
@@ -284,6 +287,29 @@ IMPOSSIBLE: list[tuple[tuple[int, ...], Any]] = [
 def test_what_cannot_be_is_refused(at: tuple[int, ...], value: Any) -> None:
     with pytest.raises(ManifestInvalid):
         parse(repacked(at, value))
+
+
+def encrypted() -> Manifest:
+    rows = tuple(replace(r, stored_size=r.stored_size + 16, encoding="aes256gcm") for r in make().chunks)
+    return make(sha256=None, sealed=b"sealed", chunks=rows)
+
+
+IMPOSSIBLE_SEALED = [
+    ((3,), digest(1)),  # its plain sha256 is nobody's business
+    ((6,), None),
+    ((6,), "text"),
+    ((5, 0, 0), CHUNK),
+    ((5, 2, 0), 5),
+    ((5, 0, 1), "identity"),
+    ((5, 0, 4), digest(1)),
+]
+
+
+@pytest.mark.parametrize(("at", "value"), IMPOSSIBLE_SEALED)
+def test_what_cannot_be_in_an_encrypted_file_is_refused(at: tuple[int, ...], value: Any) -> None:
+    assert parse(encrypted().canonical) == encrypted()
+    with pytest.raises(ManifestInvalid):
+        parse(repacked(at, value, encrypted()))
 
 
 @pytest.mark.parametrize(

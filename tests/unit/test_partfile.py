@@ -373,7 +373,9 @@ def test_a_part_cut_under_us_is_corrupt(part, file, part_path):
 
 
 def test_plain_digests_that_are_sealed_cannot_be_compared(target, file):
-    rows = tuple(ChunkRow(r.stored_size, "sealed", r.sha256, r.blake3, None) for r in file.manifest.chunks)
+    rows = tuple(
+        ChunkRow(r.stored_size + 16, "aes256gcm", r.sha256, r.blake3, None) for r in file.manifest.chunks
+    )
     sealed = Manifest("x", len(file.data), None, SIZE, rows, b"secret")
     with open_part(target, sealed, JOB_ID) as part:
         write(part, file, 0)

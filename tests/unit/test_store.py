@@ -52,7 +52,8 @@ def digests(numbers: Iterable[int]) -> list[bytes]:
 
 def make(name: str, chunks: Sequence[int], *, sealed: bytes | None = None) -> Manifest:
     """A file of whole chunks, each known by a number."""
-    rows = tuple(ChunkRow(CHUNK, "identity", digest(n), digest(n), None) for n in chunks)
+    size, encoding = (CHUNK + 16, "aes256gcm") if sealed else (CHUNK, "identity")
+    rows = tuple(ChunkRow(size, encoding, digest(n), digest(n), None) for n in chunks)
     content = None if sealed else hashlib.sha256(repr((name, chunks)).encode()).digest()
     return Manifest(name, len(chunks) * CHUNK, content, CHUNK, rows, sealed)
 

@@ -19,6 +19,7 @@ from zchunk.cli.common import emit_json, everywhere
 from zchunk.cli.events import events
 from zchunk.cli.files import get, info, ls, put, rm
 from zchunk.cli.jobs import cancel, jobs, pause, resume
+from zchunk.cli.keys import key
 from zchunk.cli.members import join, peers, token
 from zchunk.cli.render import visible
 from zchunk.cli.servers import node, tracker
@@ -147,6 +148,7 @@ for _command in (
     peers,
     rotate_key,
     events,
+    key,
 ):
     cli.add_command(_command)
 

@@ -25,11 +25,13 @@ from zchunk.cli.common import (
     pass_invocation,
     say,
 )
-from zchunk.errors import Interrupted, TooFewPeers, TrackerUnreachable, ZchunkError
+from zchunk.cli.keys import keys_given, secret_options
+from zchunk.errors import Interrupted, InvalidUsage, TooFewPeers, TrackerUnreachable, ZchunkError
 
 if TYPE_CHECKING:
     from zchunk.client import Client, PlannedUpload
     from zchunk.node.located import Location
+    from zchunk.node.manager import PutOptions
     from zchunk.protocol.messages import FileRecord
 
 _STRATEGIES = ("round_robin", "contiguous", "balanced")
@@ -119,6 +121,9 @@ def _waiting_hint(event: dict[str, Any]) -> str:
 @click.option("--strategy", type=click.Choice(_STRATEGIES), help="How chunks are spread.")
 @click.option("--chunk-size", callback=as_chunk_size, metavar="SIZE", help="64 KiB to 64 MiB, like 10MiB.")
 @click.option("--min-peers", type=click.IntRange(min=1), help="Refuse with fewer peers online.")
+@click.option("--encrypt", is_flag=True, help="Encrypt the file before it leaves this PC.")
+@click.option("--hide-name", is_flag=True, help="With --encrypt: others see a neutral name.")
+@secret_options
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--wait", is_flag=True, help="Wait for peers instead of refusing.")
 @json_option
@@ -132,14 +137,23 @@ def put(
     strategy: str | None,
     chunk_size: int | None,
     min_peers: int | None,
+    encrypt: bool,
+    hide_name: bool,
+    passphrase_file: str | None,
+    key_file: Path | None,
     yes: bool,
     wait: bool,
 ) -> None:
     """Upload a file: show the plan, ask, spread the chunks, publish.
 
     Interrupted and run again, it sends only what is missing.
+
+    With --encrypt only who has the passphrase, or the key file, can read the file: no other
+    peer and not the tracker, which see its size and (without --hide-name) its name. A lost
+    passphrase or key file cannot be replaced.
     """
     check_can_ask(yes)
+    options = _put_options(name, encrypt, hide_name, passphrase_file, key_file)
     given = {
         "chunk_size": chunk_size,
         "replicas": replicas,
@@ -149,7 +163,7 @@ def put(
     # Said before the engine is even imported: nobody should look at nothing.
     invocation.say(f"{file}: asking the tracker where to put it")
     with invocation.client({"chunking": given}) as client:
-        planned = _plan(invocation, client, file, name, wait)
+        planned = _plan(invocation, client, file, options, wait)
         _agree(invocation, client, planned, yes)
         job = progress.JobView(planned.size * planned.planned.replicas, _chunks_count(planned))
         done = _run_job(invocation, client, job, "put", planned.run)
@@ -159,12 +173,27 @@ def put(
         _show_put(done)
 
 
-def _plan(invocation: Invocation, client: Client, file: Path, name: str | None, wait: bool) -> PlannedUpload:
-    """A plan; with `wait` as soon as there are enough peers for one."""
+def _put_options(
+    name: str | None, encrypt: bool, hide_name: bool, passphrase_file: str | None, key_file: Path | None
+) -> PutOptions:
+    """Asks for a passphrase where one is needed and none was given."""
     from zchunk.node.manager import PutOptions
 
+    if not encrypt:
+        if hide_name or passphrase_file is not None or key_file is not None:
+            # Not taken for it: who forgot it would have put the file in the clear.
+            raise InvalidUsage("--hide-name, --passphrase-file and --key-file go with --encrypt: add it")
+        return PutOptions(name=name)
+    keys = keys_given(passphrase_file, key_file)
+    return PutOptions(name=name, encrypt=keys.for_put(), hide_name=hide_name)
+
+
+def _plan(
+    invocation: Invocation, client: Client, file: Path, options: PutOptions, wait: bool
+) -> PlannedUpload:
+    """A plan; with `wait` as soon as there are enough peers for one."""
     if not wait:
-        return client.plan_put(file, PutOptions(name=name))
+        return client.plan_put(file, options)
     wake: queue.SimpleQueue[None] = queue.SimpleQueue()
     client.control.watch_peers(
         client.bulk.loop,
@@ -176,7 +205,7 @@ def _plan(invocation: Invocation, client: Client, file: Path, name: str | None, 
         while not wake.empty():
             wake.get()
         try:
-            return client.plan_put(file, PutOptions(name=name))
+            return client.plan_put(file, options)
         except TooFewPeers as error:
             if error.message != said:
                 _tell_too_few(invocation, client, file, error)
@@ -282,7 +311,19 @@ def _plan_view(client: Client, planned: PlannedUpload) -> render.PlanView:
         replicas=planned.planned.replicas,
         online=tuple(record.name for record in client.peers() if record.status == "up"),
         shares=_shares(planned),
+        encryption=_encryption_text(planned.options),
     )
+
+
+def _encryption_text(options: PutOptions) -> str:
+    """By what, and what others see all the same; empty where it is not encrypted."""
+    secret = options.encrypt
+    if secret is None:
+        return ""
+    from zchunk.sealing import KeyFile
+
+    by = f"the key file {secret.key_id.hex()}" if isinstance(secret, KeyFile) else "a passphrase"
+    return f"with {by}; others see its size{'' if options.hide_name else ' and its name'}"
 
 
 def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
@@ -295,6 +336,7 @@ def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
         "event": "plan",
         "name": planned.name,
         "size": planned.size,
+        "encrypted": planned.options.encrypt is not None,
         "is_chunked": answer.distributed,
         "chunk_size": planned.plan.chunk_size,
         "chunks_count": _chunks_count(planned),
@@ -328,25 +370,37 @@ def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
 )
 @click.option("--no-wait", is_flag=True, help="Do not wait for missing peers: keep the part, exit 4.")
 @click.option("--force", is_flag=True, help="Replace a target that has other content.")
+@secret_options
 @json_option
 @everywhere()
 @pass_invocation
-def get(invocation: Invocation, name_or_id: str, output: Path | None, no_wait: bool, force: bool) -> None:
+def get(
+    invocation: Invocation,
+    name_or_id: str,
+    output: Path | None,
+    no_wait: bool,
+    force: bool,
+    passphrase_file: str | None,
+    key_file: Path | None,
+) -> None:
     """Download a file, from all its holders at once, every chunk verified.
 
     Waits for missing peers and goes on by itself when they are back. Interrupted and run
     again, it keeps what is there. `zchunk pause`, `resume` and `cancel` steer it from any
     terminal; cancelled, it keeps nothing and ends with exit code 10.
     """
+    keys = keys_given(passphrase_file, key_file)
     invocation.say(f"{name_or_id}: asking the tracker who has it")
     if output is not None and output.is_file():
         invocation.say(f"{output} exists: looking whether it is the same")
     with invocation.client() as client:
-        run_get(
-            invocation,
-            client,
-            lambda tell: client.get(name_or_id, output, wait=not no_wait, force=force, on_event=tell),
-        )
+        # Before anything is drawn: it may ask for the passphrase.
+        where = client.opened(client.locate(name_or_id), keys.for_get)
+
+        def run(tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+            return client.get_located(where, output, wait=not no_wait, force=force, on_event=tell)
+
+        run_get(invocation, client, run)
 
 
 def run_get(
@@ -425,13 +479,21 @@ def file_json(record: FileRecord) -> dict[str, Any]:
 
 @click.command()
 @click.argument("name_or_id")
+@secret_options
 @json_option
 @everywhere()
 @pass_invocation
-def info(invocation: Invocation, name_or_id: str) -> None:
-    """Show a file: its chunks, who holds them, and whether it can be read now."""
+def info(invocation: Invocation, name_or_id: str, passphrase_file: str | None, key_file: Path | None) -> None:
+    """Show a file: its chunks, who holds them, and whether it can be read now.
+
+    Of an encrypted file also its true name and SHA-256, where the passphrase or key file is
+    named by an option; nobody is asked for it.
+    """
+    named = keys_given(passphrase_file, key_file).named
     with invocation.client() as client:
         where = client.locate(name_or_id)
+        if named is not None:
+            where = client.opened(where, named)
     if invocation.json:
         emit_json(info_json(where))
     else:
@@ -463,7 +525,8 @@ def info_json(where: Location) -> dict[str, Any]:
         for index, row in enumerate(where.holders)
         for peer_id, stored_at in row
     ]
-    return file_json(where.file) | {
+    return _opened_json(where) | {
+        "encryption": encryption_json(where),
         "chunks_hashes": hashes,
         "distribution_map": where.distribution_map(),
         "chunks": chunks,
@@ -471,8 +534,37 @@ def info_json(where: Location) -> dict[str, Any]:
     }
 
 
+def _opened_json(where: Location) -> dict[str, Any]:
+    """FileInfo; with the true name and SHA-256 where the manifest was opened."""
+    sha256 = where.manifest.sha256
+    known = {"name": where.manifest.name, "sha256": sha256.hex() if sha256 is not None else None}
+    return file_json(where.file) | known
+
+
+def encryption_json(where: Location) -> dict[str, Any] | None:
+    """By what an encrypted file is locked."""
+    if where.manifest.sealed is None:
+        return None
+    from zchunk.sealing import head_of
+
+    lock = head_of(where.manifest).lock
+    by = {"by": "passphrase"} if lock.key_id is None else {"by": "key_file", "key_id": lock.key_id.hex()}
+    return {"cipher": "AES-256-GCM", **by}
+
+
+def _encryption_rows(where: Location) -> list[tuple[str, str]]:
+    if where.manifest.sealed is None:
+        return []
+    from zchunk.sealing import head_of
+
+    rows = [("Encrypted", f"AES-256-GCM, with {head_of(where.manifest).lock.text}")]
+    if where.manifest.name != where.file.name:
+        rows.append(("Others see", where.file.name))
+    return rows
+
+
 def _show_info(where: Location) -> None:
-    record = where.file
+    record, sha256 = where.file, where.manifest.sha256
     per_peer = Counter(peer_id for row in where.holders for peer_id, _ in row)
     lost = where.live_copies().count(0)
     chunks = render.count_text(record.chunks_count, "chunk")
@@ -483,10 +575,11 @@ def _show_info(where: Location) -> None:
     }
     render.facts(
         [
-            ("Name", record.name),
+            ("Name", where.manifest.name),
             ("Id", record.file_id),
             ("Size", f"{render.count_text(record.size, 'byte')} ({render.size_text(record.size)})"),
-            ("SHA-256", record.sha256.hex() if record.sha256 is not None else "only key holders know it"),
+            ("SHA-256", sha256.hex() if sha256 is not None else "only key holders know it"),
+            *_encryption_rows(where),
             ("Chunks", f"{chunks} of {render.binary_text(record.chunk_size)}"),
             ("Copies", str(record.replicas)),
             ("Spread", "over several peers" if record.is_distributed else "no: it lies whole on a peer"),

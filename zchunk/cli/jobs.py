@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,11 +18,14 @@ from zchunk.cli.common import (
     say,
 )
 from zchunk.cli.files import run_get
+from zchunk.cli.keys import keys_given, secret_options
 from zchunk.errors import ZchunkError
 
 if TYPE_CHECKING:
+    from zchunk.client import Client
     from zchunk.node.jobdesk import JobDesk
     from zchunk.node.jobs import JobRecord, JobStatus
+    from zchunk.node.located import Location
 
 _JOB_IDS = click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
 
@@ -67,15 +71,20 @@ def pause(invocation: Invocation, job_ids: Sequence[str]) -> None:
 
 @click.command()
 @_JOB_IDS
+@secret_options
 @json_option
 @everywhere()
 @pass_invocation
-def resume(invocation: Invocation, job_ids: Sequence[str]) -> None:
+def resume(
+    invocation: Invocation, job_ids: Sequence[str], passphrase_file: str | None, key_file: Path | None
+) -> None:
     """Go on with downloads that are paused, were interrupted, or failed.
 
     One whose process still runs goes on there. The others run here, one after the other,
-    as `zchunk get` does, and keep what is there.
+    as `zchunk get` does, and keep what is there; for an encrypted file they need its
+    passphrase or key file again.
     """
+    keys = keys_given(passphrase_file, key_file)
     desk = _desk(invocation)
     standing: list[JobRecord] = []
 
@@ -91,7 +100,11 @@ def resume(invocation: Invocation, job_ids: Sequence[str]) -> None:
         with invocation.client() as client:
             for record in standing:
                 invocation.say(f"{record.name} to {render.shown_path(record.target)}: going on")
-                run_get(invocation, client, lambda tell, r=record: client.run_job(r, on_event=tell))  # type: ignore[misc]
+                _run(invocation, client, record, client.locate_job(record, keys.for_get))
+
+
+def _run(invocation: Invocation, client: Client, record: JobRecord, where: Location) -> None:
+    run_get(invocation, client, lambda tell: client.run_job(record, where, on_event=tell))
 
 
 @click.command()

@@ -291,6 +291,8 @@ class PlanView:
     replicas: int
     online: tuple[str, ...]
     shares: tuple[PeerShare, ...]
+    #: by what it is encrypted, and what others see; empty where it is not
+    encryption: str = ""
 
 
 def plan_dialog(plan: PlanView) -> None:
@@ -299,6 +301,7 @@ def plan_dialog(plan: PlanView) -> None:
         [
             ("File", f"{plan.name}  ({size_text(plan.size)}, {count_text(plan.size, 'byte')})"),
             ("Kind", _kind_text(plan)),
+            *([("Encrypted", plan.encryption)] if plan.encryption else []),
             ("Online", f"{count_text(len(plan.online), 'peer')}: {', '.join(plan.online)}"),
         ],
         err=True,

@@ -3,6 +3,9 @@
 Decisions are `DownloadJob`'s. Everything here runs in the bulk loop; blocking work goes
 to its threads. What the user sees comes out as events (dicts, SPEC "Machine-readable
 output") through `tell`.
+
+A chunk of an encrypted file is decrypted where it stands, once its SHA-256 was right: the
+part file and the running digest see plain bytes only, and its size on the wire nothing else.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from zchunk import hashing
+from zchunk import disk, hashing
 from zchunk.buffers import Buffer, BufferPool
 from zchunk.clock import iso_utc
 from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, PartialDownload, ZchunkError
+from zchunk.manifest import TAG_BYTES
 from zchunk.node.control import expect
 from zchunk.node.download import (
     Action,
@@ -44,6 +48,7 @@ from zchunk.node.progress import Progress
 from zchunk.node.transfer import TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.protocol.messages import Block, Locate, Located, Message, PeerRecord
 from zchunk.protocol.messages import ReportCorrupt as ReportMessage
+from zchunk.sealing import opened
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +73,8 @@ class Download(JobDriver[Action]):
         auto_resume: bool = True,
         on_state: Callable[[JobState], None] = lambda state: None,
     ) -> None:
-        """`wait`: stay for missing peers; else end as partial when only they are left.
+        """The manifest of an encrypted file was opened (sealing.py).
+        `wait`: stay for missing peers; else end as partial when only they are left.
         `auto_resume`: go on by itself when one is back; else only after `resume`.
         `on_state` hears of each change of the job's state."""
         super().__init__(bulk, tell)
@@ -88,9 +94,11 @@ class Download(JobDriver[Action]):
         self._job: DownloadJob | None = None
         #: (chunk, attempt) -> its memory
         self._buffers: dict[tuple[int, int], Buffer] = {}
-        budget = bulk.settings.transfer.receive_budget
-        # One chunk may be larger than the budget; page rounding is a few kilobytes each.
-        self._pool = BufferPool(budget + self.manifest.chunk_size)
+        self._opened = opened(self.manifest)
+        budget, chunk_size = bulk.settings.transfer.receive_budget, self.manifest.chunk_size
+        # One chunk may be larger than the budget, and each is rounded up to pages.
+        rounding = disk.ALIGNMENT * (budget // chunk_size + 1)
+        self._pool = BufferPool(budget + chunk_size + TAG_BYTES + rounding)
         self._digest: RunningDigest | None = None
         self._progress = Progress(tell, self.manifest.size, len(self.manifest.chunks))
         self._started = 0.0
@@ -369,7 +377,13 @@ class Download(JobDriver[Action]):
             assert self._job is not None
             self.perform(self._job.verified(index, good, self.now()))
 
-        self.submit(self.bulk.pools.hashing, lambda: hashing.sha256(view) == row.sha256, then)
+        def work() -> bool:
+            good = hashing.sha256(view) == row.sha256
+            if good and self._opened is not None:
+                self._opened.open_chunk(index, view)
+            return good
+
+        self.submit(self.bulk.pools.hashing, work, then)
 
     def _write(self, action: WriteChunk) -> None:
         index, key = action.chunk, (action.chunk, action.attempt)
@@ -527,11 +541,15 @@ class Download(JobDriver[Action]):
     def _find_bad(self) -> list[int]:
         """Chunks on disk whose SHA-256 is wrong (SPEC D7)."""
         view = memoryview(bytearray(self.manifest.chunk_size))
-        return [
-            index
-            for index, row in enumerate(self.manifest.chunks)
-            if hashing.sha256(self.part.read_chunk(index, view)) != row.sha256
-        ]
+        stored = memoryview(bytearray(self.manifest.chunk_size + TAG_BYTES if self._opened else 0))
+        bad = []
+        for index, row in enumerate(self.manifest.chunks):
+            found = self.part.read_chunk(index, view)
+            if self._opened is not None:
+                found = self._opened.sealed_again(index, found, stored)
+            if hashing.sha256(found) != row.sha256:
+                bad.append(index)
+        return bad
 
     def _found_bad(self, bad: list[int] | None, error: ZchunkError | None) -> None:
         if self.ended or self._job is None:

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 
 from zchunk import hashing
 from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, ZchunkError
-from zchunk.manifest import block_ranges, name_problem
+from zchunk.manifest import MAX_SEALED_CHUNKS, block_ranges, chunk_count, name_problem
 from zchunk.node.control import expect
 from zchunk.node.driver import Tell
 from zchunk.node.put import Upload
+from zchunk.node.sealkeys import Sealing
 from zchunk.node.source import SourceFile
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
@@ -33,6 +34,7 @@ from zchunk.protocol.messages import (
     Planned,
     PutBlock,
 )
+from zchunk.sealing import Secret
 
 Sent = Callable[[ZchunkError | None], None]
 
@@ -46,6 +48,10 @@ class PutOptions:
     strategy: str | None = None
     chunk_size: int | None = None
     min_peers: int | None = None
+    #: encrypt the file for who has this secret
+    encrypt: Secret | None = None
+    #: of an encrypted file: show others a neutral one
+    hide_name: bool = False
 
 
 class DistributedChunkManager:
@@ -80,10 +86,12 @@ class DistributedChunkManager:
 
     def _plan_request(self, size: int, options: PutOptions, own_peer: str | None) -> Plan:
         chunking = self.bulk.settings.chunking
+        chunk_size = _given(options.chunk_size, chunking.chunk_size)
+        _check_encryption(size, chunk_size, options)
         return Plan(
             upload_id=secrets.token_hex(16),
             size=size,
-            chunk_size=_given(options.chunk_size, chunking.chunk_size),
+            chunk_size=chunk_size,
             distribute=self.should_distribute(size),
             replicas=_given(options.replicas, chunking.replicas),
             min_peers=_given(options.min_peers, chunking.min_peers_for_distribution),
@@ -98,9 +106,17 @@ class DistributedChunkManager:
     # -- uploading ------------------------------------------------------------------
 
     def distribute_chunks(
-        self, *, source: SourceFile, name: str, plan: Plan, planned: Planned, tell: Tell
+        self,
+        *,
+        source: SourceFile,
+        name: str,
+        plan: Plan,
+        planned: Planned,
+        tell: Tell,
+        sealing: Sealing | None = None,
     ) -> Upload:
-        """The upload that carries out an agreed plan; `start` it in the bulk loop."""
+        """The upload that carries out an agreed plan; `start` it in the bulk loop. `sealing`
+        encrypts it."""
         return Upload(
             bulk=self.bulk,
             source=source,
@@ -109,6 +125,7 @@ class DistributedChunkManager:
             planned=planned,
             keep_at=self._keep_at,
             tell=tell,
+            sealing=sealing,
         )
 
     def scan_and_distribute_large_file(
@@ -127,8 +144,11 @@ class DistributedChunkManager:
         return True
 
     def upload(self, source: SourceFile, tell: Tell, *, options: PutOptions, own_peer: str | None) -> None:
-        """Plans and starts in one go, whatever the size; closes `source` at the end."""
+        """Plans and starts in one go, whatever the size; closes `source` at the end. Not for
+        files to be encrypted: making their key would hold the loop up."""
         try:
+            if options.encrypt is not None:
+                raise InvalidUsage("files are encrypted by `zchunk put` and `Client.put` only")
             name = file_name(source.path, options)
             plan = self.plan_request(source.size, options, own_peer)
         except InvalidUsage:
@@ -215,6 +235,19 @@ class DistributedChunkManager:
 
 def _given(value: int | None, default: int) -> int:
     return default if value is None else value
+
+
+def _check_encryption(size: int, chunk_size: int, options: PutOptions) -> None:
+    """Raises InvalidUsage."""
+    if options.encrypt is None:
+        if options.hide_name:
+            raise InvalidUsage("only the name of a file that is encrypted can be hidden")
+        return
+    if chunk_size > 0 and (count := chunk_count(size, chunk_size)) > MAX_SEALED_CHUNKS:
+        raise InvalidUsage(
+            f"the file would have {count} chunks, more than the {MAX_SEALED_CHUNKS} that an encrypted one"
+            " can have; put it with a larger --chunk-size"
+        )
 
 
 def file_name(path: Path, options: PutOptions) -> str:

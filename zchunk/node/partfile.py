@@ -1,9 +1,10 @@
 """A download on disk: `<target>.zpart`, `<target>.zjob`, and the last step to `<target>`.
 
-The .zpart has the file's full length from the start, each chunk at its place. The .zjob
-is a JSON journal: which file, which job, which chunks are in place. Bytes on disk are
-the truth (`scan`), the journal is a hint and says which file the bytes are of: a .zpart
-without a .zjob of the same file id counts for nothing and is moved aside, never deleted.
+The .zpart has the file's full length from the start, each chunk at its place, plain also of
+an encrypted file. The .zjob is a JSON journal: which file, which job, which chunks are in
+place; no key, and nothing that only a key tells. Bytes on disk are the truth (`scan`), the
+journal is a hint and says which file the bytes are of: a .zpart without a .zjob of the same
+file id counts for nothing and is moved aside, never deleted.
 
 What each kill leaves, and what the next run makes of it:
 - a .zjob alone (before the .zpart, or after the final rename): the job goes on from
@@ -521,7 +522,7 @@ class PartFile:
             self._write_journal(marked)
 
     def _write_journal(self, completed: set[int]) -> None:
-        m = self.manifest
+        m = self.manifest.public
         job = {
             "version": JOB_VERSION,
             "job_id": self.job_id,

@@ -3,7 +3,8 @@
 Decisions are `UploadJob`'s. Everything here runs in the bulk loop; blocking work goes
 to its threads. What may not happen here: a chunk's buffer given back while the running
 file digest still needs it; a commit before the manifest is durable at every holder and
-beside the client's own record of the upload.
+beside the client's own record of the upload; a plain byte or a plain digest of a file that
+is encrypted on its way to anybody: what is offered, asked about and sent is ciphertext.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.hashing import FileDigest
-from zchunk.manifest import IDENTITY, ChunkRow, Manifest, chunk_count, chunk_length
+from zchunk.manifest import IDENTITY, TAG_BYTES, ChunkRow, Manifest, chunk_count, chunk_length
 from zchunk.node.control import expect
 from zchunk.node.driver import JobDriver, Tell
 from zchunk.node.located import found_holders
 from zchunk.node.progress import Progress
+from zchunk.node.sealkeys import Sealing
 from zchunk.node.source import SourceFile
 from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.upload import (
@@ -72,6 +73,7 @@ from zchunk.protocol.messages import (
     PutBlock,
     PutManifest,
 )
+from zchunk.sealing import sealed_row
 
 log = logging.getLogger(__name__)
 
@@ -108,24 +110,25 @@ class Upload(JobDriver[Action]):
         planned: Planned,
         keep_at: Path,
         tell: Tell,
+        sealing: Sealing | None = None,
     ) -> None:
         """`plan` is what was asked, `planned` the answer that the user agreed to; `keep_at`
-        the folder where the uploader keeps the manifests of its files (SPEC U4).
-        Raises MalformedMessage for a plan that does not fit the file."""
+        the folder where the uploader keeps the manifests of its files (SPEC U4); `sealing`
+        encrypts the file. Raises MalformedMessage for a plan that does not fit the file."""
         super().__init__(bulk, tell)
         self.source = source
         self.name = name
         self._plan = plan
         self._planned = planned
         self._keep_at = keep_at
+        self._sealing = sealing
         count = chunk_count(plan.size, plan.chunk_size)
         self._rows: list[ChunkRow | None] = [None] * count
         #: SHA-256 -> a chunk of these bytes; zeros, for one, come again and again
         self._first_of: dict[bytes, int] = {}
         self._targets = assignment(planned, count)
         self._buffers: dict[int, Buffer] = {}
-        # One chunk may be larger than the budget; page rounding is a few kilobytes each.
-        self._pool = BufferPool(bulk.settings.transfer.receive_budget + plan.chunk_size)
+        self._pool = BufferPool(self._most_memory())
         self._digest = FileDigest()
         self._next_digest = 0
         self._digest_busy = False
@@ -154,15 +157,35 @@ class Upload(JobDriver[Action]):
             Failed: lambda action: self.fail(action.error),
         }
 
+    # -- memory ---------------------------------------------------------------------
+
+    def _most_memory(self) -> int:
+        """One chunk may be larger than the budget, and each is rounded up to pages."""
+        budget, chunk_size = self.bulk.settings.transfer.receive_budget, self._plan.chunk_size
+        return budget + self._memory(chunk_size) + disk.ALIGNMENT * (budget // chunk_size + 1)
+
+    def _memory(self, length: int) -> int:
+        """What a chunk takes: its plain bytes and, behind them, what is stored of them."""
+        return length if self._sealing is None else 2 * length + TAG_BYTES
+
+    def _length(self, index: int) -> int:
+        return chunk_length(self._plan.size, self._plan.chunk_size, index)
+
+    def _stored_view(self, index: int) -> memoryview:
+        length = self._length(index)
+        view = self._buffers[index].view(self._memory(length))
+        return view if self._sealing is None else view[length:]
+
     # -- the owner's calls, in the bulk loop ----------------------------------------
 
     def start(self) -> None:
         transfer = self.bulk.settings.transfer
+        overhead, share = (0, 1) if self._sealing is None else (TAG_BYTES, 2)
         self._started = self.now()
         for record in self._planned.peers:
             self.bulk.learn(record)
         self._job = UploadJob(
-            sizes=[chunk_length(self._plan.size, self._plan.chunk_size, i) for i in range(len(self._rows))],
+            sizes=[self._length(index) + overhead for index in range(len(self._rows))],
             assignment=self._targets,
             replicas=self._plan.replicas,
             min_peers=self._plan.min_peers if self._plan.distribute else 1,
@@ -171,7 +194,7 @@ class Upload(JobDriver[Action]):
             up=self.bulk.up(),
             unreachable=self.bulk.unreachable,
             limits=Limits(
-                budget=transfer.receive_budget,
+                budget=transfer.receive_budget // share,
                 block_min=transfer.block_size_min,
                 block_max=transfer.block_size_max,
                 stall_s=transfer.request_timeout_s,
@@ -219,14 +242,13 @@ class Upload(JobDriver[Action]):
 
     def _read(self, action: ReadChunk) -> None:
         index = action.chunk
-        size = chunk_length(self._plan.size, self._plan.chunk_size, index)
-        buffer = self._pool.try_reserve(size)
+        buffer = self._pool.try_reserve(self._memory(self._length(index)))
         assert buffer is not None  # the job's budget is less than the pool's
         self._buffers[index] = buffer
 
         def work() -> ChunkRow:
-            view = self.source.read_chunk(index, self._plan.chunk_size, buffer.view(size))
-            return ChunkRow(size, IDENTITY, hashing.sha256(view), hashing.blake3(view), None)
+            memory = buffer.view(self._memory(self._length(index)))
+            return self._row(index, self.source.read_chunk(index, self._plan.chunk_size, memory), memory)
 
         def then(row: ChunkRow) -> None:
             if self._rows[index] not in (None, row):
@@ -242,6 +264,14 @@ class Upload(JobDriver[Action]):
 
         self.submit(self.bulk.pools.hashing, work, then)
 
+    def _row(self, index: int, plain: memoryview, memory: memoryview) -> ChunkRow:
+        """The chunk's row; encrypts it into the rest of its memory, if that is asked for."""
+        size = len(plain)
+        if self._sealing is None:
+            return ChunkRow(size, IDENTITY, hashing.sha256(plain), hashing.blake3(plain), None)
+        key, chunk_size = self._sealing.key, self._plan.chunk_size
+        return sealed_row(*key.seal_chunk(index, chunk_size, plain, memory[size:]))
+
     def _digest_next(self) -> None:
         """Feed the file's digest, in order, from chunks that are in memory."""
         index = self._next_digest
@@ -249,7 +279,7 @@ class Upload(JobDriver[Action]):
             self._finish_if_ready()
             return
         self._digest_busy = True
-        view = self._buffers[index].view(chunk_length(self._plan.size, self._plan.chunk_size, index))
+        view = self._buffers[index].view(self._length(index))
 
         def then(_: None) -> None:
             assert self._job is not None
@@ -315,12 +345,11 @@ class Upload(JobDriver[Action]):
     def _send(self, action: SendBlock) -> None:
         row = self._rows[action.chunk]
         assert row is not None
-        view = self._buffers[action.chunk].view(action.offset + action.length)
         block = PutBlock(
             upload_id=self._plan.upload_id,
             sha256=row.sha256,
             offset=action.offset,
-            data=view[action.offset :],
+            data=self._stored_view(action.chunk)[action.offset : action.offset + action.length],
         )
 
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
@@ -419,20 +448,22 @@ class Upload(JobDriver[Action]):
         if self._keeping:
             return
         if self._manifest is None:
-            rows = tuple(row for row in self._rows if row is not None)
-            plan = self._plan
-            manifest = Manifest(self.name, plan.size, self._digest.digest(), plan.chunk_size, rows)
             self._keeping = True
-            keep = partial(self._keep_manifest, manifest)
-            self.submit(self.bulk.pools.writing, keep, lambda _: self._kept(manifest))
+            self.submit(self.bulk.pools.writing, self._keep_manifest, self._kept)
         else:
             self._put_manifests()
 
-    def _keep_manifest(self, manifest: Manifest) -> None:
+    def _keep_manifest(self) -> Manifest:
         """Durable before the commit: a crash after it finds the same file, not a second one."""
+        rows = tuple(row for row in self._rows if row is not None)
+        plan = self._plan
+        manifest = Manifest(self.name, plan.size, self._digest.digest(), plan.chunk_size, rows)
+        if self._sealing is not None:
+            manifest = self._sealing.manifest(manifest)
         self.source.check_unchanged()
         self._keep_at.mkdir(parents=True, exist_ok=True)
         disk.write_durable(self._keep_at / manifest.file_id, manifest.canonical)
+        return manifest
 
     def _kept(self, manifest: Manifest) -> None:
         self._manifest, self._keeping = manifest, False
@@ -554,7 +585,8 @@ class Upload(JobDriver[Action]):
                 "file_id": file.file_id,
                 "name": file.name,
                 "size": file.size,
-                "sha256": file.sha256.hex() if file.sha256 is not None else None,
+                "sha256": self._digest.digest().hex(),
+                "encrypted": self._sealing is not None,
                 "chunks_count": file.chunks_count,
                 "is_chunked": file.is_chunked,
                 "is_distributed": file.is_distributed,

@@ -25,7 +25,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.loop import Loop, Workers
-from zchunk.manifest import MAX_CHUNK_SIZE
+from zchunk.manifest import MAX_STORED_SIZE
 from zchunk.node.serving import Admission, BlockWanted, ChunkKey, Incoming, Outgoing
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.protocol import wire
@@ -169,7 +169,7 @@ class ChunkService:
     def _get_block(self, connection: bytes, request_id: int, ask: GetBlock) -> None:
         if not self._store.has(ask.sha256):
             raise NotFound(f"chunk {ask.sha256.hex()[:12]} is not held here")
-        if ask.length > MAX_CHUNK_SIZE:
+        if ask.length > MAX_STORED_SIZE:
             raise MalformedMessage(f"a block of {ask.length} bytes")
         wanted = BlockWanted(connection, request_id, ask.sha256, ask.offset, ask.length)
         self._outgoing.request(wanted, ask.received, self._now())
@@ -204,7 +204,7 @@ class ChunkService:
     # -- taking in ------------------------------------------------------------------
 
     def _offer(self, connection: bytes, request_id: int, offer: Offer) -> None:
-        if offer.size > MAX_CHUNK_SIZE:
+        if offer.size > MAX_STORED_SIZE:
             raise MalformedMessage(f"a chunk of {offer.size} bytes")
         if self._store.has(offer.sha256):
             self._take_lease(connection, request_id, offer)

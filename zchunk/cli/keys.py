@@ -1,0 +1,141 @@
+"""Passphrases and key files: where commands take them from, and `zchunk key`.
+
+A secret never stands on the command line, where every process could read it: it comes from
+a file, from stdin, from the environment or from the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from zchunk.cli.common import Invocation, emit_json, everywhere, json_option, pass_invocation, say
+from zchunk.cli.render import visible
+from zchunk.errors import InvalidUsage, KeyNeeded
+
+if TYPE_CHECKING:
+    from zchunk.sealing import Lock, Secret
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+VARIABLE = "ZCHUNK_PASSPHRASE"
+_WAYS = f"--passphrase-file, --key-file or {VARIABLE}"
+
+
+def secret_options(command: F) -> F:
+    """`--passphrase-file` and `--key-file`, as `passphrase_file` and `key_file`."""
+    for option in (
+        click.option(
+            "--key-file",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="Of an encrypted file: its key file (`zchunk key new`).",
+        ),
+        click.option(
+            "--passphrase-file",
+            metavar="FILE",
+            help=f"Of an encrypted file: the file with its passphrase, - for stdin; else {VARIABLE}.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the command line and the environment say about secrets."""
+
+    #: by an option
+    named: Secret | None
+    #: from the environment: there for every command, so it gives way to an option
+    ambient: Secret | None
+
+    @property
+    def given(self) -> Secret | None:
+        return self.named or self.ambient
+
+    def for_put(self) -> Secret:
+        """Asks twice where nothing was given. Raises KeyNeeded where nobody can be asked."""
+        if self.given is not None:
+            return self.given
+        _check_terminal(f"--encrypt needs a passphrase or a key file: give {_WAYS}")
+        return _asked("Passphrase for the file", twice=True)
+
+    def for_get(self, lock: Lock) -> Secret:
+        """Asks once where nothing was given. Raises KeyNeeded where nobody can be asked."""
+        if self.given is not None:
+            return self.given
+        if lock.key_id is not None:
+            raise KeyNeeded(f"the file is encrypted with {lock.text}: give it by --key-file")
+        _check_terminal(f"the file is encrypted with a passphrase: give --passphrase-file or {VARIABLE}")
+        return _asked("Passphrase of the file", twice=False)
+
+
+def keys_given(passphrase_file: str | None, key_file: Path | None) -> Keys:
+    """Reads what is named, once: stdin cannot be read again. Raises InvalidUsage, NotFound,
+    NotAllowed."""
+    from zchunk.sealing import Passphrase
+
+    if passphrase_file is not None and key_file is not None:
+        raise InvalidUsage("--passphrase-file and --key-file exclude each other")
+    text = os.environ.get(VARIABLE)
+    return Keys(_named(passphrase_file, key_file), Passphrase(text) if text else None)
+
+
+def _named(passphrase_file: str | None, key_file: Path | None) -> Secret | None:
+    from zchunk import keyfiles
+
+    if key_file is not None:
+        return keyfiles.read_key_file(key_file.expanduser())
+    if passphrase_file == "-":
+        return keyfiles.passphrase_of(sys.stdin.buffer.read(), "stdin")
+    if passphrase_file is not None:
+        return keyfiles.read_passphrase(Path(passphrase_file).expanduser())
+    return None
+
+
+def _check_terminal(message: str) -> None:
+    if not sys.stdin.isatty():
+        raise KeyNeeded(message)
+
+
+def _asked(question: str, *, twice: bool) -> Secret:
+    from zchunk.sealing import Passphrase
+
+    text = click.prompt(question, hide_input=True, confirmation_prompt=twice, err=True)
+    return Passphrase(text)
+
+
+# -- zchunk key -----------------------------------------------------------------------
+
+
+@click.group()
+@everywhere()
+def key() -> None:
+    """Make key files, for `zchunk put --encrypt --key-file`."""
+
+
+@key.command("new")
+@click.argument("file", type=click.Path(path_type=Path))
+@json_option
+@everywhere()
+@pass_invocation
+def new_key_file(invocation: Invocation, file: Path) -> None:
+    """Make a key file: 32 random bytes, for you alone (mode 0600). Never replaces a file.
+
+    Keep a copy in a safe place: what is encrypted with it cannot be read without it.
+    """
+    from zchunk.keyfiles import make_key_file
+
+    made = make_key_file(file.expanduser())
+    if invocation.json:
+        emit_json({"event": "done", "path": str(file), "key_id": made.key_id.hex()})
+        return
+    say(f"made {visible(str(file))}; keep a copy in a safe place: without it nothing encrypted with it opens")
+    click.echo(made.key_id.hex())
