@@ -305,10 +305,18 @@ class Client:
 
     def opened(self, where: Location, unlock: Unlock | None) -> Location:
         """With the manifest of an encrypted file opened: its name and SHA-256 are then the true
-        ones. Others come back as they are. Takes a moment for a passphrase.
+        ones. Others come back as they are, unless a secret was given for it: who has one expects
+        what its holders made, and by a name the tracker may show another file. Takes a moment
+        for a passphrase.
 
-        Raises KeyNeeded (nothing was given), WrongKey, ManifestInvalid."""
+        Raises KeyNeeded (nothing was given), WrongKey, InvalidUsage (not encrypted),
+        ManifestInvalid."""
         if where.manifest.sealed is None:
+            if unlock is not None and not callable(unlock):
+                raise InvalidUsage(
+                    f"{where.manifest.name!r} is not encrypted, so it is not the file that this secret is"
+                    " for; to have it all the same, give none"
+                )
             return where
         lock = head_of(where.manifest).lock
         secret = unlock(lock) if callable(unlock) else unlock

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,24 @@ from zchunk.cli.common import (
     pass_invocation,
     say,
 )
-from zchunk.cli.keys import keys_given, secret_options
-from zchunk.errors import Interrupted, InvalidUsage, TooFewPeers, TrackerUnreachable, ZchunkError
+from zchunk.cli.keys import key_file_option, keys_given, secret_options
+from zchunk.errors import (
+    IntegrityError,
+    Interrupted,
+    InvalidUsage,
+    NotFound,
+    TooFewPeers,
+    TrackerUnreachable,
+    WrongKey,
+    ZchunkError,
+)
 
 if TYPE_CHECKING:
     from zchunk.client import Client, PlannedUpload
     from zchunk.node.located import Location
     from zchunk.node.manager import PutOptions
     from zchunk.protocol.messages import FileRecord
+    from zchunk.sealing import Secret
 
 _STRATEGIES = ("round_robin", "contiguous", "balanced")
 
@@ -395,7 +406,7 @@ def get(
         invocation.say(f"{output} exists: looking whether it is the same")
     with invocation.client() as client:
         # Before anything is drawn: it may ask for the passphrase.
-        where = client.opened(client.locate(name_or_id), keys.for_get)
+        where = client.opened(client.locate(name_or_id), keys.named or keys.for_get)
 
         def run(tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
             return client.get_located(where, output, wait=not no_wait, force=force, on_event=tell)
@@ -443,19 +454,36 @@ def _show_got(done: dict[str, Any]) -> None:
 
 
 @click.command()
+@key_file_option
 @json_option
 @everywhere()
 @pass_invocation
-def ls(invocation: Invocation) -> None:
-    """List the files of the cluster, newest first."""
+def ls(invocation: Invocation, key_file: Path | None) -> None:
+    """List the files of the cluster, newest first.
+
+    With --key-file those encrypted with it are shown by their true names.
+    """
+    key = keys_given(None, key_file).named
     with invocation.client() as client:
         records = list(client.ls())
+        if key is not None:
+            records = [_opened_record(client, record, key) for record in records]
     if invocation.json:
         emit_json([file_json(record) for record in records])
     elif records:
         render.file_table(records)
     else:
         say("no files yet; `zchunk put FILE` uploads one")
+
+
+def _opened_record(client: Client, record: FileRecord, key: Secret) -> FileRecord:
+    """With its true name and SHA-256, if the key is that of the file."""
+    if record.sha256 is not None:
+        return record
+    with suppress(WrongKey, NotFound, IntegrityError):  # removed meanwhile, or odd: as it was listed
+        opened = client.opened(client.locate(record.file_id), key).manifest
+        return replace(record, name=opened.name, sha256=opened.sha256)
+    return record
 
 
 def file_json(record: FileRecord) -> dict[str, Any]:

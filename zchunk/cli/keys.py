@@ -28,23 +28,23 @@ VARIABLE = "ZCHUNK_PASSPHRASE"
 _WAYS = f"--passphrase-file, --key-file or {VARIABLE}"
 
 
+def key_file_option(command: F) -> F:
+    """`--key-file`, as `key_file`."""
+    return click.option(
+        "--key-file",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Of an encrypted file: its key file (`zchunk key new`).",
+    )(command)
+
+
 def secret_options(command: F) -> F:
     """`--passphrase-file` and `--key-file`, as `passphrase_file` and `key_file`."""
-    for option in (
-        click.option(
-            "--key-file",
-            metavar="FILE",
-            type=click.Path(path_type=Path),
-            help="Of an encrypted file: its key file (`zchunk key new`).",
-        ),
-        click.option(
-            "--passphrase-file",
-            metavar="FILE",
-            help=f"Of an encrypted file: the file with its passphrase, - for stdin; else {VARIABLE}.",
-        ),
-    ):
-        command = option(command)
-    return command
+    return click.option(
+        "--passphrase-file",
+        metavar="FILE",
+        help=f"Of an encrypted file: the file with its passphrase, - for stdin; else {VARIABLE}.",
+    )(key_file_option(command))
 
 
 @dataclass(frozen=True)
