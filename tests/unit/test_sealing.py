@@ -4,13 +4,17 @@ nonce serves two plaintexts; what others see says nothing."""
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
 import pytest
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -103,8 +107,6 @@ def test_a_chunk_comes_back_from_where_it_stands(plain: bytes, index: int) -> No
 
 def test_a_chunk_of_several_pieces_is_that_of_one() -> None:
     """GCM as the standard has it, whatever it is fed by."""
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
     plain, nonce, key, into = os.urandom(2 * sealing._PIECE + 77), b"n" * 12, b"k" * 32, bytearray()
     into.extend(bytes(len(plain) + 16))
     sealing._encrypt(key, nonce, b"bound", memoryview(plain), memoryview(into))
@@ -305,6 +307,50 @@ def test_a_body_that_does_not_fit_is_refused() -> None:
         body = FILE.key.seal_body(msgpack.packb(content), sealing._bound(outer, FILE.head))
         with pytest.raises(ManifestInvalid, match="sealed part"):
             open_manifest(replace(outer, sealed=msgpack.packb((*FILE.head.parts, body))), KEY)
+
+
+def test_the_sealed_form_is_a_disk_format_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/protocol.md, "Encrypted files", written down once more, with nothing of ours in it."""
+    drawn = iter([b"s" * 16, b"f" * 32])
+    monkeypatch.setattr(sealing, "secrets", SimpleNamespace(token_bytes=lambda length: next(drawn)))
+    head, key = new_key(KEY)
+    plain = [b"a" * CHUNK, b"bcd"]
+    made = [sealed_chunk(key, index, data) for index, data in enumerate(plain)]
+    rows = tuple(sealed_row(memoryview(stored), digest) for stored, digest in made)
+    whole = hashlib.sha256(b"".join(plain)).digest()
+    outer = seal_manifest(Manifest("hello.bin", CHUNK + 3, whole, CHUNK, rows), head, key, hide_name=True)
+
+    def prf(secret: bytes, data: bytes) -> bytes:
+        return hmac.digest(secret, data, "sha256")
+
+    def gcm(secret: bytes, nonce: bytes, bound: bytes, data: bytes) -> bytes:
+        return AESGCM(secret).encrypt(nonce, data, bound)
+
+    nonce_key = prf(b"f" * 32, b"zchunk nonces")
+    digests = [blake3(data).digest() for data in plain]
+    for index, data in enumerate(plain):
+        place = b"zchunk chunk" + CHUNK.to_bytes(4, "little") + index.to_bytes(8, "little")
+        nonce = prf(nonce_key, place + digests[index])[:12]
+        assert made[index][0] == gcm(prf(b"f" * 32, b"zchunk chunks"), nonce, place, data)
+    lock = ["key file", b"s" * 16, prf(KEY.key, b"zchunk key id")[:8]]
+    wrapped = gcm(prf(KEY.key, b"zchunk wrap " + b"s" * 16), bytes(12), msgpack.packb(lock), b"f" * 32)
+    content = msgpack.packb(["hello.bin" + "\0" * 247, whole, b"".join(digests)])
+    unsealed = [1, outer.name, CHUNK + 3, None, CHUNK, msgpack.unpackb(outer.canonical)[5], b""]
+    bound = hashlib.sha256(msgpack.packb([msgpack.packb(unsealed), [1, lock, wrapped]])).digest()
+    nonce = prf(nonce_key, bound + hashlib.sha256(content).digest())[:12]
+    body = nonce + gcm(prf(b"f" * 32, b"zchunk body"), nonce, bound, content)
+    assert outer.sealed == msgpack.packb([1, lock, wrapped, body])
+    assert outer.name == "encrypted-" + prf(b"f" * 32, b"zchunk name")[:8].hex()
+    assert outer.file_id == "1239691f271109657905a3fef762a6f0d04b1a404e64345b63470fa17e6c3276"
+
+
+def test_a_passphrase_wraps_by_scrypt_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([b"s" * 16, b"f" * 32])
+    monkeypatch.setattr(sealing, "secrets", SimpleNamespace(token_bytes=lambda length: next(drawn)))
+    head, _ = new_key(Passphrase("u\u0308ber"))
+    wrapping = hashlib.scrypt("\u00fcber".encode(), salt=b"s" * 16, n=2**16, r=8, p=2, maxmem=2**27, dklen=32)
+    lock = msgpack.packb(["scrypt", b"s" * 16, 16, 8, 2])
+    assert head.wrapped == AESGCM(wrapping).encrypt(bytes(12), b"f" * 32, lock)
 
 
 # -- hostile heads -------------------------------------------------------------------------

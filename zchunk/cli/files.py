@@ -482,7 +482,8 @@ def _opened_record(client: Client, record: FileRecord, key: Secret) -> FileRecor
         return record
     with suppress(WrongKey, NotFound, IntegrityError):  # removed meanwhile, or odd: as it was listed
         opened = client.opened(client.locate(record.file_id), key).manifest
-        return replace(record, name=opened.name, sha256=opened.sha256)
+        if opened.file_id == record.file_id:  # and no file whose name is that id
+            return replace(record, name=opened.name, sha256=opened.sha256)
     return record
 
 
