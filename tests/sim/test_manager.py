@@ -9,8 +9,10 @@ import pytest
 
 from tests.sim.cluster import CHUNK, Cluster, Outcome
 from zchunk import hashing
-from zchunk.errors import ChunkCorrupt, StoreOffline
-from zchunk.node.manager import DistributedChunkManager
+from zchunk.errors import ChunkCorrupt, InvalidUsage, StoreOffline
+from zchunk.manifest import MAX_SEALED_CHUNKS
+from zchunk.node.manager import DistributedChunkManager, PutOptions
+from zchunk.sealing import Passphrase
 
 UPLOAD = "ab" * 16
 
@@ -87,3 +89,23 @@ def test_a_node_distributes_files_of_its_own_pc(cluster: Cluster) -> None:
     cluster.run(lambda: outcome.ended, "the upload")
     outcome.expect_done()
     cluster.verify({"from a node": large})
+
+
+def test_encryption_is_not_for_uploads_that_start_in_a_loop(cluster: Cluster) -> None:
+    """Making a key takes a quarter of a second, in which a node would answer nobody."""
+    manager, outcome = manager_of(cluster), Outcome()
+    large = cluster.make_file("large", 5 * CHUNK)
+    options = PutOptions(encrypt=Passphrase("pale blue dot"))
+    with pytest.raises(InvalidUsage, match=r"Client\.put"):
+        manager.scan_and_distribute_large_file(large, outcome.tell, options=options)
+    assert not outcome.events
+
+
+def test_what_no_encrypted_file_can_be(cluster: Cluster) -> None:
+    manager, encrypt = manager_of(cluster), Passphrase("pale blue dot")
+    most = PutOptions(encrypt=encrypt, chunk_size=CHUNK)
+    manager.plan_request(MAX_SEALED_CHUNKS * CHUNK, most, None)
+    with pytest.raises(InvalidUsage, match="larger --chunk-size"):
+        manager.plan_request(MAX_SEALED_CHUNKS * CHUNK + 1, most, None)
+    with pytest.raises(InvalidUsage, match="only the name of a file that is encrypted"):
+        manager.plan_request(CHUNK, PutOptions(hide_name=True), None)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from zchunk import hashing, sealing
 from zchunk.errors import ChunkCorrupt, InvalidUsage, ManifestInvalid, WrongKey, ZchunkError
-from zchunk.manifest import MIN_CHUNK_SIZE, ChunkRow, Manifest, parse
+from zchunk.manifest import MAX_CHUNK_SIZE, MAX_SEALED_CHUNKS, MIN_CHUNK_SIZE, ChunkRow, Manifest, parse
 from zchunk.sealing import (
     COST,
     Cost,
@@ -351,6 +351,19 @@ def test_a_passphrase_wraps_by_scrypt_and_nothing_else(monkeypatch: pytest.Monke
     wrapping = hashlib.scrypt("\u00fcber".encode(), salt=b"s" * 16, n=2**16, r=8, p=2, maxmem=2**27, dklen=32)
     lock = msgpack.packb(["scrypt", b"s" * 16, 16, 8, 2])
     assert head.wrapped == AESGCM(wrapping).encrypt(bytes(12), b"f" * 32, lock)
+
+
+def test_the_longest_manifest_fits_a_frame(secret: Secret) -> None:
+    """A row costs the same wherever it stands, so a short file tells of a long one."""
+    head, key = new_key(secret, CHEAP)
+
+    def length(count: int) -> int:
+        rows = (ChunkRow(MAX_CHUNK_SIZE + 16, "aes256gcm", b"s" * 32, b"b" * 32, b"p" * 32),) * count
+        true = Manifest("n" * 4096, count * MAX_CHUNK_SIZE, b"w" * 32, MAX_CHUNK_SIZE, rows)
+        return len(seal_manifest(true, head, key, hide_name=False).canonical)
+
+    a_row = (length(70_000) - length(10_000)) / 60_000
+    assert length(70_000) + a_row * (MAX_SEALED_CHUNKS - 70_000) < 64 * 1024**2 - 64 * 1024
 
 
 # -- hostile heads -------------------------------------------------------------------------

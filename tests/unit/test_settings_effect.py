@@ -287,7 +287,9 @@ def _client_resumes(world: World) -> bool:
     part = SimpleNamespace(job_id="1", created_at="2026-01-31T14:02:05.123Z")
     world.patch.setattr(client_module, "open_part", lambda *_: part)
     client = world.client()
-    where: Any = SimpleNamespace(manifest=SimpleNamespace(file_id="f", name="file", size=0, chunks=()))
+    where: Any = SimpleNamespace(
+        manifest=SimpleNamespace(file_id="f", name="file", size=0, chunks=(), sealed=None)
+    )
     world.patch.setattr(client, "locate", lambda name: where)
     client.get("file", world.root / "nowhere")
     return told[0]

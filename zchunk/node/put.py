@@ -162,7 +162,8 @@ class Upload(JobDriver[Action]):
     def _most_memory(self) -> int:
         """One chunk may be larger than the budget, and each is rounded up to pages."""
         budget, chunk_size = self.bulk.settings.transfer.receive_budget, self._plan.chunk_size
-        return budget + self._memory(chunk_size) + disk.ALIGNMENT * (budget // chunk_size + 1)
+        rounding = disk.ALIGNMENT * (budget // chunk_size + 1)
+        return max(budget + chunk_size, self._memory(chunk_size)) + rounding
 
     def _memory(self, length: int) -> int:
         """What a chunk takes: its plain bytes and, behind them, what is stored of them."""
