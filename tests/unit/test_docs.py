@@ -26,11 +26,20 @@ from zchunk.clock import SystemClock
 from zchunk.errors import BY_CODE
 from zchunk.loop import LoopThread
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest, parse
+from zchunk.node import gatekeeper
 from zchunk.node.joining import join
 from zchunk.node.membership import Membership
 from zchunk.node.process import NodeProcess
-from zchunk.protocol.messages import BY_TYPE, HEADER_FIELDS, PAYLOAD_FIELDS, FileRecord, PeerRecord, Request
-from zchunk.tracker import core, health
+from zchunk.protocol.messages import (
+    BY_TYPE,
+    HEADER_FIELDS,
+    PAYLOAD_FIELDS,
+    FileRecord,
+    MemberRecord,
+    PeerRecord,
+    Request,
+)
+from zchunk.tracker import core, gate, health
 from zchunk.tracker.records import health_fields
 from zchunk.tracker.server import Tracker, make_token
 from zchunk.transport.zeromq import ZmqTransport
@@ -78,6 +87,7 @@ def fenced(text: str, word: str) -> str:
     return match[1]
 
 
+_RECORDS = (PeerRecord, MemberRecord, FileRecord)
 MESSAGES = sections(PROTOCOL)
 TOPICS = sections(EVENTS)
 
@@ -103,7 +113,7 @@ def test_a_request_names_its_answer(kind: str) -> None:
     assert f"Answer: `{BY_TYPE[kind].REPLY.TYPE}`." in MESSAGES[kind]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("record", [PeerRecord, FileRecord])
+@pytest.mark.parametrize("record", _RECORDS)
 def test_records_have_exactly_their_fields(record: type) -> None:
     text = chapter(PROTOCOL, "Records").split(f"{record.__name__}, ")[1].split("\n\n")[1]
     assert names(text) == [field.name for field in fields(record)]
@@ -146,8 +156,8 @@ def _known() -> set[str]:
     found = {*_WORDS, *BY_TYPE, *BY_CODE, *TOPICS}
     for kind, of_type in every.items():
         found |= of_type | {f"{kind}.{field}" for field in of_type}
-    found |= {field.name for record in (PeerRecord, FileRecord) for field in fields(record)}
-    found |= {"file.file_id"}
+    found |= {field.name for record in _RECORDS for field in fields(record)}
+    found |= {"file.file_id", gate.REQUESTS, gate.EVENTS, gatekeeper.DOOR}
     for section, model in config.SECTIONS.items():
         found |= {*model.model_fields, *(f"{section}.{key}" for key in model.model_fields)}
     for topic in TOPICS.values():
@@ -201,7 +211,8 @@ def test_the_manifest_example_is_what_the_code_computes() -> None:
 def test_the_published_topics_are_documented_and_no_other() -> None:
     source = Path(core.__file__).read_text()
     published = set(re.findall(r'self\._(?:publish|event)\("([a-z.]+)"', source))
-    published |= set(re.findall(r'topic = "([a-z.]+)" if .* else "([a-z.]+)"', source)[0])
+    for pair in re.findall(r'topic = "([a-z.]+)" if .* else "([a-z.]+)"', source):
+        published |= set(pair)
     assert {*published, *health.TOPICS} == set(TOPICS)
 
 
@@ -211,19 +222,18 @@ def test_the_fields_of_a_files_health_are_documented(topic: str) -> None:
     assert names(TOPICS[topic]) == list(health_fields(copies))
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[SimpleNamespace]:
-    """A tracker, and a home that has joined it as an observer."""
-    settings = config.load(
-        None, {"tracker": {"bind": "127.0.0.1:0"}, "node": {"bind": "127.0.0.1:0"}}, environ={}
-    )
+@pytest.fixture(params=["curve", "plain"])
+def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
+    """A tracker, and a home that has joined it as an observer; in both transports."""
+    bind, security = {"bind": "127.0.0.1:0"}, {"transport": request.param}
+    settings = config.load(None, {"tracker": bind, "node": bind, "security": security}, environ={})
     transport, clock = ZmqTransport(), SystemClock()
     tracker = Tracker(tmp_path / "tracker", settings, clock, transport)
     thread = LoopThread(tracker.loop, lambda error: None)
     thread.start()
 
     def enrol(folder: Path, role: str) -> Membership:
-        token = make_token(tracker.files, clock, role=role, expires_s=60, once=True, transport="plain")
+        token = make_token(tracker.files, clock, role=role, expires_s=60, once=True, transport=request.param)
         joining = ZmqTransport()
         try:
             return join(folder, token, folder.parent.name, joining, clock, 10)
@@ -250,17 +260,21 @@ def test_the_subscriber_example_follows_a_real_tracker(cluster: SimpleNamespace,
             membership = cluster.enrol(tmp_path / "A" / "node", "node")
             node = NodeProcess(tmp_path / "A" / "node", membership, cluster.settings)
             node.start()
-            came = watcher.stdout.readline()
+            joined, came = watcher.stdout.readline(), watcher.stdout.readline()
             node.stop()
             left = watcher.stdout.readline()
         finally:
             guard.cancel()
             watcher.kill()
+    assert joined.startswith("member.joined {")
     assert came.startswith("peer.up {")
     assert "'name': 'A', 'reason': 'hello'" in came
     assert left.startswith("peer.down {")
     assert "'reason': 'goodbye'" in left
     assert set(names(TOPICS["peer.up"])) == set(yaml.safe_load(came.partition(" ")[2]))
+    member = yaml.safe_load(joined.partition(" ")[2])
+    assert names(TOPICS["member.joined"]) == list(member)
+    assert sorted(member["member"]) == sorted(field.name for field in fields(MemberRecord))
 
 
 # -- rows ---------------------------------------------------------------------------------------------
