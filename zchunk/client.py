@@ -28,6 +28,7 @@ from zchunk.config import load as load_settings
 from zchunk.errors import (
     InvalidUsage,
     KeyNeeded,
+    NotAllowed,
     NotFound,
     TargetExists,
     TrackerUnreachable,
@@ -324,6 +325,14 @@ class Client:
             raise KeyNeeded(f"{where.manifest.name!r} is encrypted with {lock.text}, which was not given")
         return replace(where, manifest=open_manifest(where.manifest, secret))
 
+    def _check_fetches(self) -> None:
+        """Nodes would refuse each chunk: better said at once."""
+        if self.membership.role == "observer":
+            raise NotAllowed(
+                f"{self.membership.name} joined as observer, which may look and not fetch; a token for a"
+                " client (`zchunk token --role client` on the tracker's PC) makes a member that may"
+            )
+
     def _at_target(self, where: Location, path: Path, force: bool) -> dict[str, Any] | None:
         """The `done` event where the target is the file already. Raises TargetExists."""
         if not path.exists():
@@ -352,6 +361,7 @@ class Client:
         self, where: Location, record: JobRecord, wait: bool, on_event: OnEvent | None
     ) -> dict[str, Any]:
         """Runs the job in this process; the record becomes that of what is at the target."""
+        self._check_fetches()
         try:
             part = open_part(Path(record.target), where.manifest, record.job_id)
         except ZchunkError as error:

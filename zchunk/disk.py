@@ -124,6 +124,12 @@ def _write_synced(path: Path, data: Writable, mode: int) -> None:
         os.close(fd)
 
 
+def private_folder(path: Path) -> None:
+    """Makes it for its owner alone, if it is not there: keys lie in it, and everyone's chunks.
+    What is there keeps its mode. Raises OSError."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def discard(path: Path) -> None:
     """Removes `path` if that is possible: for clean-up behind an error that matters more."""
     with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import msgpack
 import pytest
 import zmq
+from zmq.utils import z85
 
 from tests.integration.cluster import MIB, PATIENCE_S, Cluster, flip_bit, make_file, sha256_of
 from tests.integration.conftest import SMALL
@@ -22,12 +24,18 @@ from tests.waiting import wait_for
 class Events:
     """What the tracker publishes, in a thread: a tool with pyzmq and msgpack alone."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.seen: list[dict[str, Any]] = []
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.subscribe(b"")
-        self._socket.connect(f"tcp://{endpoint}")
+        home = cluster.client.home / "client"
+        own = json.loads((home / "key.json").read_text())
+        self._socket.curve_secretkey = z85.encode(bytes.fromhex(own["secret"]))
+        self._socket.curve_publickey = z85.encode(bytes.fromhex(own["public"]))
+        tracker_key = json.loads((home / "membership.json").read_text())["tracker_key"]
+        self._socket.curve_serverkey = z85.encode(bytes.fromhex(tracker_key))
+        self._socket.connect(f"tcp://{cluster.tracker.events}")
         self._stopping = threading.Event()
         self._failure: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run)
@@ -64,7 +72,7 @@ class Events:
 @contextmanager
 def listening(cluster: Cluster) -> Iterator[Events]:
     """Behind this every event is heard: a first one was."""
-    events = Events(cluster.tracker.events)
+    events = Events(cluster)
     try:
         events.until(lambda event: event["topic"] == "tick", "a tick")
         yield events

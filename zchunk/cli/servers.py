@@ -26,13 +26,14 @@ from zchunk.cli.common import (
     token_text,
 )
 from zchunk.cli.members import check_same_cluster, host_name, join_cluster
-from zchunk.errors import InvalidUsage, NotJoined, TokenRefused
+from zchunk.errors import InvalidUsage, NotJoined, TokenRefused, TrackerUnreachable
 
 if TYPE_CHECKING:
     from zchunk.config import Settings
     from zchunk.node.membership import Membership
     from zchunk.node.process import NodeProcess
     from zchunk.tracker.server import Tracker
+    from zchunk.transport.auth import Token
 
 log = logging.getLogger(__name__)
 
@@ -209,12 +210,23 @@ def _membership(folder: Path, argument: str | None, settings: Settings) -> Membe
     if known is None:
         return join_cluster(folder, token, settings.node.name or host_name(), settings)
     check_same_cluster(folder, known, token)
+    known = _join_again(folder, token, known, settings)
     if (token.addresses, token.transport) != (known.tracker, known.transport):
         known = replace(known, tracker=token.addresses, transport=token.transport)
         save(folder, known)
         say(f"the tracker is now at {', '.join(known.tracker)}, by {known.transport} transport")
     say(f"{folder} is a member of this cluster already, as {known.name}")
     return known
+
+
+def _join_again(folder: Path, token: Token, known: Membership, settings: Settings) -> Membership:
+    """Nothing changes for a member; a tracker whose list was lost knows it again. One that
+    does not answer, or a token from a year ago in a start script, stop no node."""
+    try:
+        return join_cluster(folder, token, known.name, settings)
+    except (TrackerUnreachable, TokenRefused) as error:
+        log.info("not joined anew: %s", error.message)
+        return known
 
 
 def _serve_node(process: NodeProcess, membership: Membership, settings: Settings, home: Path) -> None:

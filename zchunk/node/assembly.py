@@ -53,7 +53,7 @@ def control_plane(
         session=session,
         subscribe=lambda endpoints: transport.subscriber(endpoints, CONTROL, curve),
         events_at=membership.events,
-        tracker=transport.dealer(membership.tracker, CONTROL, curve),
+        connect=lambda: transport.dealer(membership.tracker, CONTROL, curve),
         claim=identity.claim,
         where=", ".join(membership.tracker),
         registrar=registrar,

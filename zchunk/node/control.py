@@ -54,6 +54,8 @@ OnPeer = Callable[[PeerRecord], None]
 OnEvent = Callable[[Event], None]
 OnMissed = Callable[[Missed], None]
 
+#: After the tracker did not talk to us it is tried again so much later.
+_AGAIN_S = 1.0
 #: The tracker has so long for a page of its history.
 _HISTORY_S = 10.0
 
@@ -94,7 +96,7 @@ class ControlPlane:
         *,
         loop: Loop,
         session: Session,
-        tracker: Socket,
+        connect: Callable[[], Socket],
         subscribe: Callable[[tuple[str, ...]], Socket],
         events_at: tuple[str, ...],
         claim: str | None,
@@ -102,11 +104,17 @@ class ControlPlane:
         registrar: Registrar | None = None,
     ) -> None:
         """`where` names the tracker's addresses in errors. `events_at`: where the tracker
-        published when last heard of; `subscribe` connects there. `claim` is our peer id in
+        published when last heard of; `connect` makes the
+        socket for requests, `subscribe` that for events there. `claim` is our peer id in
         plain transport, None where the transport proves it."""
         self.loop = loop
         self.session = session
-        self._tracker = tracker
+        self._connect = connect
+        self._tracker = connect()
+        #: when to try again, after the tracker did not talk to us
+        self._again_at: float | None = None
+        #: what was said of that last
+        self._complaint = ""
         self._claim = claim
         self._where = where
         self._registrar = registrar
@@ -119,7 +127,7 @@ class ControlPlane:
         self._subscribe = subscribe
         self._events_at = events_at
         self._events = subscribe(events_at)
-        loop.add_socket(tracker, self._on_tracker)
+        loop.add_socket(self._tracker, self._on_tracker)
         loop.add_socket(self._events, self._on_event)
         loop.add_timed(self)
         if registrar is not None:
@@ -160,11 +168,14 @@ class ControlPlane:
     # -- Timed ----------------------------------------------------------------------
 
     def deadline(self) -> float | None:
-        return self.session.deadline()
+        times = (self.session.deadline(), self._again_at)
+        return min((at for at in times if at is not None), default=None)
 
     def on_time(self, now: float) -> None:
         if self._registrar is not None:
             self.session.set_status(self._registrar.status())
+        if self._again_at is not None and self._again_at <= now:
+            self._connect_again()
         self._perform(self.session.on_time(now))
 
     # -- inside the loop ------------------------------------------------------------
@@ -188,13 +199,14 @@ class ControlPlane:
     def _on_tracker(self, received: Arrival) -> None:
         now = self._now()
         if received is Link.UP:
+            self._complaint = ""
             self._perform(self.session.link_up(now))
         elif received is Link.DOWN:
             self._perform(self.session.link_down(now))
         elif isinstance(received, Link):
             error = closed_door(received, f"the tracker at {self._where}", encrypted=self._claim is None)
-            # A command ends with it, a node goes on.
-            log.log(logging.INFO if self._registrar is None else logging.WARNING, "%s", error.message)
+            self._complain(error)
+            self._again_at = now + _AGAIN_S
             sure, final = received is not Link.STRANGE, received is Link.REFUSED
             self._perform(self.session.link_failed(error, sure, final, now))
         else:
@@ -212,7 +224,24 @@ class ControlPlane:
             return
         self._perform(self.session.reply(envelope.request_id, envelope.message, now))
 
+    def _complain(self, error: ZchunkError) -> None:
+        """Once, and not with each attempt. A command ends with it anyway, a node goes on."""
+        if error.message != self._complaint:
+            log.log(logging.INFO if self._registrar is None else logging.WARNING, "%s", error.message)
+        self._complaint = error.message
+
+    def _connect_again(self) -> None:
+        """A socket that met a closed door may have given up: others take their place."""
+        self._again_at = None
+        if not self.session.linked:
+            self.loop.remove_socket(self._tracker)
+            self._tracker = self._connect()
+            self.loop.add_socket(self._tracker, self._on_tracker)
+        self._follow_at(self._events_at)
+
     def _on_event(self, received: Arrival) -> None:
+        if isinstance(received, Link) and received not in (Link.UP, Link.DOWN):
+            self._again_at = self._again_at or self._now() + _AGAIN_S
         if not isinstance(received, Received):
             return
         try:
@@ -294,10 +323,13 @@ class ControlPlane:
         """A tracker that was started anew may publish elsewhere. What is missed while the
         subscription moves shows as a gap."""
         if events_at and events_at != self._events_at:
-            self._events_at = events_at
-            self.loop.remove_socket(self._events)
-            self._events = self._subscribe(events_at)
-            self.loop.add_socket(self._events, self._on_event)
+            self._follow_at(events_at)
+
+    def _follow_at(self, events_at: tuple[str, ...]) -> None:
+        self._events_at = events_at
+        self.loop.remove_socket(self._events)
+        self._events = self._subscribe(events_at)
+        self.loop.add_socket(self._events, self._on_event)
 
     def _tell_caught_up(self) -> None:
         for loop, on_caught_up in self._on_caught_up:

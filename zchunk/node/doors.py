@@ -13,7 +13,8 @@ def closed_door(link: Link, who: str, encrypted: bool) -> ZchunkError:
     `encrypted` is our side."""
     if link is Link.REFUSED:
         return NotAllowed(
-            f"{who} does not let this PC in: it is no member of the cluster, or was cut off from it; {_JOIN}"
+            f"{who} does not let this PC in: it was cut off from the cluster, or is no member of it; on the"
+            " tracker's PC `zchunk peers allow` lets a member in again, and `zchunk token` makes one"
         )
     if link is Link.MISMATCH and encrypted:
         return TransportMismatch(
@@ -23,6 +24,6 @@ def closed_door(link: Link, who: str, encrypted: bool) -> ZchunkError:
     if link is Link.MISMATCH:
         return TransportMismatch(f"{who} speaks curve (encrypted), and this PC joined it with plain: {_JOIN}")
     return WrongServer(
-        f"what listens as {who} is not whom this PC knows: it has another key, or is another program;"
-        f" where the tracker was set up anew, {_JOIN}"
+        f"what listens as {who} is not whom this PC knows: it has another key, or is another program"
+        " (docs/security.md: when a tracker's key is lost)"
     )

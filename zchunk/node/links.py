@@ -65,7 +65,7 @@ class PeerLinks:
         self._identity = identity
         self._known: dict[str, PeerRecord] = {}
         self._peers: dict[str, _Peer] = {}
-        #: peers that refused us -> when to try again
+        #: peers that do not talk to us -> when to try again
         self._try_again: dict[str, float] = {}
         self._next_id = 1
         #: requests sent per peer, for tests and `status`
@@ -218,14 +218,13 @@ class PeerLinks:
         peer.reach.wants(bool(peer.pending), now)
 
     def _on_closed_door(self, peer_id: str, peer: _Peer, link: Link, now: float) -> None:
-        """It does not talk to us: it cannot be reached. Where it refused us, its socket has
-        given up; after a pause another one tries, since its tracker may tell it better."""
+        """It does not talk to us: it cannot be reached. After a pause another socket tries,
+        since its tracker may tell it better, or the right one is there again."""
         error = closed_door(link, self._where(peer_id), encrypted=self._identity.claim is None)
         log.warning("%s", error.message)
-        if link is Link.REFUSED:
-            self._try_again[peer_id] = now + _REFUSED_S
-            self.on_reach(peer_id, False)
-            self.drop(peer_id, PeerUnreachable(error.message))
+        self._try_again[peer_id] = now + _REFUSED_S
+        self.on_reach(peer_id, False)
+        self.drop(peer_id, PeerUnreachable(error.message))
 
     def _flush(self, peer: _Peer) -> None:
         unsent, peer.unsent = peer.unsent, []

@@ -76,7 +76,7 @@ def key_of(folder: Path) -> KeyPair:
 
 
 def save(folder: Path, membership: Membership) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.private_folder(folder)
     data = json.dumps(asdict(membership), indent=1).encode()
     disk.write_durable(folder / _FILE, data, mode=0o600)
 

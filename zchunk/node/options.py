@@ -35,5 +35,5 @@ def load(folder: Path) -> dict[str, Any]:
 def keep(folder: Path, options: Mapping[str, Any]) -> None:
     """Durable on return; writes nothing where nothing changed."""
     if dict(options) != load(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.private_folder(folder)
         disk.write_durable(folder / _FILE, json.dumps(options).encode())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from zchunk import disk
 from zchunk.clock import SystemClock
 from zchunk.config import Settings
 from zchunk.errors import AlreadyRunning, TrackerUnreachable, ZchunkError
@@ -106,7 +107,7 @@ class NodeProcess:
 
 def node_lock(folder: Path) -> FileLock:
     """Held by whoever works as the node at HOME/node; AlreadyRunning where another does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.private_folder(folder)
     lock = FileLock(str(folder / "node.lock"))
     try:
         lock.acquire(timeout=0)

@@ -280,7 +280,7 @@ class Membership:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with disk.storage_errors(self._path, "locking"):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            disk.private_folder(self._path.parent)
             # A lock object of its own each time: two threads must exclude each other too.
             lock = FileLock(str(self._path) + ".lock", timeout=_LOCK_PATIENCE_S, mode=_OWNER_ONLY)
             try:

@@ -135,7 +135,7 @@ class TrackerFiles:
 
     def lock(self) -> FileLock:
         """Held while a tracker runs on this home; AlreadyRunning where one does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        disk.private_folder(self.folder)
         lock = FileLock(str(self.folder / "tracker.lock"))
         try:
             lock.acquire(timeout=0)

@@ -38,7 +38,7 @@ def load_or_make_key(path: Path) -> KeyPair:
     """
     if not path.exists():
         pair = new_key_pair()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.private_folder(path.parent)
         text = json.dumps({"public": pair.public.hex(), "secret": pair.secret.hex()})
         disk.write_durable(path, text.encode(), mode=0o600)
         return pair

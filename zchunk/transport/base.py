@@ -35,12 +35,12 @@ class Link(Enum):
 
     UP = "up"
     DOWN = "down"
-    #: the other side does not let our key in (CURVE); the socket gives up
+    # After one of these the socket may have given up: its owner makes another one later.
+    #: the other side does not let our key in (CURVE)
     REFUSED = "refused"
-    #: one side encrypts and the other does not; the socket goes on trying
+    #: one side encrypts and the other does not
     MISMATCH = "mismatch"
-    #: connections are made and no handshake works: another program, or another key; the
-    #: socket goes on trying
+    #: connections are made and no handshake works: another program, or another key
     STRANGE = "strange"
 
 

@@ -351,7 +351,8 @@ class ConnectedSocket:
         self._addresses = deque(addresses)
         #: handshakes that failed since the last that did not
         self._failed = 0
-        self._mismatched = False
+        #: addresses that answered in another way than we speak
+        self._gave_up = 0
         self._connected_at = 0.0
         self._monitor = raw.get_monitor_socket(_LINK_EVENTS)
         self._connect()
@@ -399,7 +400,7 @@ class ConnectedSocket:
 
     def _changed(self, event: int, value: int) -> Link | None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._failed, self._mismatched = 0, False
+            self._failed = self._gave_up = 0
             return Link.UP
         if event == zmq.EVENT_DISCONNECTED:
             # That of a handshake which failed is no news.
@@ -415,16 +416,21 @@ class ConnectedSocket:
         return None
 
     def _handshake_failed(self, event: int, value: int) -> Link | None:
-        """Of a mismatch one side is told in words, by turns, the other sees a broken line."""
+        """libzmq does not connect again after an error of the protocol, and does after others:
+        one may fail because the other side was just ended."""
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and self._was_last_address():
+            is_mismatch = value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+            return Link.MISMATCH if is_mismatch else Link.STRANGE
         self._failed += 1
-        if (
-            event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
-        ):
-            self._mismatched = True
-        if self._failed != _STRANGE_AFTER * len(self._addresses):
-            return None
-        return Link.MISMATCH if self._mismatched else Link.STRANGE
+        return Link.STRANGE if self._failed == _STRANGE_AFTER * len(self._addresses) else None
+
+    def _was_last_address(self) -> bool:
+        """Another address may lead to whom we look for; libzmq has given this one up."""
+        self._gave_up += 1
+        if self._gave_up >= len(self._addresses):
+            return True
+        self._next_address()
+        return False
 
     def _next_address(self) -> None:
         if len(self._addresses) < 2 or self.link is Link.UP:
