@@ -10,6 +10,12 @@ import time
 from datetime import datetime, timezone
 from typing import NamedTuple, Protocol
 
+#: Bounds of what processes tell each other of heartbeats and leases: 10 ms to a year.
+MIN_PERIOD_S = 0.01
+MAX_PERIOD_S = 366 * 86400.0
+#: The end of the year 9999, the last that a calendar shows, in milliseconds.
+MAX_WALL_MS = 253_402_300_799_999
+
 
 class Now(NamedTuple):
     """One moment by both clocks, as pure machines are handed it."""

@@ -24,15 +24,18 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zchunk import addresses
+from zchunk.clock import MAX_PERIOD_S, MIN_PERIOD_S
 from zchunk.errors import ConfigError, InvalidUsage
 from zchunk.manifest import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, chunk_size_problem
-from zchunk.placement import Strategy
+from zchunk.placement import MAX_COPIES, Strategy
 
 PREFIX = "ZCHUNK_"
 TRACKER_PORT = 7700
 NODE_PORT = 7710
 #: A lease must outlast two heartbeats that are lost or late.
 LEASE_HEARTBEATS = 2.5
+#: some thirty years: what is longer is a slip, and more than timers take
+MAX_SECONDS = 1e9
 MIN_BLOCK_SIZE = 4096
 #: Larger blocks would let a slow link look dead: nothing is heard before a block is whole.
 MAX_BLOCK_SIZE = 16 * 1024**2
@@ -135,7 +138,9 @@ def _database(value: str) -> str:
 
 
 Number = Annotated[int, BeforeValidator(_no_bool)]
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+#: Times that others are told (`protocol.messages.Period`).
+Period = Annotated[Seconds, Field(ge=MIN_PERIOD_S, le=MAX_PERIOD_S)]
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 BlockSize = Annotated[Bytes, Field(ge=MIN_BLOCK_SIZE, le=MAX_BLOCK_SIZE)]
 ChunkSize = Annotated[Bytes, AfterValidator(_chunk_size)]
@@ -148,7 +153,8 @@ Advertise = Annotated[
     Field(max_length=addresses.MAX_ANNOUNCED),
 ]
 
-_SECONDS = "a number of seconds greater than 0"
+_SECONDS = f"a number of seconds greater than 0, up to {MAX_SECONDS:.0f}"
+_PERIOD = f"a number of seconds from {MIN_PERIOD_S} to {MAX_PERIOD_S:.0f}"
 _BYTES = _SIZE_FORMS
 _BIND = "host:port, or *:port for all addresses of this PC"
 _BLOCK = f"bytes from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE}"
@@ -173,9 +179,11 @@ class Chunking(_Section):
         10 * 1024**2, f"bytes, a multiple of 4096 from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}"
     )
     min_file_size_for_distribution: Bytes = _key(1024**3, _BYTES)
-    min_peers_for_distribution: Number = _key(2, "a whole number of peers, at least 1", ge=1)
+    min_peers_for_distribution: Number = _key(
+        2, f"a whole number of peers, from 1 to {MAX_COPIES}", ge=1, le=MAX_COPIES
+    )
     distribution_strategy: Strategy = _key("round_robin", "round_robin, contiguous or balanced")
-    replicas: Number = _key(1, "a whole number of copies, at least 1", ge=1)
+    replicas: Number = _key(1, f"a whole number of copies, from 1 to {MAX_COPIES}", ge=1, le=MAX_COPIES)
     auto_resume_downloads: bool = _key(True, "true or false")
     resume_check_interval: Seconds = _key(30.0, _SECONDS)
 
@@ -189,8 +197,8 @@ class Tracker(_Section):
         None, "host:port, or nothing for the port after that of bind"
     )
     advertise: Advertise = _key((), _ADDRESSES)
-    heartbeat_interval_s: Seconds = _key(1.0, _SECONDS)
-    lease_s: Seconds = _key(3.0, _SECONDS)
+    heartbeat_interval_s: Period = _key(1.0, _PERIOD)
+    lease_s: Period = _key(3.0, _PERIOD)
     #: None: an SQLite file in HOME/tracker.
     database: Annotated[Annotated[str, AfterValidator(_database)] | None, Blank] = _key(
         None, "postgresql://user:password@host/name, sqlite:///path, or nothing for a file in HOME/tracker"

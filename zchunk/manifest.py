@@ -17,6 +17,7 @@ here `sealed` is bytes: sealing.py makes and reads them.
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,6 +44,10 @@ MAX_NAME_BYTES = 4096
 MAX_CHUNKS = 700_000
 #: Of an encrypted file: a row has 85 bytes, and the sealed part 32 more.
 MAX_SEALED_CHUNKS = 550_000
+#: Of a manifest: what fits that frame.
+MAX_BYTES = 64 * 1024 * 1024
+
+_ROW_FIELDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,45 +128,63 @@ def parse(data: bytes | memoryview, file_id: str | None = None) -> Manifest:
     Raises ManifestInvalid for anything that is not the canonical form of a possible
     manifest, and where `file_id` is given and is not the bytes' SHA-256.
     """
+    if len(data) > MAX_BYTES:
+        raise ManifestInvalid(f"a manifest of {len(data)} bytes, more than {MAX_BYTES}")
     if file_id is not None and hashlib.sha256(data).hexdigest() != file_id:
         raise ManifestInvalid(f"the manifest does not belong to file {file_id[:12]}")
-    manifest = _build(_unpack(data))
+    manifest = _read(bytes(data))
     _check(manifest)
-    if manifest.canonical != bytes(data):
+    if manifest.canonical != data:
         raise ManifestInvalid("the manifest is not in its canonical form")
     return manifest
 
 
-def _unpack(data: bytes | memoryview) -> Any:
+def _read(data: bytes) -> Manifest:
+    """Part by part, and a row of another shape ends it: what is refused was never in memory
+    at many times its size, as small bytes nested deep would be."""
+    unpacker = msgpack.Unpacker(
+        io.BytesIO(data),
+        raw=False,
+        use_list=False,
+        list_hook=_row,
+        strict_map_key=True,
+        max_array_len=_ROW_FIELDS,
+        max_map_len=0,
+        max_ext_len=0,
+        max_bin_len=MAX_BYTES,
+        max_str_len=MAX_NAME_BYTES,
+        max_buffer_size=MAX_BYTES,
+    )
     try:
-        return msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=False,
-            strict_map_key=True,
-            max_array_len=MAX_CHUNKS,
-            max_map_len=0,
-            max_ext_len=0,
-            max_bin_len=64 * 1024 * 1024,
-            max_str_len=MAX_NAME_BYTES,
-        )
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ManifestInvalid(f"the manifest cannot be read: {error}") from None
+        if unpacker.read_array_header() != 7:
+            raise ManifestInvalid("the manifest has not seven parts")
+        version = unpacker.unpack()
+        if version != MANIFEST_VERSION or isinstance(version, (bool, float)):
+            raise ManifestInvalid(f"manifest version {_shown(version)} is unknown here; upgrade zchunk")
+        name, size, sha256, chunk_size = (unpacker.unpack() for _ in range(4))
+        count = unpacker.read_array_header()
+        if count > MAX_CHUNKS:
+            raise ManifestInvalid(f"the manifest has {count} chunks, more than {MAX_CHUNKS}")
+        chunks = tuple(unpacker.unpack() for _ in range(count))
+        return Manifest(name, size, sha256, chunk_size, chunks, unpacker.unpack(), version)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise ManifestInvalid(f"the manifest cannot be read: {_shown(error)}") from None
 
 
-def _build(parts: Any) -> Manifest:
-    if not (isinstance(parts, tuple) and len(parts) == 7):
-        raise ManifestInvalid("the manifest has not seven parts")
-    version, name, size, sha256, chunk_size, rows, sealed = parts
-    if version != MANIFEST_VERSION or isinstance(version, (bool, float)):
-        raise ManifestInvalid(f"manifest version {version!r} is unknown here; upgrade zchunk")
-    if not (isinstance(rows, tuple) and all(isinstance(r, tuple) and len(r) == 5 for r in rows)):
+def _row(fields: tuple[Any, ...]) -> ChunkRow:
+    if len(fields) != _ROW_FIELDS or ChunkRow in map(type, fields):
         raise ManifestInvalid("a chunk row has not five fields")
-    chunks = tuple(ChunkRow(*row) for row in rows)
-    return Manifest(name, size, sha256, chunk_size, chunks, sealed, version)
+    return ChunkRow(*fields)
+
+
+def _shown(value: Any) -> str:
+    """Not more of what another wrote than a line takes."""
+    return repr(value)[:60]
 
 
 def _check(m: Manifest) -> None:
+    if not all(isinstance(row, ChunkRow) for row in m.chunks):
+        raise ManifestInvalid("a chunk row has not five fields")
     problem = name_problem(m.name) or _header_problem(m)
     if problem is None:
         problem = next((p for i, row in enumerate(m.chunks) if (p := _row_problem(m, i, row))), None)
@@ -195,7 +218,7 @@ def name_problem(name: Any) -> str | None:
 def chunk_size_problem(chunk_size: Any) -> str | None:
     """Why `chunk_size` is not allowed, or None (SPEC U3)."""
     if not _is_count(chunk_size) or not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE:
-        return f"chunk_size {chunk_size!r} is not from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}"
+        return f"chunk_size {_shown(chunk_size)} is not from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}"
     if chunk_size % CHUNK_SIZE_STEP:
         return f"chunk_size {chunk_size} is no multiple of {CHUNK_SIZE_STEP}"
     return None
@@ -215,12 +238,12 @@ def _header_problem(m: Manifest) -> str | None:
 
 def _row_problem(m: Manifest, index: int, row: ChunkRow) -> str | None:
     if row.encoding != (IDENTITY if m.sealed is None else AES256GCM):
-        return f"chunk {index} has the encoding {row.encoding!r}, which is unknown here"
+        return f"chunk {index} has the encoding {_shown(row.encoding)}, which is unknown here"
     if not (is_digest(row.sha256) and is_digest(row.blake3)):
         return f"chunk {index} has a digest of the wrong length"
     if row.plain_blake3 is not None:
         return f"chunk {index} gives its plain digest twice"
     length = m.length(index) + OVERHEAD[row.encoding]
     if not _is_count(row.stored_size) or row.stored_size != length:
-        return f"chunk {index} has {row.stored_size!r} bytes instead of {length}"
+        return f"chunk {index} has {_shown(row.stored_size)} bytes instead of {length}"
     return None

@@ -27,6 +27,8 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 #: `Placement.strategy` of a file that lies undivided on one peer (or on `replicas` peers).
 WHOLE = "whole"
 
+#: Most copies of a chunk, and most peers, that a file may ask for.
+MAX_COPIES = 10_000
 #: Up to this many peers `minimum_peers` tries all sets; beyond it takes the greedy bound.
 EXACT_PEERS = 12
 _LOAD_STEPS = 1000

@@ -476,3 +476,15 @@ def test_a_failing_change_lets_go_of_the_lock(listed: Membership, path: Path) ->
         listed.join(key(99), key(1), "A", NOW)
     with FileLock(f"{path}.lock", timeout=0):
         pass
+
+
+def test_a_token_makes_so_many_members_and_the_known_ones_stay(
+    listed: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S4: a snapshot lists every node, so a list without end would stop the tracker."""
+    monkeypatch.setattr(module, "MAX_MEMBERS", 3)
+    for number in range(1, 4):
+        listed.join(TOKEN, key(number), f"n{number}", NOW)
+    with pytest.raises(NotAllowed, match="takes no more"):
+        listed.join(TOKEN, key(4), "n4", NOW)
+    assert listed.join(TOKEN, key(1), "n1", NOW).name == "n1"

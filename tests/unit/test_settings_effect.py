@@ -116,12 +116,12 @@ class Idle:
 
 
 MEMBERSHIP = Membership(
-    peer_id="1" * 16,
+    peer_id="1" * 32,
     name="me",
     role="client",
     store_id="2" * 32,
     tracker=("tcp://127.0.0.1:9",),
-    tracker_key="",
+    tracker_key="3" * 64,
     events=("tcp://127.0.0.1:9",),
     transport="plain",
 )
@@ -391,7 +391,7 @@ def where_others_find_a_node(world: World) -> str:
 
 @observes("node.name", "microscope", default_shows=host_name(), value_shows="microscope")
 def the_name_a_node_joins_under(world: World) -> str:
-    token = Token(("tcp://127.0.0.1:9",), bytes(32), "plain", "node", new_key_pair(), 2**60)
+    token = Token(("tcp://127.0.0.1:9",), bytes(32), "plain", "node", new_key_pair(), 2**47)
     named: list[str] = []
 
     def join(folder: Path, token: Token, name: str, settings: Settings) -> Membership:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from typing import Any
 
 import msgpack
 import pytest
-from annotated_types import Ge, Le, Len, MinLen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import StringConstraints, ValidationError
+from pydantic import ValidationError
 
+from tests.strategies import messages, plain
 from zchunk.errors import (
     MalformedMessage,
     NotFound,
@@ -26,7 +24,6 @@ from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import (
     BY_TYPE,
     HEADER_FIELDS,
-    PAYLOAD,
     PAYLOAD_FIELDS,
     PROTOCOL_VERSION,
     Block,
@@ -49,75 +46,7 @@ CLASSES = sorted(BY_TYPE.values(), key=lambda cls: cls.TYPE)
 few = settings(max_examples=20)
 by_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.TYPE)
 
-# -- any valid message, from the types of its fields ------------------------------------------
-
-plain = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-(2**63), 2**64 - 1),
-        st.text(max_size=5),
-        st.binary(max_size=5),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3).map(tuple), st.dictionaries(st.text(max_size=3), inner, max_size=2)
-    ),
-    max_leaves=5,
-)
-
-
-def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Values of a field's type, as `messages.py` constrains it."""
-    if typing.get_origin(hint) is typing.Annotated:
-        base, *rules = typing.get_args(hint)
-        return _constrained(base, rules)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return st.one_of([values(choice) for choice in typing.get_args(hint)])
-    if typing.get_origin(hint) is tuple:
-        return st.lists(values(typing.get_args(hint)[0]), max_size=3).map(tuple)
-    if is_dataclass(hint):
-        return messages(typing.cast(type, hint))
-    return {
-        int: st.integers(0, 2**63 - 1),
-        bool: st.booleans(),
-        float: st.floats(allow_nan=False),
-        type(None): st.none(),
-        dict[str, Any]: st.dictionaries(st.text(max_size=3), plain, max_size=3),
-        str: st.text(max_size=8),
-    }[hint]
-
-
-def _constrained(base: Any, rules: list[Any]) -> st.SearchStrategy[Any]:
-    if PAYLOAD in rules:
-        return st.binary(max_size=70)
-    if base is int:
-        lowest = max([rule.ge for rule in rules if isinstance(rule, Ge)], default=0)
-        highest = min([rule.le for rule in rules if isinstance(rule, Le)], default=2**63 - 1)
-        return st.integers(lowest, highest)
-    if base is bytes:
-        [length] = [rule for rule in rules if isinstance(rule, Len)]
-        return st.binary(min_size=length.min_length, max_size=length.max_length)
-    if base is str:
-        return _text(rules)
-    return values(base)
-
-
-def _text(rules: list[Any]) -> st.SearchStrategy[str]:
-    lengths = {"min_size": 0, "max_size": 12}
-    for rule in rules:
-        if isinstance(rule, StringConstraints) and rule.pattern:
-            return st.from_regex(rule.pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
-        if isinstance(rule, StringConstraints):
-            lengths["min_size"] = rule.min_length or 0
-        if isinstance(rule, MinLen):
-            lengths["min_size"] = rule.min_length
-    return st.text(**lengths)
-
-
-def messages(cls: type[Any]) -> st.SearchStrategy[Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return st.builds(cls, **{f.name: values(hints[f.name]) for f in fields(cls)})
-
+# -- helpers ----------------------------------------------------------------------------------
 
 any_message = st.sampled_from(CLASSES).flatmap(messages)
 request_ids = st.integers(0, wire.MAX_REQUEST_ID)
@@ -523,3 +452,20 @@ def test_rows_are_whole_or_refused(width: int, flat: list[int]) -> None:
         rows = columns.rows(column, width)
         assert [entry for row in rows for entry in row] == flat
         assert {len(row) for row in rows} <= {width}
+
+
+def test_an_error_can_be_told_whatever_it_holds() -> None:
+    """A path whose bytes are no UTF-8, and facts that JSON or msgpack cannot say, end no process."""
+    odd = {"big": 2**70, "path": b"x", "nan": float("nan"), "text": "\udcff", "at": object(), "n": 3}
+    error = NotFound("no such file: /srv/\udcff", **odd, deep={"a": [1, {"b": "c"}]})
+    reply = wire.decode(wire.encode(wire.error_reply(error), 1)).message
+    assert isinstance(reply, ErrorReply)
+    assert reply.message == "no such file: /srv/?"
+    assert reply.details == {"n": 3, "deep": {"a": (1, {"b": "c"})}}
+
+
+@pytest.mark.parametrize("value", [{"a": float("inf")}, {"a": b"x"}, {"a": [[[[[[[[[1]]]]]]]]]}])
+def test_free_form_fields_hold_what_json_can_say(value: dict[str, Any]) -> None:
+    frames = wire.encode(ErrorReply(code="busy", message="later", details={}), 1)
+    fields_of = {"code": "busy", "message": "later", "details": value}
+    assert "details" in refused(with_header(frames, f=fields_of)).message

@@ -37,6 +37,7 @@ from zchunk.errors import (
     WrongKey,
     ZchunkError,
 )
+from zchunk.placement import MAX_COPIES
 
 if TYPE_CHECKING:
     from zchunk.client import Client, PlannedUpload
@@ -128,10 +129,12 @@ def _waiting_hint(event: dict[str, Any]) -> str:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, readable=False))
 @click.option("--name", metavar="NAME", help="The file's name in the cluster; else its own.")
-@click.option("--replicas", type=click.IntRange(min=1), help="Copies of each chunk, on different peers.")
+@click.option(
+    "--replicas", type=click.IntRange(1, MAX_COPIES), help="Copies of each chunk, on different peers."
+)
 @click.option("--strategy", type=click.Choice(_STRATEGIES), help="How chunks are spread.")
 @click.option("--chunk-size", callback=as_chunk_size, metavar="SIZE", help="64 KiB to 64 MiB, like 10MiB.")
-@click.option("--min-peers", type=click.IntRange(min=1), help="Refuse with fewer peers online.")
+@click.option("--min-peers", type=click.IntRange(1, MAX_COPIES), help="Refuse with fewer peers online.")
 @click.option("--encrypt", is_flag=True, help="Encrypt the file before it leaves this PC.")
 @click.option("--hide-name", is_flag=True, help="With --encrypt: others see a neutral name.")
 @secret_options

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from zchunk import disk
+from zchunk import disk, jsonfiles
 from zchunk.protocol.messages import MemberRecord
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class AllowList:
 
 def load(path: Path) -> AllowList:
     try:
-        return AllowList(MemberRecord(**entry) for entry in json.loads(path.read_text()))
+        return AllowList(MemberRecord(**entry) for entry in jsonfiles.read(path))
     except FileNotFoundError:
         return AllowList()
     except (OSError, ValueError, TypeError) as error:

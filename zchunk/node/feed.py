@@ -81,6 +81,7 @@ class EventFeed:
         if reply.epoch != epoch:
             return []  # a new run of the tracker: the session will say so
         actions: list[Action] = []
+        before = seq
         for event in _events(reply):
             if event.seq <= seq:
                 continue
@@ -88,9 +89,13 @@ class EventFeed:
                 actions.append(Missed(epoch, seq + 1, event.seq - 1))
             actions.append(Deliver(event))
             seq = event.seq
-        if not reply.events and reply.seq > seq:
-            actions.append(Missed(epoch, seq + 1, reply.seq))
-            seq = reply.seq
+        # A tracker that contradicts itself, asked again at once, would do so for ever.
+        known = reply.seq if reply.seq > seq else self._latest
+        if seq == before and known > seq:
+            first = min((n for n in self._held if n > seq), default=known + 1)
+            if first > seq + 1:
+                actions.append(Missed(epoch, seq + 1, first - 1))
+            seq = first - 1
         self._position = epoch, seq
         return actions + self._go_on()
 

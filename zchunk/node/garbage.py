@@ -136,7 +136,11 @@ class GarbageCollector:
             self._end(problem)
             return
 
-        released = split_hashes(reply.hashes)
+        try:
+            released = split_hashes(reply.hashes)
+        except ZchunkError as malformed:
+            self._end(malformed)
+            return
 
         def work() -> list[bytes]:
             self._store.seen_store(reply.store_id, reply.commit_number)

@@ -25,6 +25,7 @@ from zchunk.errors import (
     Cancelled,
     Interrupted,
     InvalidUsage,
+    MalformedMessage,
     NotAllowed,
     NotFound,
     PartialDownload,
@@ -211,7 +212,7 @@ class KeptJob:
             return
         request_id: int | None = None
         try:
-            envelope = wire.decode(received.frames)
+            envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
             request_id = envelope.request_id
             self._obey(received.connection, request_id, self._checked(envelope.message))
         except ZchunkError as error:
@@ -355,6 +356,10 @@ def _progress(record: JobRecord, answer: Job) -> dict[str, dict[str, Any]] | Non
     peers = columns.unpack(2, answer.chunk_peer)
     if record.chunks_count > MAX_LISTED:
         return None
+    fits = len(statuses) == len(peers) == record.chunks_count
+    known = (*range(len(answer.peers)), columns.NOBODY)
+    if not fits or any(at >= len(CHUNK_STATUSES) for at in statuses) or any(at not in known for at in peers):
+        raise MalformedMessage(f"the answer of job {record.job_id} does not fit it")
     return {
         str(index): {
             "status": CHUNK_STATUSES[status],

@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zchunk import disk
-from zchunk.errors import AmbiguousName, NotFound
+from zchunk import addresses, disk, jsonfiles
+from zchunk.errors import AmbiguousName, InvalidUsage, NotFound
+from zchunk.manifest import MAX_CHUNKS
 from zchunk.node import partfile
 from zchunk.node.located import MAX_LISTED
 from zchunk.protocol.messages import CHUNK_STATUSES
@@ -33,6 +34,7 @@ RECORD_VERSION = 1
 KEEP_OVER = 50
 #: What never goes on again.
 OVER = frozenset({"complete", "cancelled"})
+STATES = OVER | {"running", "waiting", "paused", "verifying", "failed"}
 
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _SUFFIX = ".json"
@@ -176,27 +178,64 @@ def book_of(home: Path, folder: Path) -> JobBook:
 
 def _load(path: Path) -> JobRecord | None:
     try:
-        return _record(json.loads(path.read_bytes()), path)
+        return _record(jsonfiles.record(jsonfiles.read(path)), path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, InvalidUsage) as error:
         log.warning("%s is no job that can be read: %s", path, error)
         return None
 
 
-def _record(raw: Any, path: Path) -> JobRecord:
-    """Raises ValueError, KeyError or TypeError for anything but a record."""
+def _record(raw: dict[str, Any], path: Path) -> JobRecord:
+    """Raises ValueError, KeyError or InvalidUsage for anything but a record."""
     if raw["version"] != RECORD_VERSION:
         raise ValueError("it is of another version")
-    values = {field.name: raw[field.name] for field in fields(JobRecord)}
-    for name in ("missing_peers", "missing_names"):
-        values[name] = tuple(str(item) for item in values[name])
-    for name in ("job_id", "file_id", "name", "target", "created_at", "state"):
-        if not isinstance(values[name], str):
-            raise TypeError(f"{name} is no text")
+    values = {name: check(raw[name]) for name, check in _FIELDS.items()}
     if values["job_id"] != path.stem:
-        raise ValueError(f"it is of job {values['job_id'][:64]!r}")
+        raise ValueError(f"it is of job {values['job_id']!r}")
     return JobRecord(**values)
+
+
+def _path_text(value: Any) -> str:
+    """A path, or a text that may name one: on Linux its bytes need not be UTF-8."""
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("no path")
+    return value
+
+
+def _target(value: Any) -> str:
+    path = Path(_path_text(value))
+    if not (path.is_absolute() and path.name):
+        raise ValueError("no target")
+    return str(path)
+
+
+def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
+_optional = _or_none(jsonfiles.text)
+#: field of `JobRecord` -> what takes it in, or raises ValueError
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "job_id": lambda value: jsonfiles.text(value, _ID.pattern),
+    "file_id": lambda value: jsonfiles.key(value).hex(),
+    "name": jsonfiles.text,
+    "size": jsonfiles.count,
+    "chunks_count": lambda value: jsonfiles.count(value, MAX_CHUNKS),
+    "target": _target,
+    "created_at": jsonfiles.text,
+    "auto_resume": jsonfiles.flag,
+    "force": jsonfiles.flag,
+    "state": lambda value: jsonfiles.one_of(value, STATES),
+    "missing_peers": jsonfiles.texts,
+    "missing_names": jsonfiles.texts,
+    "waiting_since": _optional,
+    "reason": _or_none(_path_text),
+    "ended_at": _optional,
+    "endpoint": _or_none(lambda value: addresses.parse(jsonfiles.text(value)).tcp),
+    "secret": _or_none(lambda value: jsonfiles.key(value).hex()),
+    "pid": _or_none(lambda value: jsonfiles.count(value, 2**31 - 1)),
+}
 
 
 # -- a job that no process runs -------------------------------------------------------

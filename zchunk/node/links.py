@@ -280,7 +280,8 @@ def _place(record: PeerRecord) -> tuple[object, ...]:
 def _decoded(received: Received) -> tuple[int, Message | None, ZchunkError | None]:
     """(request id, reply, error); request id 0 answers nothing."""
     try:
-        envelope = wire.decode(received.frames)
+        # What a node has to say besides the bytes of a chunk is as short as a request.
+        envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
     except ZchunkError as problem:
         return problem.details.get("request_id", 0), None, problem
     if isinstance(envelope.message, ErrorReply):

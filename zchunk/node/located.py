@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 
+from zchunk.clock import MAX_WALL_MS
 from zchunk.errors import MalformedMessage
 from zchunk.manifest import Manifest, parse
 from zchunk.protocol import columns
@@ -12,6 +13,8 @@ from zchunk.protocol.messages import ChunksFound, FileRecord, Located, PeerRecor
 
 #: Above so many chunks, events leave per-chunk lists out.
 MAX_LISTED = 1000
+#: Entries of the table of holders: a dozen for each chunk of the largest file.
+MAX_HOLDERS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def location(reply: Located) -> Location:
     """Raises ManifestInvalid where the manifest is not that of the file id (then nobody
     but the tracker is wrong), MalformedMessage for tables that do not fit it."""
     manifest = parse(bytes(reply.manifest), reply.file.file_id)
+    if len(reply.holder_peers) > 2 * MAX_HOLDERS or len(reply.holder_times) > 8 * MAX_HOLDERS:
+        raise MalformedMessage(f"the tracker's table has more than {MAX_HOLDERS} holders")
     counts = columns.unpack(2, reply.holder_counts)
     peers = columns.unpack(2, reply.holder_peers)
     times = columns.unpack(8, reply.holder_times)
@@ -64,6 +69,8 @@ def location(reply: Located) -> Location:
         raise MalformedMessage("the tracker's table of holders does not fit the file")
     if any(at >= len(reply.peers) for at in peers):
         raise MalformedMessage("the tracker's table of holders names an unknown peer")
+    if any(at > MAX_WALL_MS for at in times):
+        raise MalformedMessage("the tracker's table of holders has a time that no calendar shows")
     holders, at = [], 0
     for count in counts:
         holders.append([(reply.peers[peers[i]].peer_id, times[i]) for i in range(at, at + count)])

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zchunk import disk
+from zchunk import addresses, disk, jsonfiles
 from zchunk.config import Settings
 from zchunk.errors import InvalidUsage, NotJoined, StorageFailure
-from zchunk.transport.auth import load_or_make_key
+from zchunk.transport.auth import ROLES, load_or_make_key
 from zchunk.transport.keys import CurveClient, CurveServer, KeyPair
 
 _FILE = "membership.json"
@@ -87,11 +87,29 @@ def load(folder: Path) -> Membership | None:
     if not path.exists():
         return None
     try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-        raw["tracker"], raw["events"] = tuple(raw["tracker"]), tuple(raw["events"])
-        return Membership(**raw)
-    except (ValueError, KeyError, TypeError):
+        with disk.storage_errors(path, "reading"):
+            return _membership(jsonfiles.record(jsonfiles.read(path)))
+    except (ValueError, KeyError, InvalidUsage):
         raise StorageFailure(f"{path} is damaged; join again with a new token") from None
+
+
+def _membership(raw: dict[str, Any]) -> Membership:
+    """Raises ValueError, KeyError or InvalidUsage for anything but one."""
+    tracker, events = jsonfiles.texts(raw["tracker"]), jsonfiles.texts(raw["events"])
+    if not tracker:
+        raise ValueError("no tracker")
+    for address in (*tracker, *events):
+        addresses.parse(address)
+    return Membership(
+        peer_id=jsonfiles.text(raw["peer_id"], "[0-9a-f]{32}"),
+        name=jsonfiles.text(raw["name"], most=64),
+        role=jsonfiles.one_of(raw["role"], ROLES),
+        store_id=jsonfiles.text(raw["store_id"], most=64),
+        tracker=tracker,
+        tracker_key=jsonfiles.key(raw["tracker_key"]).hex(),
+        events=events,
+        transport=jsonfiles.one_of(raw["transport"], ("plain", "curve")),
+    )
 
 
 def of_home(home: Path) -> tuple[Path, Membership]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zchunk import disk
+from zchunk import disk, jsonfiles
 from zchunk.errors import StorageFailure
 
 _FILE = "options.json"
@@ -22,10 +22,10 @@ def load(folder: Path) -> dict[str, Any]:
     Raises StorageFailure for a file that is damaged."""
     path = folder / _FILE
     try:
-        kept = json.loads(path.read_text())
+        kept = jsonfiles.read(path)
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (OSError, ValueError):
         kept = None
     if not isinstance(kept, dict):
         raise StorageFailure(f"{path} is damaged; delete it, and give the options again")

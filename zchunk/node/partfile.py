@@ -43,7 +43,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from zchunk import disk, hashing
+from zchunk import disk, hashing, jsonfiles
 from zchunk.clock import Clock, SystemClock, iso_utc
 from zchunk.errors import (
     AlreadyRunning,
@@ -54,7 +54,7 @@ from zchunk.errors import (
     TargetExists,
     ZchunkError,
 )
-from zchunk.manifest import Manifest, parse
+from zchunk.manifest import MAX_BYTES, Manifest, parse
 
 JOB_VERSION = 1
 PART, JOB, LOCK = ".zpart", ".zjob", ".zlock"
@@ -67,6 +67,8 @@ _LOOK_S = 0.2
 #: It becomes the name of a file, and a journal may lie in a folder that others write to.
 _JOB_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _READ_BYTES = 1024 * 1024
+#: Bytes of a .zjob: the largest manifest in base64, and every other chunk of it in place.
+_MAX_JOURNAL = 2 * MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,7 @@ class JobInfo:
 def load_job(path: Path) -> JobInfo | None:
     """The job of a .zjob file; None where there is none or it cannot be trusted."""
     try:
-        raw = json.loads(path.read_bytes())
-        return _job(raw)
+        return _job(jsonfiles.read(path, _MAX_JOURNAL))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ManifestInvalid):
         return None
 
@@ -106,6 +107,8 @@ def _job(raw: Any) -> JobInfo:
         raise TypeError("a job's texts")
     if not _JOB_ID.fullmatch(texts["job_id"]):
         raise ValueError("a job's id")
+    jsonfiles.text(texts["created_at"])
+    jsonfiles.text(texts["state"])
     manifest = parse(_decode(raw["manifest"]), raw["file_id"])
     if (raw["size"], raw["chunk_size"], raw["name"]) != (manifest.size, manifest.chunk_size, manifest.name):
         raise ValueError("a job of another manifest")

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zchunk import addresses, disk
+from zchunk import addresses, disk, jsonfiles
 from zchunk.config import Settings
-from zchunk.errors import ZchunkError
+from zchunk.errors import Busy, StorageFailure, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.loop import Workers
 from zchunk.node.control import ControlPlane, Registrar
@@ -19,15 +19,26 @@ from zchunk.node.garbage import GarbageCollector
 from zchunk.node.selfcheck import SelfCheck
 from zchunk.node.service import ChunkService
 from zchunk.node.store.chunkstore import ChunkStore
-from zchunk.protocol.messages import Event, Heartbeat, Hello, Inventory, Message, Stored, Welcome
+from zchunk.protocol.messages import (
+    MAX_COUNT,
+    Event,
+    Heartbeat,
+    Hello,
+    Inventory,
+    Message,
+    Stored,
+    Welcome,
+)
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30.0
 _REPORT_AGAIN_S = 1.0
+_HELLO_AGAIN_S = 1.0
 #: An upload id for reports that belong to none.
 _NO_UPLOAD = "0" * 32
 _INVENTORY_PAGE = 50_000  # digests per message
+_REPORT_PAGE = 10_000
 #: The machine's own addresses are looked at this often; a change is announced.
 _ADDRESSES_S = 5.0
 _AWAY = "the store %s is offline: plug its disk in; until then this node serves and takes nothing"
@@ -35,12 +46,17 @@ _BACK = "the store %s is online again"
 
 
 def raise_incarnation(folder: Path) -> int:
-    """The number of this start: one more than the last, durable on return."""
+    """The number of this start: one more than the last, durable on return. Raises
+    StorageFailure for a damaged file: begun anew, the tracker would refuse this node as stale."""
     path = folder / "incarnation.json"
     try:
-        last = int(json.loads(path.read_text())["incarnation"])
+        last = jsonfiles.count(jsonfiles.record(jsonfiles.read(path))["incarnation"], MAX_COUNT - 1)
     except FileNotFoundError:
         last = 0
+    except (OSError, ValueError, KeyError):
+        raise StorageFailure(
+            f"{path} is damaged; put a backup of it back, or join again from another --home"
+        ) from None
     disk.write_durable(path, json.dumps({"incarnation": last + 1}).encode())
     return last + 1
 
@@ -54,6 +70,14 @@ class _Reports:
 
     def add(self, upload_id: str, sha256: bytes) -> None:
         self.by_upload.setdefault(upload_id, []).append(sha256)
+
+    def take(self, most: int) -> tuple[str, list[bytes]]:
+        """Up to `most` chunks of one upload; they are here no more."""
+        upload_id = next(iter(self.by_upload))
+        hashes = self.by_upload.pop(upload_id)
+        if len(hashes) > most:
+            self.by_upload[upload_id] = hashes[most:]
+        return upload_id, hashes[:most]
 
 
 class NodeServer(Registrar):
@@ -100,6 +124,7 @@ class NodeServer(Registrar):
         self._announced: list[str] = []
         self._addresses_at = 0.0
         self._report_at: float | None = None
+        self._hello_at: float | None = None
         self.control: ControlPlane
         self.garbage: GarbageCollector
         self.selfcheck: SelfCheck
@@ -131,12 +156,16 @@ class NodeServer(Registrar):
     # -- Timed: addresses that change under us ----------------------------------------
 
     def deadline(self) -> float | None:
-        return self._addresses_at if self._report_at is None else min(self._addresses_at, self._report_at)
+        times = (self._addresses_at, self._report_at, self._hello_at)
+        return min(at for at in times if at is not None)
 
     def on_time(self, now: float) -> None:
         if self._report_at is not None and self._report_at <= now:
             self._report_at = None
             self._report()
+        if self._hello_at is not None and self._hello_at <= now:
+            self._hello_at = None
+            self._say_hello()
         if self._addresses_at > now:
             return
         self._addresses_at = now + _ADDRESSES_S
@@ -237,13 +266,20 @@ class NodeServer(Registrar):
         def answer(_: Message | None, error: ZchunkError | None) -> None:
             if error is not None:
                 log.warning("the inventory was not taken: %s", error.message)
-                self._say_hello()
+                self._hello_after(error)
             elif last:
                 self._up()
             else:
                 self._send_inventory(pages, at + 1)
 
         self.control.request(page, _TIMEOUT_S, self.control.loop, answer)
+
+    def _hello_after(self, error: ZchunkError) -> None:
+        """A tracker at its limit is not asked again without a pause."""
+        if isinstance(error, Busy):
+            self._hello_at = self.control.loop.clock.monotonic() + _HELLO_AGAIN_S
+        else:
+            self._say_hello()
 
     def _up(self) -> None:
         log.info("registered")
@@ -289,8 +325,7 @@ class NodeServer(Registrar):
         """One report at a time: what comes meanwhile goes together in the next."""
         if self._reports.under_way or not self._reports.by_upload or not self._registered:
             return
-        upload_id = next(iter(self._reports.by_upload))
-        hashes = self._reports.by_upload.pop(upload_id)
+        upload_id, hashes = self._reports.take(_REPORT_PAGE)
         self._reports.under_way = True
 
         def answer(_: Message | None, error: ZchunkError | None) -> None:

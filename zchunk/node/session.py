@@ -44,6 +44,8 @@ _EVENT_GRACE_S = 0.1
 #: All subscribers meet the same gap: they ask for snapshots spread over this time.
 _SNAPSHOT_JITTER_S = 0.05
 _MAX_EARLY_EVENTS = 1000
+#: As many as a snapshot has.
+MAX_PEERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +401,8 @@ class Session:
 
     def _put(self, record: PeerRecord) -> list[Action]:
         before = self.peers.get(record.peer_id)
+        if before is None and len(self.peers) >= MAX_PEERS:
+            return []
         self.peers[record.peer_id] = record
         return [] if before == record else [PeerChanged(record, before)]
 

@@ -11,6 +11,8 @@ from zchunk.errors import MalformedMessage
 _CODES = {2: "H", 4: "I", 8: "Q"}
 #: In a u16 column of peers: nobody.
 NOBODY = 0xFFFF
+#: Digests of one message: a list of them takes three times their bytes.
+MAX_HASHES = 100_000
 
 
 def pack(width: int, values: Iterable[int]) -> bytes:
@@ -32,11 +34,13 @@ def unpack(width: int, data: bytes | memoryview) -> array[int]:
     return column
 
 
-def split_hashes(data: bytes | memoryview) -> list[bytes]:
-    """32-byte digests laid end to end -> a list of them."""
+def split_hashes(data: bytes | memoryview, most: int = MAX_HASHES) -> list[bytes]:
+    """32-byte digests laid end to end, `most` of them -> a list of them."""
+    if len(data) % 32:
+        raise MalformedMessage(f"{len(data)} bytes are no whole number of digests")
+    if len(data) > 32 * most:
+        raise MalformedMessage(f"{len(data) // 32} digests in one message, more than {most}")
     raw = bytes(data)
-    if len(raw) % 32:
-        raise MalformedMessage(f"{len(raw)} bytes are no whole number of digests")
     return [raw[at : at + 32] for at in range(0, len(raw), 32)]
 
 

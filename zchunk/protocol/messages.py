@@ -14,11 +14,15 @@ have 100,000 chunks.
 from __future__ import annotations
 
 from dataclasses import fields
+from math import isfinite
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
 
-from annotated_types import Ge, Len, MaxLen
-from pydantic import BeforeValidator, ConfigDict, StringConstraints
+from annotated_types import Ge, Le, Len, MaxLen
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, StringConstraints
 from pydantic.dataclasses import dataclass
+
+from zchunk.clock import MAX_PERIOD_S, MAX_WALL_MS, MIN_PERIOD_S
+from zchunk.placement import MAX_COPIES
 
 #: Version 1. A reader ignores unknown keys of a known type, refuses unknown types.
 PROTOCOL_VERSION = 1
@@ -40,7 +44,14 @@ class _PayloadMarker:
 PAYLOAD = _PayloadMarker()
 
 Payload = Annotated[Any, PAYLOAD]  # bytes-like; never inspected by the codec
-Count = Annotated[int, Ge(0)]
+#: what a database column, and an integer of most languages, can hold
+MAX_COUNT = 2**63 - 1
+Count = Annotated[int, Ge(0), Le(MAX_COUNT)]
+Millis = Annotated[int, Ge(0), Le(MAX_WALL_MS)]
+Copies = Annotated[int, Ge(1), Le(MAX_COPIES)]
+#: Between two signs of life, or until one is missed. Ranges keep out NaN and infinity too.
+Period = Annotated[float, Ge(MIN_PERIOD_S), Le(MAX_PERIOD_S)]
+Rate = Annotated[float, Ge(0.0), Le(1e18)]
 Hash = Annotated[bytes, Len(32, 32)]
 Key = Annotated[bytes, Len(32, 32)]
 HexId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -62,6 +73,38 @@ JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 Strategy = Annotated[str, StringConstraints(pattern=r"^(round_robin|contiguous|balanced)$")]
 Role = Annotated[str, StringConstraints(pattern=r"^(node|client|observer)$")]
 Status = Annotated[str, StringConstraints(pattern=r"^(up|down|left|draining|offline-store|revoked)$")]
+
+
+#: how deep lists and records of free form may nest
+_MAX_DEPTH = 8
+
+
+def is_fact(value: Any, depth: int = 0) -> bool:
+    """Whether JSON and msgpack hold this alike: such facts travel in errors and events."""
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    if isinstance(value, float):
+        return isfinite(value)
+    if depth == _MAX_DEPTH:
+        return False
+    if isinstance(value, dict):
+        return all(
+            isinstance(key, str) and is_fact(key) and is_fact(item, depth + 1) for key, item in value.items()
+        )
+    return isinstance(value, (list, tuple)) and all(is_fact(item, depth + 1) for item in value)
+
+
+def _only_facts(value: dict[str, Any]) -> dict[str, Any]:
+    if not is_fact(value):
+        raise ValueError("holds what JSON cannot say, or nests too deep")
+    return value
+
+
+Facts = Annotated[dict[str, Any], AfterValidator(_only_facts)]
 
 
 class Message:
@@ -89,7 +132,7 @@ class ErrorReply(Message):
     TYPE: ClassVar[str] = "error"
     code: Annotated[str, MaxLen(64)]
     message: Annotated[str, MaxLen(4096)]
-    details: dict[str, Any]
+    details: Facts
 
 
 @message
@@ -117,7 +160,7 @@ class PeerRecord:
     capacity: Count
     free: Count
     chunks: Count
-    last_seen_ms: Count
+    last_seen_ms: Millis
     public_key: HexId | None = None
 
 
@@ -146,7 +189,7 @@ class FileRecord:
     is_chunked: bool
     is_distributed: bool
     minimum_peers_required: Count
-    created_at_ms: Count
+    created_at_ms: Millis
 
 
 def _record(cls: type) -> BeforeValidator:
@@ -242,8 +285,8 @@ class Welcome(Message):
     TYPE: ClassVar[str] = "welcome"
     epoch: Annotated[str, MaxLen(64)]
     seq: Count
-    heartbeat_interval_s: float
-    lease_s: float
+    heartbeat_interval_s: Period
+    lease_s: Period
     store_id: Annotated[str, MaxLen(64)]
     commit_number: Count
     endpoints: Addresses
@@ -266,7 +309,7 @@ class Hello(Request):
     incarnation: Count
     instance: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
     bound: Address
-    port: Annotated[int, Ge(1)]
+    port: Annotated[int, Ge(1), Le(MAX_COUNT)]
     advertise: Addresses
     interfaces: Addresses
     capacity: Count
@@ -306,7 +349,7 @@ class Heartbeat(Request):
     incarnation: Count
     free: Count
     chunks: Count
-    load: float  # bytes per second served and stored lately
+    load: Rate  # bytes per second served and stored lately
     store_online: bool
 
 
@@ -345,8 +388,8 @@ class EventRecord:
 
     topic: Annotated[str, MaxLen(64)]
     seq: Count
-    time_ms: Count
-    fields: dict[str, Any]
+    time_ms: Millis
+    fields: Facts
 
 
 EventRecords = Annotated[tuple[Annotated[EventRecord, _record(EventRecord)], ...], MaxLen(1_000)]
@@ -386,7 +429,7 @@ class Planned(Message):
     TYPE: ClassVar[str] = "planned"
     strategy: Strategy
     distributed: bool
-    replicas: Annotated[int, Ge(1)]
+    replicas: Copies
     peers: Peers
     assignment: Payload
 
@@ -405,10 +448,10 @@ class Plan(Request):
     REPLY: ClassVar[type[Message]] = Planned
     upload_id: UploadId
     size: Count
-    chunk_size: Annotated[int, Ge(1)]
+    chunk_size: Annotated[int, Ge(1), Le(MAX_COUNT)]
     distribute: bool
-    replicas: Annotated[int, Ge(1)]
-    min_peers: Annotated[int, Ge(1)]
+    replicas: Copies
+    min_peers: Copies
     strategy: Strategy
     own_peer: PeerId | None
     avoid: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
@@ -446,8 +489,8 @@ class Commit(Request):
     TYPE: ClassVar[str] = "commit"
     REPLY: ClassVar[type[Message]] = Committed
     upload_id: UploadId
-    replicas: Annotated[int, Ge(1)]
-    min_peers: Annotated[int, Ge(1)]
+    replicas: Copies
+    min_peers: Copies
     distribute: bool
     file_id: HexId
     manifest: Payload
@@ -657,7 +700,7 @@ class GetBlock(Request):
     REPLY: ClassVar[type[Message]] = Block
     sha256: Hash
     offset: Count
-    length: Annotated[int, Ge(1)]
+    length: Annotated[int, Ge(1), Le(MAX_COUNT)]
     received: Count
 
 
@@ -688,7 +731,7 @@ class Offer(Request):
     upload_id: UploadId
     sha256: Hash
     blake3: Hash
-    size: Annotated[int, Ge(1)]
+    size: Annotated[int, Ge(1), Le(MAX_COUNT)]
 
 
 @message
@@ -760,7 +803,7 @@ class Job(Message):
     failed: Count
     missing_peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
     missing_names: Annotated[tuple[Annotated[str, MaxLen(64)], ...], MaxLen(10_000)]
-    waiting_since_ms: Count | None
+    waiting_since_ms: Millis | None
     peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
     chunk_status: Payload
     chunk_peer: Payload
@@ -791,8 +834,8 @@ class Event(Message):
     topic: Annotated[str, MaxLen(64)]
     epoch: Annotated[str, MaxLen(64)]
     seq: Count
-    time_ms: Count
-    fields: dict[str, Any]
+    time_ms: Millis
+    fields: Facts
 
 
 def _subclasses(base: type[Message]) -> list[type[Message]]:

@@ -19,6 +19,7 @@ import msgpack
 from pydantic import ValidationError
 
 from zchunk.errors import MalformedMessage, UnknownMessage, UnsupportedVersion, ZchunkError, from_wire
+from zchunk.protocol import extent
 from zchunk.protocol.messages import (
     BY_TYPE,
     HEADER_FIELDS,
@@ -26,9 +27,16 @@ from zchunk.protocol.messages import (
     PROTOCOL_VERSION,
     ErrorReply,
     Message,
+    is_fact,
 )
 
+#: Of an answer, which may list all peers; a request has less to say.
 MAX_HEADER_BYTES = 8 * 1024 * 1024
+MAX_REQUEST_HEADER_BYTES = 1024 * 1024
+#: Values of a header, those within others counted: 10,000 peers are some 260,000.
+MAX_VALUES = 400_000
+#: A smaller header cannot become much, whatever is in it.
+_SMALL_HEADER = 64 * 1024
 #: The largest frame: the manifest of a file with 500,000 chunks, more than any block.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_FRAMES = 8
@@ -67,14 +75,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def decode(frames: Sequence[Buffer]) -> Envelope:
-    """Frames from a socket -> a message.
+def decode(frames: Sequence[Buffer], max_header: int = MAX_HEADER_BYTES) -> Envelope:
+    """Frames from a socket -> a message. Who answers requests gives `max_header` as
+    MAX_REQUEST_HEADER_BYTES.
 
     Raises UnsupportedVersion, UnknownMessage or MalformedMessage; each has, where the
     header could be read that far, the request id in `details["request_id"]`, so that
     the sender can be answered.
     """
-    header = _header(frames)
+    header = _header(frames, max_header)
     request_id = header.get("id")
     if not (type(request_id) is int and 0 <= request_id <= MAX_REQUEST_ID):
         raise MalformedMessage("the message has no request id")
@@ -85,11 +94,13 @@ def decode(frames: Sequence[Buffer]) -> Envelope:
         raise
 
 
-def _header(frames: Sequence[Buffer]) -> dict[str, Any]:
+def _header(frames: Sequence[Buffer], most: int) -> dict[str, Any]:
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise MalformedMessage(f"a message of {len(frames)} frames")
-    if len(frames[0]) > MAX_HEADER_BYTES:
-        raise MalformedMessage(f"a header of {len(frames[0])} bytes")
+    if len(frames[0]) > most:
+        raise MalformedMessage(f"a header of {len(frames[0])} bytes, more than {most}")
+    if len(frames[0]) > _SMALL_HEADER:
+        extent.check(frames[0], MAX_VALUES)
     header = _unpack(frames[0])
     if not isinstance(header, dict):
         raise MalformedMessage("the header is no map")
@@ -131,8 +142,8 @@ def _message(header: dict[str, Any], frames: Sequence[Buffer]) -> Message:
         return cls(**known, **dict(zip(payload, frames[1:], strict=True)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise MalformedMessage(f"message {kind!r}, field {where}: {first['msg']}") from None
+        where = ".".join(str(part)[:40] for part in first["loc"])
+        raise MalformedMessage(f"message {kind!r}, field {where}: {first['msg'][:200]}") from None
 
 
 def _claim(header: dict[str, Any]) -> str | None:
@@ -141,8 +152,12 @@ def _claim(header: dict[str, Any]) -> str | None:
 
 
 def error_reply(error: ZchunkError) -> ErrorReply:
-    details = {key: value for key, value in error.details.items() if key != "request_id"}
-    return ErrorReply(code=error.code, message=error.message[:4000], details=details)
+    """What cannot travel of the details is left out: the message says what matters."""
+    told = {key: value for key, value in error.details.items() if key != "request_id"}
+    details = {key: value for key, value in told.items() if isinstance(key, str) and is_fact(value)}
+    # A path may hold what is no UTF-8.
+    message = error.message[:4000].encode("utf-8", "replace").decode()
+    return ErrorReply(code=error.code, message=message, details=details)
 
 
 def raised(reply: ErrorReply) -> ZchunkError:

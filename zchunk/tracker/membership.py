@@ -17,29 +17,31 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from zchunk import disk
-from zchunk.clock import Clock, iso_utc
+from zchunk import disk, jsonfiles
+from zchunk.clock import MAX_WALL_MS, Clock, iso_utc
 from zchunk.errors import Busy, InvalidUsage, NameTaken, NotAllowed, NotFound, StorageFailure, TokenRefused
-from zchunk.transport.keys import KEY_BYTES, peer_id_of
+from zchunk.transport.auth import ROLES
+from zchunk.transport.keys import peer_id_of
 
 _FORMAT = 1
 _OWNER_ONLY = 0o600
 _LOCK_PATIENCE_S = 10
 #: Longest a name may be (messages.Label).
 _NAME_LENGTH = 64
+#: As many as a snapshot of the cluster may list. A token that went round makes no more.
+MAX_MEMBERS = 10_000
 #: How long an expired token stays listed, so that its late user is told that it expired.
 _KEEP_EXPIRED_MS = 30 * 24 * 3600 * 1000
-_PEER_ID = re.compile(r"[0-9a-f]{32}")
+_PEER_ID = "[0-9a-f]{32}"
 _NEW_TOKEN = "ask for a new one with `zchunk token` on the tracker's PC"
 
 
@@ -236,6 +238,10 @@ class Membership:
     def _new(self, public_key: bytes, name: str, role: str, now_ms: int) -> Member:
         if not (name.isprintable() and name.strip() and len(name) <= _NAME_LENGTH):
             raise InvalidUsage(f"a name has 1 to {_NAME_LENGTH} printable characters, which {name!r} has not")
+        if len(self._listed.members) >= MAX_MEMBERS:
+            raise NotAllowed(
+                f"this cluster has {MAX_MEMBERS} members, revoked ones with them, and takes no more"
+            )
         self._check_name(name, role)
         return Member(peer_id_of(public_key), public_key, name, role, now_ms)
 
@@ -303,7 +309,7 @@ class Membership:
         with disk.storage_errors(self._path, "reading"):
             try:
                 with open(self._path, "rb") as file:
-                    stamp, data = _stamp_of(os.fstat(file.fileno())), file.read()
+                    stamp, data = _stamp_of(os.fstat(file.fileno())), file.read(jsonfiles.MAX_BYTES + 1)
             except FileNotFoundError:
                 data = b""
         if not data:
@@ -312,7 +318,7 @@ class Membership:
             )
         try:
             return _decode(data, stamp)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError):
             raise StorageFailure(
                 f"{self._path} is no list of members that this zchunk can read; restore it from a backup"
             ) from None
@@ -358,24 +364,46 @@ def _encode(change: _Change) -> bytes:
 
 
 def _decode(data: bytes, stamp: tuple[int, ...]) -> _Listed:
-    """Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
-    content: Any = json.loads(data)
-    if content["format"] != _FORMAT:
+    """Raises ValueError or KeyError for anything else."""
+    content = jsonfiles.record(jsonfiles.parse(data))
+    if jsonfiles.count(content["format"]) != _FORMAT:
         raise ValueError("format")
-    members = [_member(entry) for entry in content["members"]]
-    tokens = [_token(entry) for entry in content["tokens"]]
+    members = [_member(_exactly(jsonfiles.record(entry), Member)) for entry in _list(content["members"])]
+    tokens = [_token(_exactly(jsonfiles.record(entry), TokenEntry)) for entry in _list(content["tokens"])]
     by_key = {token.key_id: token for token in tokens}
     owners = {member.public_key: member.peer_id for member in members}
     return _Listed({member.peer_id: member for member in members}, by_key, owners, stamp)
 
 
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("no list")
+    return value
+
+
+def _exactly(entry: dict[str, Any], cls: type) -> dict[str, Any]:
+    """A key that is not known here would be lost when the list is written again."""
+    if set(entry) != {known.name for known in fields(cls)}:
+        raise ValueError("keys")
+    return entry
+
+
 def _member(entry: dict[str, Any]) -> Member:
-    public_key = bytes.fromhex(entry["public_key"])
-    if len(public_key) != KEY_BYTES or not _PEER_ID.fullmatch(entry["peer_id"]):
-        raise ValueError("peer_id")
-    return Member(**{**entry, "public_key": public_key})
+    return Member(
+        peer_id=jsonfiles.text(entry["peer_id"], _PEER_ID),
+        public_key=jsonfiles.key(entry["public_key"]),
+        name=jsonfiles.text(entry["name"], most=_NAME_LENGTH),
+        role=jsonfiles.one_of(entry["role"], ROLES),
+        added_ms=jsonfiles.count(entry["added_ms"], MAX_WALL_MS),
+        revoked=jsonfiles.flag(entry["revoked"]),
+    )
 
 
 def _token(entry: dict[str, Any]) -> TokenEntry:
-    public_key, used_by = bytes.fromhex(entry["public_key"]), tuple(entry["used_by"])
-    return TokenEntry(**{**entry, "public_key": public_key, "used_by": used_by})
+    return TokenEntry(
+        public_key=jsonfiles.key(entry["public_key"]),
+        role=jsonfiles.one_of(entry["role"], ROLES),
+        expires_ms=jsonfiles.count(entry["expires_ms"], MAX_WALL_MS),
+        once=jsonfiles.flag(entry["once"]),
+        used_by=jsonfiles.texts(entry["used_by"], _PEER_ID),
+    )

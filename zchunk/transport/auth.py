@@ -17,12 +17,15 @@ import msgpack
 import zmq
 from zmq.utils import z85
 
-from zchunk import disk
-from zchunk.errors import StorageFailure, TokenRefused
+from zchunk import addresses, disk, jsonfiles
+from zchunk.clock import MAX_WALL_MS
+from zchunk.errors import InvalidUsage, StorageFailure, TokenRefused
 from zchunk.transport.keys import KEY_BYTES, KeyPair
 
 _TOKEN_PREFIX = "zchunk1-"
-_ROLES = frozenset({"node", "client", "observer"})
+#: Characters; 16 long addresses fit.
+_MAX_TOKEN = 16_384
+ROLES = frozenset({"node", "client", "observer"})
 
 
 def new_key_pair() -> KeyPair:
@@ -43,9 +46,10 @@ def load_or_make_key(path: Path) -> KeyPair:
         disk.write_durable(path, text.encode(), mode=0o600)
         return pair
     try:
-        data = json.loads(path.read_text())
-        return KeyPair(bytes.fromhex(data["public"]), bytes.fromhex(data["secret"]))
-    except (ValueError, KeyError, TypeError):
+        with disk.storage_errors(path, "reading"):
+            data = jsonfiles.record(jsonfiles.read(path))
+        return KeyPair(jsonfiles.key(data["public"]), jsonfiles.key(data["secret"]))
+    except (ValueError, KeyError):
         raise StorageFailure(
             f"{path} holds no key pair; restore it from a backup, or remove it and join again"
         ) from None
@@ -81,7 +85,7 @@ def parse_token(text: str) -> Token:
     """Text that a person pasted -> a checked token; TokenRefused where it is none."""
     try:
         return _build_token(_unpack_token("".join(text.split())))
-    except (ValueError, KeyError, TypeError, msgpack.UnpackException):
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException, InvalidUsage):
         raise TokenRefused(
             "this is no zchunk join token, or part of it is missing; "
             "print a new one with `zchunk token` on the tracker's PC"
@@ -89,7 +93,7 @@ def parse_token(text: str) -> Token:
 
 
 def _unpack_token(text: str) -> dict[str, Any]:
-    if not text.startswith(_TOKEN_PREFIX):
+    if not text.startswith(_TOKEN_PREFIX) or len(text) > _MAX_TOKEN:
         raise ValueError("prefix")
     body = text[len(_TOKEN_PREFIX) :]
     data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
@@ -100,12 +104,17 @@ def _unpack_token(text: str) -> dict[str, Any]:
 
 
 def _build_token(fields: dict[str, Any]) -> Token:
-    addresses, role = fields["a"], fields["r"]
+    told, role = fields["a"], fields["r"]
     keys = (fields["k"], fields["p"], fields["s"])
-    texts_ok = isinstance(addresses, tuple) and addresses and all(isinstance(a, str) for a in addresses)
     keys_ok = all(isinstance(key, bytes) and len(key) == KEY_BYTES for key in keys)
-    if not (texts_ok and keys_ok and role in _ROLES and fields["t"] in ("plain", "curve")):
+    if not (keys_ok and role in ROLES and fields["t"] in ("plain", "curve")):
         raise ValueError("values")
-    if not isinstance(fields["e"], int):
+    if type(fields["e"]) is not int or not 0 <= fields["e"] <= MAX_WALL_MS:
         raise ValueError("expiry")
-    return Token(addresses, fields["k"], fields["t"], role, KeyPair(fields["p"], fields["s"]), fields["e"])
+    if not isinstance(told, tuple) or not 1 <= len(told) <= addresses.MAX_ANNOUNCED:
+        raise ValueError("addresses")
+    for address in told:
+        if not isinstance(address, str):
+            raise ValueError("addresses")
+        addresses.parse(address)
+    return Token(told, fields["k"], fields["t"], role, KeyPair(fields["p"], fields["s"]), fields["e"])

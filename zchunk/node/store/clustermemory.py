@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from zchunk import disk
+from zchunk import disk, jsonfiles
 from zchunk.errors import ForeignStore
 from zchunk.node.store.storefolder import damaged, read_json
 
@@ -57,8 +57,9 @@ class ClusterMemory:
 def _read(path: Path) -> tuple[str, int] | None:
     if not path.exists():
         return None
-    memory = read_json(path)
     try:
-        return str(memory["store_id"]), int(memory["commit_number"])
-    except (KeyError, TypeError, ValueError):
+        memory = jsonfiles.record(read_json(path))
+        store_id = jsonfiles.text(memory["store_id"], _STORE_ID.pattern)
+        return store_id, jsonfiles.count(memory["commit_number"])
+    except (KeyError, ValueError):
         raise damaged(path) from None

@@ -27,7 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from zchunk import disk
+from zchunk import disk, jsonfiles
 from zchunk.clock import Clock, iso_utc
 from zchunk.errors import AlreadyRunning, NotFound, StorageFailure, StoreOffline, UnsupportedVersion
 
@@ -130,10 +130,9 @@ def _acquire(lock: FileLock, root: Path) -> None:
 
 def read_json(path: Path) -> Any:
     """Raises StorageFailure: these files are replaced whole, so a broken one is the disk's doing."""
-    with disk.storage_errors(path, "reading"):
-        data = path.read_bytes()
     try:
-        return json.loads(data)
+        with disk.storage_errors(path, "reading"):
+            return jsonfiles.read(path)
     except ValueError:
         raise damaged(path) from None
 
