@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from zchunk.errors import StorageFailure, ZchunkError
 from zchunk.hashing import inventory_digest
 from zchunk.manifest import MAX_CHUNKS, ChunkRow, Manifest
 from zchunk.node.located import location
+from zchunk.placement import MAX_COPIES
 from zchunk.protocol import columns
 from zchunk.protocol.messages import (
     BY_TYPE,
@@ -66,12 +68,12 @@ from zchunk.protocol.messages import (
     Welcome,
     Whole,
 )
-from zchunk.tracker import reports
+from zchunk.tracker import core, reports
 from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
 from zchunk.tracker.core import Timing, TrackerCore
 from zchunk.tracker.health import TOPICS
 from zchunk.tracker.membership import Membership
-from zchunk.tracker.planning import Reservations
+from zchunk.tracker.planning import MAX_PROMISES, Reservations
 from zchunk.tracker.store import TrackerStore
 from zchunk.transport.keys import peer_id_of
 
@@ -705,9 +707,9 @@ def test_a_new_address_is_told_once(cluster: Cluster) -> None:
         {"interfaces": tuple(f"10.0.0.{i}" for i in range(16))},
         {"port": 2**40},
         {"capacity": 2**63 - 1, "free": 2**63 - 1},
-        {"capacity": 2**64 - 1},
-        {"incarnation": 2**64 - 1},
-        {"chunks": 2**64 - 1},
+        {"capacity": 2**63 - 1},
+        {"incarnation": 2**63 - 1},
+        {"chunks": 2**63 - 1},
     ],
 )
 def test_a_strange_hello_is_answered_and_breaks_nothing(cluster: Cluster, strange: dict[str, Any]) -> None:
@@ -802,11 +804,11 @@ def test_a_plan_for_single_chunks_adds_to_the_copies_that_stay(cluster: Cluster)
         {"only": columns.pack(4, [0]), "held": columns.pack(2, [0])},
         {"only": columns.pack(4, [0]), "held": columns.pack(2, [columns.NOBODY] * 2)},
         {"only": columns.pack(4, [0]), "held": b"x"},
-        {"size": 2**63, "chunk_size": CHUNK},
-        {"size": 2**63, "chunk_size": 1},
+        {"size": 2**63 - 1, "chunk_size": CHUNK},
+        {"size": 2**63 - 1, "chunk_size": 1},
         {"size": (MAX_CHUNKS + 1) * CHUNK},
-        {"replicas": 2**40},
-        {"min_peers": 2**40},
+        {"replicas": MAX_COPIES},
+        {"min_peers": MAX_COPIES},
         {"avoid": tuple(peer_id(name) for name in NODES)},
     ],
 )
@@ -1354,3 +1356,90 @@ def test_whatever_comes_in_whatever_order_each_request_has_one_answer(
         assert told.get(record.peer_id, "down") == record.status
         assert (record.status == "up") == cluster.core._liveness.is_up(record.peer_id)
     cluster.store.close()
+
+
+# -- limits on what a member makes the tracker hold (SPEC S4) ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        {"only": columns.pack(4, [0]) * 5, "held": columns.pack(2, [columns.NOBODY]) * 5},
+        {"only": bytes(64 * 2**20)},
+        {"only": columns.pack(4, [0]), "held": bytes(64 * 2**20)},
+        {"size": MAX_CHUNKS * CHUNK, "replicas": 6},
+        {"size": MAX_CHUNKS * CHUNK, "replicas": MAX_COPIES},
+    ],
+    ids=["repeated", "many", "held", "copies", "more copies"],
+)
+def test_a_plan_of_more_than_a_file_can_have_is_refused_before_it_is_made(
+    cluster: Cluster, greedy: dict[str, Any]
+) -> None:
+    cluster.up("A", "B")
+    message = plan(**greedy)
+    tracemalloc.start()
+    try:
+        assert cluster.refused("client", message) in {"malformed", "usage"}
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_member_is_promised_space_for_so_many_uploads_and_others_for_theirs() -> None:
+    reservations = Reservations()
+    reservations.add("0" * 32, {"A": 5}, CHUNK, 0.0, "other")
+    for number in range(MAX_PROMISES + 100):
+        reservations.add(f"{number:032x}" + "x", {"A": 1}, CHUNK, 0.0, "greedy")
+    assert reservations.taken("") == {"A": 5 + MAX_PROMISES}
+    reservations.expire(1e9)
+    assert not reservations._of_member
+
+
+@pytest.mark.parametrize("kind", [Stored, Lost, Whole, Release])
+def test_more_digests_than_a_message_may_have_are_refused(cluster: Cluster, kind: type[Request]) -> None:
+    cluster.up("A")
+    values: dict[str, Any] = {"hashes": bytes(32 * (columns.MAX_HASHES + 1))}
+    if kind is Stored:
+        values["upload_id"] = UPLOAD
+    request_id = cluster.send("A", kind(**values))
+    assert not cluster.works, "refused before the database is asked"
+    assert cluster.answer("A", request_id).code == "malformed"  # type: ignore[union-attr]
+
+
+def test_commits_that_wait_are_so_many_of_a_member_and_then_refused_at_once(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    for number in range(200):
+        cluster.send("client", commit(upload_id=f"{number:032x}"))
+    cluster.work()
+    assert 0 < len(cluster.core._parked) <= 128
+    asked = cluster.send("A", commit(upload_id="f" * 32))
+    cluster.work()
+    assert cluster.answer("A", asked) is None, "another member's waits"
+    cluster.advance(6.0)
+    assert not cluster.core._parked
+    assert cluster.answer("A", asked).code == "not_yet_stored"  # type: ignore[union-attr]
+
+
+def test_a_commit_that_waits_is_not_pushed_out_by_another_members(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    first, second = cluster.send("client", commit()), cluster.send("B", commit())
+    cluster.work()
+    cluster.advance(6.0)
+    assert cluster.answer("client", first).code == "not_yet_stored"  # type: ignore[union-attr]
+    assert cluster.answer("B", second).code == "not_yet_stored"  # type: ignore[union-attr]
+
+
+def test_inventories_under_way_are_so_large_together_and_end_with_their_node(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "_MAX_INVENTORY_BYTES", 32 * 10)
+    page = Inventory(page=0, last=False, hashes=joined(range(6)))
+    for name in "AB":
+        assert cluster.ask(name, hello(held=[digest(1)])).inventory_wanted
+    assert cluster.ask("A", page) == Ok()
+    assert cluster.refused("B", page) == "busy"
+    assert cluster.refused("A", replace(page, page=1, hashes=b"")) == "malformed", "pages without end"
+    cluster.advance(2 * LEASE)
+    assert not cluster.core._inventories
+    assert cluster.ask("B", hello(held=[digest(1)])).inventory_wanted
+    assert cluster.ask("B", page) == Ok()

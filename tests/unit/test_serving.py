@@ -13,7 +13,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from zchunk.disk import ALIGNMENT
 from zchunk.errors import Busy
-from zchunk.node.serving import MAX_WAITING, SILENCE_S, Admission, BlockWanted, Incoming, Outgoing
+from zchunk.node.serving import (
+    MAX_ASKS,
+    MAX_BLOCKS,
+    MAX_OFFERS,
+    MAX_WAITING,
+    SILENCE_S,
+    Admission,
+    BlockWanted,
+    Incoming,
+    Outgoing,
+)
 
 ONE, TWO, THREE = b"one", b"two", b"three"
 BLOCK = 100
@@ -196,7 +206,8 @@ def test_who_has_all_it_asked_for_is_forgotten() -> None:
     for turn in range(100):
         connection = b"%d" % turn
         ask(outgoing, connection, 1)
-        outgoing.next()
+        for block in outgoing.next():
+            outgoing.sent(block)
         outgoing.acknowledge(connection, BLOCK, 0.0)
     assert outgoing.deadline() is None
     assert not outgoing._receivers
@@ -233,6 +244,7 @@ class Sending(RuleBasedStateMachine):
         block = data.draw(st.sampled_from(self.sent))
         self.sent.remove(block)
         if fate == "arrives":
+            self.outgoing.sent(block)
             self.received[block.connection] += block.length
             self.outgoing.acknowledge(block.connection, self.received[block.connection], self.now)
         elif fate == "unread":
@@ -275,6 +287,7 @@ class Sending(RuleBasedStateMachine):
             if not self.sent:
                 break
             block = self.sent.pop(0)
+            self.outgoing.sent(block)
             self.received[block.connection] += block.length
             self.outgoing.acknowledge(block.connection, self.received[block.connection], self.now)
             self.within_the_budget()
@@ -284,6 +297,17 @@ class Sending(RuleBasedStateMachine):
 
 TestSending = Sending.TestCase
 TestSending.settings = settings(max_examples=100, stateful_step_count=40)
+
+
+def test_blocks_being_read_count_like_those_that_wait() -> None:
+    """S4: who asks for single bytes and says that they came would fill the disk's queue."""
+    outgoing = Outgoing(10**9)
+    for request in range(MAX_WAITING):
+        outgoing.request(wanted(ONE, length=1), request, 0.0)
+        outgoing.next()
+    with pytest.raises(Busy):
+        outgoing.request(wanted(ONE, length=1), MAX_WAITING, 0.0)
+    outgoing.request(wanted(TWO, length=1), 0, 0.0)
 
 
 # -- taking in ---------------------------------------------------------------------------------------
@@ -549,3 +573,42 @@ class TakingIn(RuleBasedStateMachine):
 
 TestTakingIn = TakingIn.TestCase
 TestTakingIn.settings = settings(max_examples=100, stateful_step_count=40)
+
+
+def test_a_connection_offers_so_many_chunks_and_others_theirs() -> None:
+    incoming = Incoming(10)
+    for number in range(MAX_OFFERS):
+        incoming.offer((UPLOAD, number.to_bytes(32, "big")), SIZE, b"b" * 32, ONE, number, 0.0)
+    more = (UPLOAD, b"m" * 32)
+    with pytest.raises(Busy):
+        incoming.offer(more, SIZE, b"b" * 32, ONE, 0, 0.0)
+    incoming.offer((UPLOAD, bytes(32)), SIZE, b"b" * 32, ONE, 1, 0.0)  # once more is no further one
+    for number in range(MAX_OFFERS):  # chunks that another offered too are its own then
+        incoming.offer((UPLOAD, number.to_bytes(32, "big")), SIZE, b"b" * 32, TWO, number, 0.0)
+    with pytest.raises(Busy):
+        incoming.offer(more, SIZE, b"b" * 32, TWO, 0, 0.0)
+    incoming.gone(ONE)
+    incoming.gone(TWO)
+    assert not incoming._queue
+    assert not incoming._admissions
+    assert not incoming._offered
+
+
+def test_one_chunk_offered_again_and_again_is_answered_for_the_last_few() -> None:
+    incoming = Incoming(10)
+    incoming.offer(key(1), SIZE, b"b" * 32, ONE, 0, 0.0)
+    incoming.admit_more()
+    for request in range(1000):
+        incoming.offer(key(2), SIZE, b"b" * 32, ONE, request, 0.0)
+    waiting = incoming.get(key(2))
+    assert waiting is not None
+    assert waiting.asks == list(range(1000))[-MAX_ASKS:]
+
+
+def test_a_chunk_in_single_bytes_ends_early() -> None:
+    """S4: a table of 64 million blocks would take gigabytes."""
+    incoming = Incoming(2**30)
+    incoming.offer(key(1), 2**26, b"b" * 32, ONE, 0, 0.0)
+    incoming.admit_more()
+    taken = sum(incoming.block(key(1), at, 1, ONE, 0.0) for at in range(MAX_BLOCKS + 100))
+    assert taken == MAX_BLOCKS

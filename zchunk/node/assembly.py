@@ -6,7 +6,7 @@ The same functions build what runs in real processes and what a simulation drive
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -115,7 +115,10 @@ def node_parts(
     curve = identity.at_door(DOOR)
     # Before the socket is bound: nobody may knock where nobody asks who it is.
     gate = bulk_transport.gate() if curve is not None else None
-    router = bulk_transport.router(addresses.parse(settings.node.bind).tcp, BULK, curve)
+    # What is on its way to one receiver is within the budget; libzmq tells late what it has sent.
+    unread = max(BULK.unread_bytes, 2 * settings.transfer.send_budget)
+    bind = addresses.parse(settings.node.bind).tcp
+    router = bulk_transport.router(bind, replace(BULK, unread_bytes=unread), curve)
     at = addresses.parse(router.endpoint)
     server: NodeServer
     manager: DistributedChunkManager

@@ -26,8 +26,9 @@ from zchunk.errors import (
 )
 from zchunk.loop import Loop, Workers
 from zchunk.manifest import MAX_STORED_SIZE
-from zchunk.node.serving import Admission, BlockWanted, ChunkKey, Incoming, Outgoing
+from zchunk.node.serving import MAX_OFFERS, Admission, BlockWanted, ChunkKey, Incoming, Outgoing
 from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.outstanding import Outstanding, Ticket
 from zchunk.protocol import wire
 from zchunk.protocol.messages import (
     Acknowledge,
@@ -42,6 +43,7 @@ from zchunk.protocol.messages import (
     PutBlock,
     PutManifest,
 )
+from zchunk.refusals import Refusals
 from zchunk.transport.base import Arrival, Delivery, Received, Socket, Suspects
 
 log = logging.getLogger(__name__)
@@ -89,8 +91,8 @@ class ChunkService:
         self._incoming = Incoming(receive_budget // 2)
         self._pool = BufferPool(receive_budget // 2)
         self._buffers: dict[ChunkKey, Buffer] = {}
-        #: requests that were answered with an error
-        self.refused = 0
+        self._refusals = Refusals()
+        self._outstanding = Outstanding(MAX_OFFERS)
         #: payload bytes sent and stored since the start
         self.bytes_moved = 0
         self._handlers: dict[type[Message], Callable[[bytes, int, Any], None]] = {
@@ -104,6 +106,11 @@ class ChunkService:
         self._disconnects = Disconnects(loop, router, self._gone)
         loop.add_socket(router, self._on_message)
         loop.add_timed(self)
+
+    @property
+    def refused(self) -> int:
+        """Requests that could not be read, or were answered with an error."""
+        return self._refusals.count
 
     # -- Timed ----------------------------------------------------------------------
 
@@ -129,7 +136,7 @@ class ChunkService:
             return
         request_id: int | None = None
         try:
-            envelope = wire.decode(received.frames)
+            envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
             request_id = envelope.request_id
             handler = self._handlers.get(type(envelope.message))
             self.check_sender(received)
@@ -139,7 +146,9 @@ class ChunkService:
         except ZchunkError as error:
             request_id = error.details.get("request_id", request_id)
             if request_id is not None:
-                self._refuse(received.connection, request_id, error)
+                self._refuse(received.connection, request_id, error, received.address)
+            else:
+                self._count(error, received.address)
 
     def _reply(self, connection: bytes, request_id: int, message: Message) -> Delivery:
         delivery = self._router.send(wire.encode(message, request_id), connection)
@@ -155,11 +164,17 @@ class ChunkService:
         self._pump()
         self._admit()
 
-    def _refuse(self, connection: bytes, request_id: int, error: ZchunkError) -> None:
-        self.refused += 1
-        log.info("refused %s: %s", error.code, error.message)
+    def _refuse(
+        self, connection: bytes, request_id: int, error: ZchunkError, address: str | None = None
+    ) -> None:
+        self._count(error, address)
         # A requester that is gone needs no answer; a full one runs into its deadline.
         self._reply(connection, request_id, wire.error_reply(error))
+
+    def _count(self, error: ZchunkError, address: str | None) -> None:
+        line = self._refusals.note(error, address, self._now())
+        if line is not None:
+            log.info("%s", line)
 
     def _now(self) -> float:
         return self._loop.clock.monotonic()
@@ -198,6 +213,7 @@ class ChunkService:
             if delivery is Delivery.FULL:
                 self._outgoing.park(wanted)
             elif delivery is Delivery.SENT:
+                self._outgoing.sent(wanted)
                 self.bytes_moved += wanted.length
         self._pump()
 
@@ -219,6 +235,7 @@ class ChunkService:
         """The copy counts for this upload, so it is read again: a "have" from the index alone
         would publish a file on what a disk has lost (SPEC U5)."""
         now_wall = self._loop.clock.wall()
+        ticket = self._outstanding.begin(connection, 0)
 
         def work() -> bool:
             # Leased first: what is being looked at is not freed meanwhile.
@@ -226,6 +243,7 @@ class ChunkService:
             return self._store.verify(offer.sha256)
 
         def done(whole: bool | None, error: ZchunkError | None) -> None:
+            self._outstanding.end(ticket)
             if error is None and not whole:
                 self._on_unreadable(offer.sha256)
                 error = Busy("this node's copy of the chunk is damaged and is set aside; offer it again")
@@ -309,16 +327,20 @@ class ChunkService:
     # -- manifests, the end of an upload --------------------------------------------
 
     def _put_manifest(self, connection: bytes, request_id: int, message: PutManifest) -> None:
-        data = bytes(message.manifest)
-        self._do(connection, request_id, partial(self._store.put_manifest, message.file_id, data))
+        size = len(message.manifest)
+        ticket = self._outstanding.begin(connection, size)  # before it is copied
+        work = partial(self._store.put_manifest, message.file_id, bytes(message.manifest))
+        self._do(connection, request_id, work, ticket)
 
     def _conclude(self, connection: bytes, request_id: int, message: Conclude) -> None:
-        self._do(connection, request_id, partial(self._store.end_leases, message.upload_id))
+        ticket = self._outstanding.begin(connection, 0)
+        self._do(connection, request_id, partial(self._store.end_leases, message.upload_id), ticket)
 
-    def _do(self, connection: bytes, request_id: int, work: Callable[[], None]) -> None:
+    def _do(self, connection: bytes, request_id: int, work: Callable[[], None], ticket: Ticket) -> None:
         """Disk work that is answered with Ok or its error."""
 
         def done(_: None, error: ZchunkError | None) -> None:
+            self._outstanding.end(ticket)
             if error is not None:
                 self._refuse(connection, request_id, error)
             else:

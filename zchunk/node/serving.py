@@ -12,7 +12,8 @@ that outlives its connection and its deadline.
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left, insort
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from zchunk.disk import ALIGNMENT
@@ -20,8 +21,14 @@ from zchunk.errors import Busy
 
 #: A receiver that has acknowledged nothing for so long is treated as gone.
 SILENCE_S = 30.0
-#: Requests that may wait per connection.
+#: Requests of a connection that may wait, or be read from the disk.
 MAX_WAITING = 1024
+#: Chunks that a connection may offer and not yet have sent.
+MAX_OFFERS = 4096
+#: Offers of one chunk that are answered, the latest: those before were given up.
+MAX_ASKS = 8
+#: Blocks of a chunk: the largest chunk in the smallest blocks, and some.
+MAX_BLOCKS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,8 @@ class _Receiver:
     #: what it had settled before we began to count
     base: int
     waiting: deque[BlockWanted] = field(default_factory=deque)
+    #: how many are being read for it
+    reading: int = 0
     #: payload bytes handed to this connection, and how many of them it said are settled
     sent: int = 0
     acknowledged: int = 0
@@ -63,7 +72,7 @@ class Outgoing:
         """
         receiver = self._receivers.setdefault(wanted.connection, _Receiver(received))
         self._acknowledge(receiver, received, now)
-        if len(receiver.waiting) >= MAX_WAITING:
+        if len(receiver.waiting) + receiver.reading >= MAX_WAITING:
             raise Busy(f"{MAX_WAITING} of your requests wait here; ask again later")
         receiver.waiting.append(wanted)
         if wanted.connection not in self._turns:
@@ -88,17 +97,26 @@ class Outgoing:
             self._turns.popleft()
             receiver.waiting.popleft()
             receiver.sent += block.length
+            receiver.reading += 1
             on_the_way += block.length
             wanted.append(block)
             if receiver.waiting:
                 self._turns.append(connection)
         return wanted
 
+    def sent(self, wanted: BlockWanted) -> None:
+        """It was read and handed over."""
+        receiver = self._receivers.get(wanted.connection)
+        if receiver is not None:
+            receiver.reading = max(0, receiver.reading - 1)
+            self._forget_if_idle(wanted.connection, receiver)
+
     def not_sent(self, wanted: BlockWanted) -> None:
         """It could not be read or handed over: its bytes are not on their way."""
         receiver = self._receivers.get(wanted.connection)
         if receiver is not None:
             receiver.sent -= wanted.length
+            receiver.reading = max(0, receiver.reading - 1)
             self._forget_if_idle(wanted.connection, receiver)
 
     def park(self, wanted: BlockWanted) -> None:
@@ -106,6 +124,7 @@ class Outgoing:
         receiver = self._receivers.get(wanted.connection)
         if receiver is not None:
             receiver.sent -= wanted.length
+            receiver.reading = max(0, receiver.reading - 1)
             receiver.waiting.appendleft(wanted)
             if wanted.connection in self._turns:
                 self._turns.remove(wanted.connection)
@@ -134,7 +153,7 @@ class Outgoing:
         receiver.acknowledged = min(settled, receiver.sent)
 
     def _forget_if_idle(self, connection: bytes, receiver: _Receiver) -> None:
-        if not receiver.waiting and receiver.sent == receiver.acknowledged:
+        if not receiver.waiting and not receiver.reading and receiver.sent == receiver.acknowledged:
             self.gone(connection)
 
 
@@ -155,12 +174,22 @@ class Admission:
     last_ask: int = 0
     admitted: bool = False
     complete: bool = False
-    #: offset -> length of blocks that arrived
+    #: offset -> length of blocks that arrived; their offsets, ascending; their bytes
     blocks: dict[int, int] = field(default_factory=dict)
+    starts: list[int] = field(default_factory=list)
+    received: int = 0
 
-    @property
-    def received(self) -> int:
-        return sum(self.blocks.values())
+    def start_over(self) -> None:
+        self.blocks.clear()
+        self.starts.clear()
+        self.received = 0
+
+    def take(self, offset: int, length: int) -> None:
+        """A block that overlaps none, or the same once more."""
+        if offset not in self.blocks:
+            insort(self.starts, offset)
+            self.received += length
+        self.blocks[offset] = length
 
     @property
     def cost(self) -> int:
@@ -174,6 +203,8 @@ class Incoming:
         self._budget = budget
         self._admissions: dict[ChunkKey, Admission] = {}
         self._queue: deque[ChunkKey] = deque()
+        #: connection -> how many chunks it offered
+        self._offered: Counter[bytes] = Counter()
 
     @property
     def reserved(self) -> int:
@@ -186,20 +217,36 @@ class Incoming:
         self, key: ChunkKey, size: int, blake3: bytes, connection: bytes, request_id: int, now: float
     ) -> Admission | None:
         """A chunk is offered; returns it when its offer can be answered at once, else it
-        waits for `admit_more`. A repeated offer starts the chunk over."""
+        waits for `admit_more`. A repeated offer starts the chunk over. Raises Busy (retryable)
+        when the connection has offered too many others."""
         known = self._admissions.get(key)
+        if (known is None or known.connection != connection) and self._offered[connection] >= MAX_OFFERS:
+            raise Busy(f"{MAX_OFFERS} chunks that you offered are not sent yet; offer more later")
         if known is not None and known.admitted and not known.complete:
             if (known.connection, known.last_ask) != (connection, request_id):
-                known.blocks.clear()
-            known.connection, known.last_sign, known.last_ask = connection, now, request_id
+                known.start_over()
+            self._passes_to(known, connection)
+            known.last_sign, known.last_ask = now, request_id
             return known
         if known is None:
             known = Admission(key, size, blake3, connection, now)
             self._admissions[key] = known
             self._queue.append(key)
-        known.connection, known.last_sign, known.last_ask = connection, now, request_id
-        known.asks.append(request_id)
+            self._offered[connection] += 1
+        self._passes_to(known, connection)
+        known.last_sign, known.last_ask = now, request_id
+        known.asks = [*known.asks, request_id][-MAX_ASKS:]
         return None
+
+    def _passes_to(self, chunk: Admission, connection: bytes) -> None:
+        self._one_less(chunk.connection)
+        chunk.connection = connection
+        self._offered[connection] += 1
+
+    def _one_less(self, connection: bytes) -> None:
+        self._offered[connection] -= 1
+        if not self._offered[connection]:
+            del self._offered[connection]
 
     def admit_more(self) -> list[Admission]:
         """Chunks that may be sent now, first come first served."""
@@ -217,20 +264,26 @@ class Incoming:
 
     def block(self, key: ChunkKey, offset: int, length: int, connection: bytes, now: float) -> bool:
         """A block arrived; False when it is no part of an admitted chunk, or reaches
-        beyond its end, or overlaps another."""
+        beyond its end, or overlaps another, or is one of far too many."""
         chunk = self._admissions.get(key)
         if chunk is None or not chunk.admitted or chunk.complete or chunk.connection != connection:
             return False
         if offset + length > chunk.size or not length or self._overlaps(chunk, offset, length):
             return False
+        if len(chunk.blocks) >= MAX_BLOCKS:
+            return False
         chunk.last_sign = now
-        chunk.blocks[offset] = length
+        chunk.take(offset, length)
         chunk.complete = chunk.received == chunk.size
         return True
 
     def done(self, key: ChunkKey) -> None:
         """Stored, refused or given up: its memory is free."""
-        if self._admissions.pop(key, None) is not None and key in self._queue:
+        chunk = self._admissions.pop(key, None)
+        if chunk is None:
+            return
+        self._one_less(chunk.connection)
+        if not chunk.admitted:
             self._queue.remove(key)
 
     def gone(self, connection: bytes) -> list[Admission]:
@@ -256,4 +309,8 @@ class Incoming:
         same = chunk.blocks.get(offset)
         if same is not None:
             return same != length  # the same block once more does no harm
-        return any(at < offset + length and offset < at + size for at, size in chunk.blocks.items())
+        after = bisect_left(chunk.starts, offset)
+        before = chunk.starts[after - 1] if after else None
+        if before is not None and before + chunk.blocks[before] > offset:
+            return True
+        return after < len(chunk.starts) and chunk.starts[after] < offset + length

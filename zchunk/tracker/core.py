@@ -19,6 +19,7 @@ from zchunk.addresses import announced, unmapped
 from zchunk.addresses import parse as parse_address
 from zchunk.clock import Now
 from zchunk.errors import (
+    Busy,
     HelloFirst,
     InvalidUsage,
     MalformedMessage,
@@ -28,7 +29,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.manifest import Manifest, parse
-from zchunk.protocol.columns import split_hashes
+from zchunk.protocol.columns import MAX_HASHES, split_hashes
 from zchunk.protocol.messages import (
     MAX_ADDRESS,
     MAX_DOUBTS,
@@ -107,6 +108,9 @@ _COMMIT_PATIENCE_S = 5.0
 #: the status of a node that is there without its disk
 _OFFLINE = "offline-store"
 _MAX_INVENTORY_BYTES = 32 * 4_000_000
+#: Commits that wait, and the bytes of their manifests: one large file, or many small ones.
+_MAX_PARKED = 256
+_MAX_PARKED_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class _Inventory:
     incarnation: int
     next_page: int = 0
     parts: list[bytes] = field(default_factory=list)
+    size: int = 0
 
 
 _STORING = frozenset({"node"})
@@ -169,7 +174,8 @@ class TrackerCore:
         self._reservations = Reservations()
         self._health = FileHealth(first_at=now.mono + timing.lease_s)
         self._corrupt = CorruptReports()
-        self._parked: dict[str, _ParkedCommit] = {}
+        #: (who, upload id) -> a commit that waits for copies
+        self._parked: dict[tuple[str, str], _ParkedCommit] = {}
         self._next_tick = now.mono
         self._members_at = now.mono
         self._members_problem = ""
@@ -219,9 +225,9 @@ class TrackerCore:
     def advance(self, now: Now) -> list[Action]:
         actions = self._changed(self._liveness.advance(now.mono), now)
         self._reservations.expire(now.mono)
-        for upload_id, parked in list(self._parked.items()):
+        for key, parked in list(self._parked.items()):
             if parked.deadline <= now.mono:
-                del self._parked[upload_id]
+                del self._parked[key]
                 actions.append(self._commit_work(parked.ask, patience_ends=now.mono, again=True))
         if self._members_at <= now.mono:
             self._members_at = now.mono + _MEMBERS_S
@@ -454,23 +460,34 @@ class TrackerCore:
         if pages is None or self._liveness.connection(ask.peer_id) != ask.sender.connection:
             raise HelloFirst("an inventory comes after a hello that asked for it")
         if page.page == 0:
-            pages.parts, pages.next_page = [], 0
+            pages.parts, pages.size, pages.next_page = [], 0, 0
         if page.page > pages.next_page:
             # A repeated hello began it anew: an Ok would leave the node waiting for ever.
             raise HelloFirst("a page of the inventory is missing; say hello again")
         if page.page == pages.next_page:
-            pages.parts.append(bytes(page.hashes))
-            pages.next_page += 1
-        if sum(map(len, pages.parts)) > _MAX_INVENTORY_BYTES:
-            del self._inventories[ask.peer_id]
-            raise NotAllowed("an inventory of more than 4,000,000 chunks is not taken")
+            self._take_page(ask.peer_id, pages, page)
         if not page.last or page.page != pages.next_page - 1:
             return ask.reply(Ok())
         return [self._inventory_work(ask, pages)]
 
+    def _take_page(self, peer_id: str, pages: _Inventory, page: Inventory) -> None:
+        if len(page.hashes) > 32 * MAX_HASHES or not (len(page.hashes) or page.last):
+            raise MalformedMessage(f"a page of an inventory has from 1 to {MAX_HASHES} chunks")
+        others = sum(other.size for other in self._inventories.values() if other is not pages)
+        size = pages.size + len(page.hashes)
+        if size > _MAX_INVENTORY_BYTES:
+            del self._inventories[peer_id]
+            raise NotAllowed("an inventory of more than 4,000,000 chunks is not taken")
+        if others and others + size > _MAX_INVENTORY_BYTES:
+            raise Busy("the tracker takes in other nodes' inventories; send this one again later")
+        pages.parts.append(bytes(page.hashes))
+        pages.size = size
+        pages.next_page += 1
+
     def _inventory_work(self, ask: Ask, pages: _Inventory) -> Work:
         def run(store: TrackerStore) -> InventoryChange:
-            return store.replace_inventory(ask.peer_id, split_hashes(b"".join(pages.parts)), store.now_ms())
+            hashes = [sha256 for part in pages.parts for sha256 in split_hashes(part)]
+            return store.replace_inventory(ask.peer_id, hashes, store.now_ms())
 
         def then(change: InventoryChange, error: ZchunkError | None, now: Now) -> list[Action]:
             if error is not None:
@@ -529,6 +546,8 @@ class TrackerCore:
         status = {Life.UP: "up", Life.LEFT: "left"}.get(change.life, "down")
         saved = replace(self._records[change.peer_id], status=status)
         self._untold[change.peer_id] += 1
+        if change.life is not Life.UP:
+            self._inventories.pop(change.peer_id, None)
 
         def run(store: TrackerStore) -> None:
             save(store, saved, left=change.life is Life.LEFT)
@@ -581,7 +600,7 @@ class TrackerCore:
             if error is not None:
                 return ask.refuse(error)
             planned, wanted = result
-            self._reservations.add(plan.upload_id, wanted, plan.chunk_size, now.mono)
+            self._reservations.add(plan.upload_id, wanted, plan.chunk_size, now.mono, ask.peer_id)
             return ask.reply(planned)
 
         return [Work(run, then)]
@@ -624,7 +643,7 @@ class TrackerCore:
 
     def _commit(self, ask: Ask, now: Now) -> list[Action]:
         # Asked again while it waits, it waits no longer for that.
-        parked = self._parked.get(ask.message.upload_id)
+        parked = self._parked.get((ask.peer_id, ask.message.upload_id))
         patience_ends = now.mono + _COMMIT_PATIENCE_S if parked is None else parked.deadline
         return [self._commit_work(ask, patience_ends)]
 
@@ -646,10 +665,10 @@ class TrackerCore:
             return record, already, store.commit_number
 
         def then(result: tuple[FileRecord, bool, int], error: ZchunkError | None, later: Now) -> list[Action]:
-            if isinstance(error, NotYetStored) and later.mono < patience_ends:
+            if isinstance(error, NotYetStored) and later.mono < patience_ends and self._may_park(ask):
                 # Some node's `stored` is on its way here: try again when one arrives.
-                if not (again and commit.upload_id in self._parked):
-                    self._parked[commit.upload_id] = _ParkedCommit(ask, patience_ends)
+                if not (again and (ask.peer_id, commit.upload_id) in self._parked):
+                    self._parked[ask.peer_id, commit.upload_id] = _ParkedCommit(ask, patience_ends)
                 return []
             if error is not None:
                 return ask.refuse(error)
@@ -662,6 +681,14 @@ class TrackerCore:
             return actions
 
         return Work(run, then)
+
+    def _may_park(self, ask: Ask) -> bool:
+        """Whether there is room for one that waits; else it is refused as it would be later."""
+        held = [p.ask for p in self._parked.values() if p.ask.peer_id == ask.peer_id]
+        mine = sum(len(other.message.manifest) for other in held)
+        of_all = sum(len(p.ask.message.manifest) for p in self._parked.values())
+        room = len(ask.message.manifest) + max(of_all, 2 * mine) <= _MAX_PARKED_BYTES
+        return room and len(self._parked) < _MAX_PARKED and len(held) < _MAX_PARKED // 2
 
     def _retry_parked(self) -> list[Action]:
         parked, self._parked = self._parked, {}

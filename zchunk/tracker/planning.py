@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,10 @@ from zchunk.placement import Candidate, Placement, place, place_missing, place_w
 from zchunk.protocol import columns
 from zchunk.protocol.messages import PeerRecord, Plan, Planned
 
+#: Copies that one plan places: five of each chunk of the largest file.
+MAX_PLACES = 3_500_000
+#: Uploads of one member whose space is promised at a time; of more, the oldest's is not.
+MAX_PROMISES = 1_000
 #: Without a sign of the upload for so long, its space is no longer promised.
 _PROMISE_S = 3600.0
 #: A peer that moves so many bytes per second (a gigabit link's worth) counts as having
@@ -22,6 +27,7 @@ _FULL_LOAD = 100e6
 class _Promise:
     ends: float
     chunk_size: int
+    member: str
     peers: dict[str, int] = field(default_factory=dict)
 
 
@@ -33,7 +39,9 @@ class Reservations:
     """
 
     def __init__(self) -> None:
+        #: upload id -> what it was promised, in the order of their first plans
         self._promises: dict[str, _Promise] = {}
+        self._of_member: Counter[str] = Counter()
 
     def taken(self, except_upload: str) -> dict[str, int]:
         """Bytes promised per peer by all other uploads."""
@@ -44,27 +52,38 @@ class Reservations:
                     total[peer_id] = total.get(peer_id, 0) + size
         return total
 
-    def add(self, upload_id: str, peers: Mapping[str, int], chunk_size: int, now: float) -> None:
-        """A plan for `upload_id`; a further one (some chunks anew) adds to the first."""
-        promise = self._promises.setdefault(upload_id, _Promise(now, chunk_size))
+    def add(
+        self, upload_id: str, peers: Mapping[str, int], chunk_size: int, now: float, member: str = ""
+    ) -> None:
+        """A plan of `member` for `upload_id`; a further one (some chunks anew) adds to the first."""
+        if upload_id not in self._promises:
+            if self._of_member[member] >= MAX_PROMISES:
+                self.drop(next(u for u, p in self._promises.items() if p.member == member))
+            self._promises[upload_id] = _Promise(now, chunk_size, member)
+            self._of_member[member] += 1
+        promise = self._promises[upload_id]
         promise.ends = now + _PROMISE_S
         for peer_id, size in peers.items():
             promise.peers[peer_id] = max(promise.peers.get(peer_id, 0), size)
 
     def stored(self, upload_id: str, peer_id: str, chunks: int, now: float) -> None:
         promise = self._promises.get(upload_id)
-        if promise is None:
+        if promise is None or peer_id not in promise.peers:
             return
         promise.ends = now + _PROMISE_S
         left = promise.peers.get(peer_id, 0) - chunks * promise.chunk_size
         promise.peers[peer_id] = max(0, left)
 
     def drop(self, upload_id: str) -> None:
-        self._promises.pop(upload_id, None)
+        promise = self._promises.pop(upload_id, None)
+        if promise is not None:
+            self._of_member[promise.member] -= 1
+            if not self._of_member[promise.member]:
+                del self._of_member[promise.member]
 
     def expire(self, now: float) -> None:
         for upload_id in [u for u, promise in self._promises.items() if promise.ends <= now]:
-            del self._promises[upload_id]
+            self.drop(upload_id)
 
 
 def make_plan(
@@ -100,9 +119,16 @@ def _sizes(plan: Plan) -> list[int]:
         raise InvalidUsage(
             f"the file would have {count} chunks, more than {MAX_CHUNKS}; put it with a larger --chunk-size"
         )
+    if len(plan.only) > 4 * count:
+        raise MalformedMessage("a plan for more chunks than the file has")
     indexes = columns.unpack(4, plan.only) if len(plan.only) else range(count)
     if any(index >= count for index in indexes):
         raise MalformedMessage("a plan for chunks beyond the end of the file")
+    if len(indexes) * plan.replicas > MAX_PLACES:
+        raise InvalidUsage(
+            f"{len(indexes)} chunks of {plan.replicas} copies each are more than {MAX_PLACES}; "
+            "put the file with a larger --chunk-size, or fewer --replicas"
+        )
     return [chunk_length(plan.size, plan.chunk_size, index) for index in indexes]
 
 
@@ -131,9 +157,9 @@ def _place(plan: Plan, sizes: list[int], candidates: list[Candidate]) -> Placeme
 
 
 def _held(plan: Plan, count: int) -> list[list[str]]:
-    rows = columns.rows(columns.unpack(2, plan.held), plan.replicas) if len(plan.held) else []
-    if len(rows) != count:
+    if len(plan.held) != 2 * count * plan.replicas:  # said before it is many small lists
         raise MalformedMessage("a plan for single chunks says for each which copies stay")
+    rows = columns.rows(columns.unpack(2, plan.held), plan.replicas)
     if any(at != columns.NOBODY and at >= len(plan.held_peers) for row in rows for at in row):
         raise MalformedMessage("a plan names a holder that it does not list")
     return [[plan.held_peers[at] for at in row if at != columns.NOBODY] for row in rows]

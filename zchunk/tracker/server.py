@@ -7,22 +7,24 @@ import logging
 import queue
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from zchunk import addresses, disk
+from zchunk import addresses, disk, jsonfiles
 from zchunk.clock import Clock, Now, read
 from zchunk.config import Settings
 from zchunk.disconnects import Disconnects
-from zchunk.errors import AlreadyRunning, NotFound, ZchunkError
+from zchunk.errors import AlreadyRunning, InvalidUsage, NotFound, StorageFailure, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.loop import Loop
+from zchunk.outstanding import Outstanding, Ticket
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply
+from zchunk.refusals import Refusals
 from zchunk.tracker import gate as gates
 from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
 from zchunk.tracker.core import Timing, TrackerCore
@@ -109,6 +111,11 @@ class StoreThread:
             self._loop.post(lambda done=done, outcome=outcome: done(outcome))  # type: ignore[misc]
 
 
+def _weight(frames: Sequence[wire.Buffer]) -> int:
+    """Bytes that a request holds while it is worked on. What its header became is larger."""
+    return sum(map(len, frames)) + 15 * len(frames[0])
+
+
 def _attempt(store: TrackerStore, run: Callable[[TrackerStore], Any]) -> Outcome:
     try:
         return run(store), None
@@ -166,8 +173,8 @@ class TrackerServer:
         self._publisher = publisher
         self._loop = loop
         self._store = store
-        #: messages that could not be read, or came from strangers (tests and `status` ask)
-        self.refused = 0
+        self._refusals = Refusals()
+        self._outstanding = Outstanding()
         self._disconnects = Disconnects(loop, router, self._gone)
         if gate is not None:
             loop.add_socket(gate, self._on_knock)
@@ -175,6 +182,11 @@ class TrackerServer:
         loop.add_socket(publisher, lambda _: None)
         loop.add_timed(self)
         loop.on_close(store.close)
+
+    @property
+    def refused(self) -> int:
+        """Requests that could not be read, or were answered with an error."""
+        return self._refusals.count
 
     def deadline(self) -> float | None:
         return self.core.deadline()
@@ -201,22 +213,37 @@ class TrackerServer:
             self._disconnects.suspect(received.connections)
         if not isinstance(received, Received):
             return
+        request_id: int | None = None
         try:
-            envelope = wire.decode(received.frames)
+            envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
+            request_id = envelope.request_id
+            peer_id = envelope.claim if self._gate is None else received.peer_id
+            sender = Sender(received.connection, peer_id, received.address)
+            ticket = self._outstanding.begin(sender.peer_id or sender.connection, _weight(received.frames))
         except ZchunkError as error:
-            self.refused += 1
-            request_id = error.details.get("request_id")
-            if request_id is not None:
-                self._reply(Reply(received.connection, request_id, wire.error_reply(error)))
+            request_id = error.details.get("request_id", request_id)
+            if request_id is None:
+                self._refused(error, received.address)
+            else:
+                self._reply(Reply(received.connection, request_id, wire.error_reply(error)), received.address)
             return
-        peer_id = envelope.claim if self._gate is None else received.peer_id
-        sender = Sender(received.connection, peer_id, received.address)
-        self._perform(self.core.handle(sender, envelope.request_id, envelope.message, self._now()))
+        actions = self.core.handle(sender, request_id, envelope.message, self._now())
+        self._perform(actions, ticket, received.address)
+        if not ticket.works:
+            self._outstanding.end(ticket)
 
-    def _perform(self, actions: list[Action]) -> None:
+    def _refused(self, error: ZchunkError, address: str | None) -> None:
+        line = self._refusals.note(error, address, self._now().mono)
+        if line is not None:
+            log.info("%s", line)
+
+    def _perform(
+        self, actions: list[Action], ticket: Ticket | None = None, address: str | None = None
+    ) -> None:
+        """`ticket`, and who is at `address`, are those of the request that led to them."""
         for action in actions:
             if isinstance(action, Reply):
-                self._reply(action)
+                self._reply(action, address)
             elif isinstance(action, Publish):
                 event = action.event
                 self._publisher.send([event.topic.encode(), *wire.encode(event)])
@@ -224,17 +251,23 @@ class TrackerServer:
                 self._router.end(action.peer_id)
                 self._publisher.end(action.peer_id)
             else:
-                self._work(action)
+                self._work(action, ticket, address)
 
-    def _work(self, action: Work) -> None:
+    def _work(self, action: Work, ticket: Ticket | None, address: str | None) -> None:
         def done(outcome: Outcome) -> None:
-            self._perform(action.then(outcome[0], outcome[1], self._now()))
+            self._perform(action.then(outcome[0], outcome[1], self._now()), ticket, address)
+            if ticket is not None:
+                ticket.works -= 1
+                if not ticket.works:
+                    self._outstanding.end(ticket)
 
+        if ticket is not None:
+            ticket.works += 1
         self._store.submit(action.run, done)
 
-    def _reply(self, action: Reply) -> None:
+    def _reply(self, action: Reply, address: str | None = None) -> None:
         if isinstance(action.message, ErrorReply):
-            log.info("refused %s: %s", action.message.code, action.message.message)
+            self._refused(wire.raised(action.message), address)
         # A requester that is gone or full asks again: requests are idempotent.
         frames = wire.encode(action.message, action.request_id)
         if self._router.send(frames, action.connection) is Delivery.GONE:
@@ -330,6 +363,19 @@ def save_endpoints(folder: Path, endpoints: tuple[str, ...]) -> None:
     disk.write_durable(folder / "endpoints.json", json.dumps(endpoints).encode())
 
 
+def load_endpoints(path: Path) -> tuple[str, ...]:
+    """Raises StorageFailure for a damaged file; the tracker's next start makes it anew."""
+    try:
+        endpoints = jsonfiles.texts(jsonfiles.read(path))
+        for endpoint in endpoints:
+            addresses.parse(endpoint)
+    except (OSError, ValueError, InvalidUsage):
+        endpoints = ()
+    if not endpoints:
+        raise StorageFailure(f"{path} is damaged; start the tracker once, which makes it anew")
+    return endpoints
+
+
 def make_token(
     files: TrackerFiles, clock: Clock, *, role: str, expires_s: float, once: bool, transport: str
 ) -> Token:
@@ -337,8 +383,8 @@ def make_token(
     path = files.folder / "endpoints.json"
     if not path.exists():
         raise NotFound(f"no tracker has run on {files.folder} yet; start it once with `zchunk tracker`")
+    endpoints = load_endpoints(path)
     pair = new_key_pair()
     expires_ms = int((clock.wall() + expires_s) * 1000)
     files.membership(clock).add_token(pair.public, role, expires_ms, once)
-    endpoints = tuple(json.loads(path.read_text()))
     return Token(endpoints, files.key.public, transport, role, pair, expires_ms)

@@ -127,6 +127,9 @@ class SocketOptions:
     send_mark: int = 1000
     receive_mark: int = 1000
     linger_ms: int = 1000
+    #: A ROUTER's large frames that one connection may leave unread, in bytes; four times that
+    #: for all connections, where each may leave one.
+    unread_bytes: int = 64 * 1024 * 1024
     #: ZMTP heartbeats find a pulled cable; on control sockets only (a big frame on a
     #: slow link would outlast them).
     heartbeats: bool = False

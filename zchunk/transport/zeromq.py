@@ -44,6 +44,9 @@ _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 500
 _HANDSHAKE_MS = 3000
 
+#: a frame that was not copied: tells when libzmq is done with it; its bytes
+_Large = tuple[zmq.MessageTracker, int]
+
 #: What CURVE adds to a frame: its command, flags, nonce and authenticator.
 _CURVE_BYTES = 64
 
@@ -82,7 +85,7 @@ class ZmqTransport:
     def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> RouterSocket:
         raw = self._socket(zmq.ROUTER, options, curve)
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        return RouterSocket(raw, _bind(raw, bind))
+        return RouterSocket(raw, _bind(raw, bind), options.unread_bytes)
 
     def publisher(
         self, bind: str, options: SocketOptions, curve: CurveServer | None = None
@@ -229,9 +232,10 @@ class RouterSocket:
     events that nobody reads stop the whole context.
     """
 
-    def __init__(self, raw: zmq.Socket[bytes], endpoint: str) -> None:
+    def __init__(self, raw: zmq.Socket[bytes], endpoint: str, unread_bytes: int) -> None:
         self.raw = raw
         self.endpoint = endpoint
+        self._unread = _Unread(unread_bytes)
         self._monitor = raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         #: descriptor -> connections that came by it, in this order; most are the latest's
         self._by_descriptor: dict[int, dict[bytes, None]] = {}
@@ -259,9 +263,11 @@ class RouterSocket:
         return Received(frames, connection, peer_id, _metadata(parts[1], "Peer-Address"))
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
+        if not self._unread.has_room(connection, _large_bytes(frames)):
+            return Delivery.FULL
         try:
             self.raw.send(connection, zmq.DONTWAIT | zmq.SNDMORE)
-            _send_frames(self.raw, frames)
+            self._unread.add(connection, _send_frames(self.raw, frames))
         except zmq.Again:
             return Delivery.FULL
         except zmq.ZMQError as error:
@@ -288,11 +294,13 @@ class RouterSocket:
 
     def _remember(self, connection: bytes, peer_id: str | None, frame: zmq.Frame) -> None:
         self._forget(connection)
+        self._unread.sweep()
         number = int(frame.get(zmq.SRCFD))
         self._shown[connection] = _Shown(number, peer_id, descriptors.descriptor(number))
         self._by_descriptor.setdefault(number, {})[connection] = None
 
     def _forget(self, connection: bytes) -> None:
+        self._unread.forget(connection)
         shown = self._shown.pop(connection, None)
         if shown is None:
             return
@@ -333,11 +341,62 @@ def _metadata(frame: zmq.Frame, name: str) -> str | None:
         return None
 
 
-def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
-    last = len(frames) - 1
+def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[_Large]:
+    """What of it is not copied: its memory is needed until libzmq has written it."""
+    last, large = len(frames) - 1, []
     for at, frame in enumerate(frames):
         flags = zmq.DONTWAIT if at == last else zmq.DONTWAIT | zmq.SNDMORE
-        raw.send(frame, flags, copy=len(frame) < _COPY_BELOW)
+        if len(frame) < _COPY_BELOW:
+            raw.send(frame, flags)
+        else:
+            large.append((raw.send(frame, flags, copy=False, track=True), len(frame)))
+    return large
+
+
+def _large_bytes(frames: Sequence[Buffer]) -> int:
+    return sum(len(frame) for frame in frames if len(frame) >= _COPY_BELOW)
+
+
+class _Unread:
+    """Large frames that libzmq still holds, since their connections do not read them.
+
+    A high-water mark counts messages, and a thousand answers of megabytes to who never reads
+    would be all memory. What an honest receiver has not read yet, flow control keeps below this.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[bytes, deque[_Large]] = {}
+        self._bytes = 0
+
+    def has_room(self, connection: bytes, size: int) -> bool:
+        held = self._held.get(connection)
+        if not size or held is None:
+            return True
+        self._let_go(held)
+        mine = sum(length for _, length in held)
+        if mine and self._bytes + size > 4 * self._most:
+            self.sweep()
+        return not mine or (mine + size <= self._most and self._bytes + size <= 4 * self._most)
+
+    def add(self, connection: bytes, large: Sequence[_Large]) -> None:
+        if large:
+            self._held.setdefault(connection, deque()).extend(large)
+            self._bytes += sum(length for _, length in large)
+
+    def forget(self, connection: bytes) -> None:
+        self._bytes -= sum(length for _, length in self._held.pop(connection, ()))
+
+    def sweep(self) -> None:
+        """Nothing is kept of connections that have read all, or are gone."""
+        for connection, held in list(self._held.items()):
+            self._let_go(held)
+            if not held:
+                del self._held[connection]
+
+    def _let_go(self, held: deque[_Large]) -> None:
+        while held and held[0][0].done:
+            self._bytes -= held.popleft()[1]
 
 
 class ConnectedSocket:
