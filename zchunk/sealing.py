@@ -179,7 +179,7 @@ def parse_head(data: bytes) -> Head:
 def _head(parts: Sequence[Any]) -> Head:
     version, lock, wrapped = parts
     if version != SEALED_VERSION or type(version) is not int:
-        raise ManifestInvalid(f"encryption of version {version!r} is unknown here; upgrade zchunk")
+        raise ManifestInvalid(f"encryption of version {str(version)[:20]} is unknown here; upgrade zchunk")
     if not (isinstance(wrapped, bytes) and len(wrapped) == KEY_BYTES + TAG_BYTES):
         raise ManifestInvalid("the encrypted file's key has the wrong length")
     return Head(_lock(lock), wrapped)
@@ -427,15 +427,23 @@ def _unpack(data: bytes, count: int) -> tuple[Any, ...]:
             data,
             raw=False,
             use_list=False,
+            list_hook=_shallow,
             strict_map_key=True,
             max_map_len=0,
             max_ext_len=0,
             max_array_len=8,
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ManifestInvalid(f"the sealed part of the manifest cannot be read: {error}") from None
+        raise ManifestInvalid(f"the sealed part of the manifest cannot be read: {str(error)[:60]}") from None
     if not (isinstance(parts, tuple) and len(parts) == count):
         raise ManifestInvalid(f"the sealed part of the manifest has not {count} parts")
+    return parts
+
+
+def _shallow(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Nothing of ours nests deeper than a lock in its head; small bytes that do become many."""
+    if any(isinstance(inner, tuple) for part in parts if isinstance(part, tuple) for inner in part):
+        raise ManifestInvalid("the sealed part of the manifest nests too deep")
     return parts
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgpack
 
-from zchunk import addresses, config, manifest
+from zchunk import addresses, config, manifest, sealing
 from zchunk.clock import ManualClock, iso_utc
 from zchunk.errors import (
     ConfigError,
@@ -214,6 +214,13 @@ def _manifest(data: bytes) -> None:
     assert sum(parsed.length(index) for index in range(len(parsed.chunks))) == parsed.size
     assert parsed.stored_bytes == parsed.size
     partfile.safe_target_name(parsed.name).encode()
+
+
+def _sealed(data: bytes) -> None:
+    """What an encrypted file's manifest shows to everybody, by who has no key."""
+    head = sealing.parse_head(data)
+    assert sealing.parse_head(head.encode()) == head
+    sealing.head_of(Manifest("x", 0, None, 65536, (), msgpack.packb((*head.parts, b"b" * 64))))
 
 
 # -- what people type -------------------------------------------------------------------------
@@ -446,12 +453,22 @@ def _manifest_seeds() -> list[bytes]:
     return [MANIFEST.canonical, Manifest("empty", 0, b"e" * 32, 65536, ()).canonical, sealed.canonical]
 
 
+def _sealed_seeds() -> list[bytes]:
+    salt, wrapped = b"s" * sealing.SALT_BYTES, b"w" * (sealing.KEY_BYTES + sealing.TAG_BYTES)
+    locks = (
+        sealing.Lock(salt, cost=sealing.COST),
+        sealing.Lock(salt, key_id=b"k" * sealing.KEY_ID_BYTES),
+    )
+    return [sealing.Head(lock, wrapped).encode() for lock in locks]
+
+
 TARGETS = {
     target.name: target
     for target in (
         Target("wire", _wire, _WIRE, _wire_seeds),
         Target("tables", _tables, (*_WIRE, ManifestInvalid), _table_seeds),
         Target("manifest", _manifest, (ManifestInvalid,), _manifest_seeds),
+        Target("sealed", _sealed, (ManifestInvalid,), _sealed_seeds),
         Target("token", _token, (TokenRefused,), lambda: [TOKEN.encode().encode()]),
         Target(
             "address", _address, (InvalidUsage,), lambda: [b"tcp://[::1]:7700", b"*:7700", b"a.example:1"]
@@ -504,9 +521,12 @@ TREES: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
         ),
         (json.loads, lambda tree: json.dumps(tree).encode()),
     ),
-    "manifest": (
-        lambda data: msgpack.unpackb(data, raw=False),
-        lambda tree: bytes(msgpack.packb(tree, use_bin_type=True)),
+    **dict.fromkeys(
+        ("manifest", "sealed"),
+        (
+            lambda data: msgpack.unpackb(data, raw=False),
+            lambda tree: bytes(msgpack.packb(tree, use_bin_type=True)),
+        ),
     ),
     "token": (
         lambda data: msgpack.unpackb(_unbase(data), raw=False),

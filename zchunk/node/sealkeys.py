@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from zchunk import disk, sealing
+from zchunk import disk, jsonfiles, sealing
 from zchunk.clock import Clock, SystemClock
 from zchunk.errors import ManifestInvalid, WrongKey, ZchunkError
 from zchunk.manifest import Manifest
@@ -79,7 +79,7 @@ class SealKeys:
     def _load(self, source: Path) -> Head | None:
         path = self._path(source)
         try:
-            return _head(json.loads(path.read_bytes()), source)
+            return _head(jsonfiles.read(path), source)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, ManifestInvalid) as error:
