@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from random import Random
 
 CASES = Path(__file__).parent.parent / "tests" / "fuzz" / "cases"
 _MAX_BYTES = 4096
+_MEMORY = "/dev/shm"
 _TIMEOUT_S = 5
 #: The interpreter, the package and atheris take 100 MB of it.
 _RSS_MB = 300
@@ -80,7 +82,12 @@ def _run_all(names: Sequence[str], seconds: int, corpus: Path | None) -> list[Ru
 
 def _run(name: str, folder: Path, seconds: int) -> Run:
     command = [sys.executable, "-m", "scripts.fuzz", "--child", str(folder), "--seconds", str(seconds), name]
-    ended = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # libFuzzer ends a process without its clean-up, so what the targets write goes with this.
+    with tempfile.TemporaryDirectory(dir=_MEMORY if os.path.isdir(_MEMORY) else None) as scratch:
+        environ = {**os.environ, "TMPDIR": scratch}
+        ended = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, env=environ
+        )
     artifacts = (
         sorted(folder.glob("crash-*")) + sorted(folder.glob("timeout-*")) + sorted(folder.glob("oom-*"))
     )

@@ -7,10 +7,11 @@ The Hypothesis tests beside this file and `scripts/fuzz` drive the same targets.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import hashlib
 import json
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -255,7 +256,8 @@ def _name(data: bytes) -> None:
 
 # -- files ------------------------------------------------------------------------------------
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="zchunk-fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+_FOLDER = Path(tempfile.mkdtemp(prefix="zchunk-fuzz-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 
 def _file(name: str, data: bytes) -> Path:
