@@ -25,14 +25,6 @@ def seed() -> int:
     return int(os.environ.get("ZCHUNK_TEST_SEED") or time.time_ns() % 10**9)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The moments of the kills, and what they cost, in every run (PROOF.md)."""
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        for name, text in report.user_properties:
-            if name == "figures" and report.when == "call":
-                terminalreporter.write_line(f"{report.nodeid}: {text}")
-
-
 @pytest.fixture(scope="session")
 def rounds(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Iterator[Rounds]:
     """Three nodes, a file on all of them and one on a single one."""

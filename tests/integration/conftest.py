@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.cluster import GIB, UNPRIVILEGED, Client, Cluster, Source, make_file
+from tests.integration.doors import Doors, opened
 
 #: Real rules at a size that is quick: distributed from 1 MiB, in chunks of 64 KiB.
 SMALL = {"chunking.min_file_size_for_distribution": "1MiB", "chunking.chunk_size": "64KiB"}
@@ -90,3 +91,23 @@ def bench(bench_cluster: Cluster) -> Iterator[Cluster]:
     """A tracker and the nodes A, B, C with `SMALL` settings."""
     yield bench_cluster
     bench_cluster.mend()
+
+
+@pytest.fixture(scope="session")
+def guarded_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("guarded"), SMALL) as cluster:
+        cluster.start_nodes("A", "B")
+        yield cluster
+
+
+@pytest.fixture
+def guarded(guarded_cluster: Cluster) -> Iterator[Cluster]:
+    """A tracker and the nodes A and B, for tests that cut members off and let them in again."""
+    yield guarded_cluster
+    guarded_cluster.mend()
+
+
+@pytest.fixture(scope="session")
+def doors(guarded_cluster: Cluster, sources: Path) -> Iterator[Doors]:
+    with opened(guarded_cluster, sources) as doors:
+        yield doors
