@@ -91,8 +91,9 @@ class Socket(Protocol):
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery: ...
 
     def end(self, peer_id: str) -> None:
-        """End the connections of this member, as far as it has shown itself on them (bound
-        sockets under CURVE). It may connect again, if the gate lets it."""
+        """End the connections that this member has now (bound sockets under CURVE): at once
+        those on which it has shown itself, any other with the first word that it says there,
+        which nobody hears. It may connect again, if the gate lets it."""
 
     def close(self) -> None: ...
 

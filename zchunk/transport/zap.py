@@ -1,12 +1,13 @@
 """The gate at ZeroMQ's own door (ZAP, RFC 27): each key that connects is asked about here.
 
 What may not happen here: a key let in because a request could not be read; an answer that
-names a member on a request that was not CURVE's.
+names a member on a request that was not CURVE's; two connections let in under one number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import zmq
 
@@ -18,10 +19,50 @@ _VERSION = b"1.0"
 _LET_IN, _REFUSED = b"200", b"400"
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Who was let in, and as which one: each connection has a number of its own. It travels
+    as the User-Id of all that comes by that connection."""
+
+    peer_id: str
+    number: int
+
+    def encode(self) -> bytes:
+        return f"{self.peer_id}.{self.number}".encode()
+
+
+def parse_admission(user_id: str | None) -> Admission | None:
+    """None for a connection that no gate was asked about (plain transport)."""
+    peer_id, dot, number = (user_id or "").partition(".")
+    return Admission(peer_id, int(number)) if dot else None
+
+
+class Admissions:
+    """Which of those who were let in may stay. A socket is told to end a member: that voids
+    all admissions of it up to then, also of connections that have not said a word yet and
+    are not known by any."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        #: member -> its last admission that is void
+        self._void: dict[str, int] = {}
+
+    def admit(self, peer_id: str) -> Admission:
+        self._last += 1
+        return Admission(peer_id, self._last)
+
+    def end(self, peer_id: str) -> None:
+        self._void[peer_id] = self._last
+
+    def is_void(self, admission: Admission | None) -> bool:
+        return admission is not None and admission.number <= self._void.get(admission.peer_id, 0)
+
+
 class ZapGate:
     """The ZAP handler of a context. libzmq waits for its answer with each handshake."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], admissions: Admissions) -> None:
+        self._admissions = admissions
         self.raw = context.socket(zmq.ROUTER)
         self.raw.setsockopt(zmq.LINGER, 0)
         self.raw.bind(_AT)
@@ -45,7 +86,7 @@ class ZapGate:
         if peer_id is None:
             self._reply(knock.ticket, _REFUSED, b"")
         else:
-            self._reply(knock.ticket, _LET_IN, peer_id.encode())
+            self._reply(knock.ticket, _LET_IN, self._admissions.admit(peer_id).encode())
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         return Delivery.GONE

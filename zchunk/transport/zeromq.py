@@ -2,7 +2,8 @@
 
 What may not happen here: a routing id that we set, ROUTER_HANDOVER, an unlimited
 frame, a ROUTER send without MANDATORY, a blocking call outside `ZmqPoller.wait`; a socket
-bound under CURVE that lets a key in which no gate was asked about.
+bound under CURVE that lets a key in which no gate was asked about; a message handed on that
+came by a connection which was ended.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from zchunk.transport.base import (
 )
 from zchunk.transport.descriptors import Descriptor
 from zchunk.transport.keys import CurveClient, CurveServer
-from zchunk.transport.zap import ZapGate
+from zchunk.transport.zap import Admission, Admissions, ZapGate, parse_admission
 
 #: Below this size a copy is cheaper than libzmq's bookkeeping for shared memory.
 _COPY_BELOW = 64 * 1024
@@ -75,17 +76,18 @@ class ZmqTransport:
         self._context = zmq.Context(io_threads)
         # A closed context must not hang on sockets of a thread that died.
         self._context.linger = 0
+        self._admissions = Admissions()
 
     def poller(self) -> Poller:
         return ZmqPoller()
 
     def gate(self) -> ZapGate:
-        return ZapGate(self._context)
+        return ZapGate(self._context, self._admissions)
 
     def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> RouterSocket:
         raw = self._socket(zmq.ROUTER, options, curve)
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        return RouterSocket(raw, _bind(raw, bind), options.unread_bytes)
+        return RouterSocket(raw, _bind(raw, bind), options.unread_bytes, self._admissions)
 
     def publisher(
         self, bind: str, options: SocketOptions, curve: CurveServer | None = None
@@ -93,7 +95,7 @@ class ZmqTransport:
         # A PUB that shows its subscriptions, and so which connection is whose.
         raw = self._socket(zmq.XPUB, options, curve)
         raw.setsockopt(zmq.XPUB_VERBOSE, 1)
-        return PublisherSocket(raw, _bind(raw, bind))
+        return PublisherSocket(raw, _bind(raw, bind), self._admissions)
 
     def dealer(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
@@ -183,9 +185,10 @@ class PublisherSocket:
     """A bound PUB: what is sent goes to whoever listens. It notes by which connection each
     member subscribed, to be able to end it."""
 
-    def __init__(self, raw: zmq.Socket[bytes], endpoint: str) -> None:
+    def __init__(self, raw: zmq.Socket[bytes], endpoint: str, admissions: Admissions) -> None:
         self.raw = raw
         self.endpoint = endpoint
+        self._admissions = admissions
         #: member -> its connections, and how often each has subscribed
         self._subscribers: dict[str, dict[Descriptor, int]] = {}
 
@@ -198,25 +201,29 @@ class PublisherSocket:
                 frame = self.raw.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return None
-            peer_id, number = _metadata(frame, "User-Id"), _metadata(frame, "__fd")
+            number = _metadata(frame, "__fd")
             if number is not None:  # else libzmq tells of a connection that ended
-                self._note(peer_id or "", descriptors.descriptor(int(number)))
+                self._note(_admission(frame), descriptors.descriptor(int(number)))
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         _send_frames(self.raw, frames)
         return Delivery.SENT
 
     def end(self, peer_id: str) -> None:
+        self._admissions.end(peer_id)
         for which in self._subscribers.pop(peer_id, {}):
             descriptors.shut_down(which)
 
     def close(self) -> None:
         self.raw.close()
 
-    def _note(self, peer_id: str, which: Descriptor | None) -> None:
+    def _note(self, admission: Admission | None, which: Descriptor | None) -> None:
         if which is None:
             return
-        theirs = self._subscribers.setdefault(peer_id, {})
+        if self._admissions.is_void(admission):
+            descriptors.shut_down(which)
+            return
+        theirs = self._subscribers.setdefault(admission.peer_id if admission else "", {})
         if which not in theirs:
             for other in [known for known in theirs if not descriptors.is_open(known)]:
                 del theirs[other]
@@ -232,10 +239,13 @@ class RouterSocket:
     events that nobody reads stop the whole context.
     """
 
-    def __init__(self, raw: zmq.Socket[bytes], endpoint: str, unread_bytes: int) -> None:
+    def __init__(
+        self, raw: zmq.Socket[bytes], endpoint: str, unread_bytes: int, admissions: Admissions
+    ) -> None:
         self.raw = raw
         self.endpoint = endpoint
         self._unread = _Unread(unread_bytes)
+        self._admissions = admissions
         self._monitor = raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         #: descriptor -> connections that came by it, in this order; most are the latest's
         self._by_descriptor: dict[int, dict[bytes, None]] = {}
@@ -247,20 +257,13 @@ class RouterSocket:
     def receive(self) -> Received | Suspects | None:
         if (suspects := self._suspects()) is not None:
             return suspects
-        try:
-            parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
-        except zmq.Again:
-            return None
-        connection = parts[0].bytes
-        if len(parts) < 2:
-            return Received([b""], connection=connection)
-        # Of each message anew: who connects may choose a name that another connection had.
-        peer_id = _metadata(parts[1], "User-Id")
-        known = self._shown.get(connection)
-        if known is None or known.peer_id != peer_id:
-            self._remember(connection, peer_id, parts[1])
-        frames = [part.buffer for part in parts[1:]]
-        return Received(frames, connection, peer_id, _metadata(parts[1], "Peer-Address"))
+        while True:
+            try:
+                parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return None
+            if (received := self._received(parts)) is not None:
+                return received
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         if not self._unread.has_room(connection, _large_bytes(frames)):
@@ -278,12 +281,30 @@ class RouterSocket:
         return Delivery.SENT
 
     def end(self, peer_id: str) -> None:
+        self._admissions.end(peer_id)
         for shown in list(self._shown.values()):
-            if shown.peer_id == peer_id and shown.descriptor is not None:
-                descriptors.shut_down(shown.descriptor)
+            if shown.admission is not None and shown.admission.peer_id == peer_id:
+                _shut_down(shown)
 
     def close(self) -> None:
         _close_monitored(self.raw, self._monitor)
+
+    def _received(self, parts: Sequence[zmq.Frame]) -> Received | None:
+        """None for what came by a connection that is ended."""
+        connection = parts[0].bytes
+        if len(parts) < 2:
+            return Received([b""], connection=connection)
+        # Of each message anew: who connects may choose a name that another connection had.
+        admission = _admission(parts[1])
+        known = self._shown.get(connection)
+        if known is None or known.admission != admission:
+            known = self._remember(connection, admission, parts[1])
+        if self._admissions.is_void(admission):
+            _shut_down(known)
+            return None
+        peer_id = admission.peer_id if admission is not None else None
+        frames = [part.buffer for part in parts[1:]]
+        return Received(frames, connection, peer_id, _metadata(parts[1], "Peer-Address"))
 
     def _suspects(self) -> Suspects | None:
         while (event := _next_event(self._monitor)) is not None:
@@ -292,12 +313,13 @@ class RouterSocket:
                 return Suspects(tuple(connections))
         return None
 
-    def _remember(self, connection: bytes, peer_id: str | None, frame: zmq.Frame) -> None:
+    def _remember(self, connection: bytes, admission: Admission | None, frame: zmq.Frame) -> _Shown:
         self._forget(connection)
         self._unread.sweep()
         number = int(frame.get(zmq.SRCFD))
-        self._shown[connection] = _Shown(number, peer_id, descriptors.descriptor(number))
+        shown = self._shown[connection] = _Shown(number, admission, descriptors.descriptor(number))
         self._by_descriptor.setdefault(number, {})[connection] = None
+        return shown
 
     def _forget(self, connection: bytes) -> None:
         self._unread.forget(connection)
@@ -316,8 +338,13 @@ class _Shown:
     connection had ended by then."""
 
     number: int
-    peer_id: str | None
+    admission: Admission | None
     descriptor: Descriptor | None
+
+
+def _shut_down(shown: _Shown) -> None:
+    if shown.descriptor is not None:
+        descriptors.shut_down(shown.descriptor)
 
 
 def _next_event(monitor: zmq.Socket[bytes]) -> dict[str, Any] | None:
@@ -339,6 +366,10 @@ def _metadata(frame: zmq.Frame, name: str) -> str | None:
         return str(frame.get(name))
     except zmq.ZMQError:
         return None
+
+
+def _admission(frame: zmq.Frame) -> Admission | None:
+    return parse_admission(_metadata(frame, "User-Id"))
 
 
 def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[_Large]:
