@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zchunk.cli import render
-from zchunk.cli.common import Invocation, emit_json, everywhere, json_option, pass_invocation, say
+from zchunk.cli.common import (
+    Invocation,
+    check_can_ask,
+    emit_json,
+    everywhere,
+    json_option,
+    pass_invocation,
+    say,
+)
 from zchunk.cli.members import peers
 from zchunk.errors import Interrupted, InvalidUsage, NotFound, NotJoined
 
@@ -63,6 +71,7 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
     """
     from zchunk.tracker.administration import find_member
 
+    check_can_ask(yes)
     membership = members_here(invocation)
     member = find_member(membership, peer)
     if not member.revoked:
