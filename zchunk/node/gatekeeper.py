@@ -1,7 +1,8 @@
 """Who may connect to a node: its allow list, kept true by the tracker's events.
 
 What may not happen here: a key let in that neither the list nor the tracker knows; a knock
-without an answer; a member that was cut off served any longer. All of it runs in the bulk
+without an answer; a member that was cut off served any longer, or let in by an answer of the
+tracker that is older than an event. All of it runs in the bulk
 loop, where the node's ROUTER lives.
 """
 
@@ -66,6 +67,9 @@ class Gatekeeper:
         self._fetched: list[MemberRecord] = []
         #: something was heard while the list was fetched: it may be older than that
         self._outdated = False
+        #: events of members so far, and the latest of each member
+        self._events = 0
+        self._latest: dict[str, int] = {}
         loop.add_socket(gate, self._on_knock)
         control.watch_events(loop, self._on_event, lambda missed: self._fetch())
         control.watch_peers(loop, lambda record: None, self._fetch)
@@ -103,16 +107,22 @@ class Gatekeeper:
             return
         self._checked[knock.public_key] = [knock]
         self._by_address[knock.address] += 1
+        asked = self._events
 
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             member = reply.member if isinstance(reply, KeyKnown) else None
-            if member is not None and bytes.fromhex(member.public_key) == knock.public_key:
+            if member is not None and self._is_news(member, knock.public_key, asked):
                 self._heard(member)
             self._by_address -= Counter([knock.address])
             for waiting in self._checked.pop(knock.public_key):
                 self._answer(waiting, self._list.owner_of(knock.public_key))
 
         self._control.request(CheckKey(public_key=knock.public_key), _CHECK_S, self._loop, answer)
+
+    def _is_news(self, member: MemberRecord, public_key: bytes, asked: int) -> bool:
+        """Events come by another line, and may overtake an answer: then they are right."""
+        same_key = bytes.fromhex(member.public_key) == public_key
+        return same_key and self._latest.get(member.peer_id, 0) <= asked
 
     def _answer(self, knock: Knock, owner: MemberRecord | None) -> None:
         let_in = owner is not None and not owner.revoked and knock.door == DOOR
@@ -128,6 +138,8 @@ class Gatekeeper:
         self._outdated = True
         member = _member_of(event.fields.get("member"))
         if member is not None:
+            self._events += 1
+            self._latest[member.peer_id] = self._events
             self._heard(member)
             self._save()
 
@@ -149,6 +161,8 @@ class Gatekeeper:
             if not isinstance(reply, Members):
                 log.info("the list of members was not fetched: %s", error or expect(reply, Members))
                 self._fetching = False
+                if error is not None and error.retryable:
+                    self._fetch()
                 return
             self._fetched += reply.members
             if reply.next_page:

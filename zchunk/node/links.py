@@ -81,6 +81,8 @@ class PeerLinks:
         that to an older start or address: a fresh one is made at once, and does not wait for
         the pause that its socket makes between two attempts."""
         self._known[record.peer_id] = record
+        if record.status != "up":
+            self._try_again.pop(record.peer_id, None)
         peer = self._peers.get(record.peer_id)
         if peer is None:
             return

@@ -34,20 +34,25 @@ def ask_once(
 ) -> Message:
     """Its answer. The request may arrive more than once. Blocks.
 
-    Raises the tracker's error; NotAllowed where it does not let this key in,
-    TransportMismatch, WrongServer, TrackerUnreachable (says the address).
+    Raises the tracker's error, Busy only where it stays so; NotAllowed where it does not let
+    this key in, TransportMismatch, WrongServer, TrackerUnreachable (says the address).
     """
     poller = transport.poller()
     socket = transport.dealer(tracker.addresses, BULK, tracker.curve)
     poller.register(socket)
     frames = wire.encode(message, 1, tracker.claim)
     deadline, resend_at = clock.monotonic() + timeout_s, 0.0
+    failure: ZchunkError = TrackerUnreachable(
+        f"the tracker at {tracker.where} does not answer; is it running, and reachable from here?"
+    )
     try:
         while (now := clock.monotonic()) < deadline:
             for _ in poller.wait(min(deadline, max(resend_at, now)) - now):
                 reply = _reply(socket.receive(), message, tracker)
                 if reply is Link.UP:
                     resend_at = 0.0
+                elif isinstance(reply, Busy):
+                    failure = reply  # asked again
                 elif isinstance(reply, Message):
                     return reply
             if clock.monotonic() >= resend_at:
@@ -57,12 +62,10 @@ def ask_once(
         poller.unregister(socket)
         socket.close()
         poller.close()
-    raise TrackerUnreachable(
-        f"the tracker at {tracker.where} does not answer; is it running, and reachable from here?"
-    )
+    raise failure
 
 
-def _reply(received: Arrival | None, asked: Request, tracker: TrackerAt) -> Message | Link | None:
+def _reply(received: Arrival | None, asked: Request, tracker: TrackerAt) -> Message | Link | Busy | None:
     if isinstance(received, Link):
         if received in (Link.UP, Link.DOWN):
             return received
@@ -73,7 +76,7 @@ def _reply(received: Arrival | None, asked: Request, tracker: TrackerAt) -> Mess
     if isinstance(message, ErrorReply):
         error = wire.raised(message)
         if isinstance(error, Busy):
-            return None  # asked again
+            return error
         raise error
     if not isinstance(message, asked.REPLY):
         raise UnknownMessage(f"an answer of type {message.TYPE!r} to a request {asked.TYPE!r}")

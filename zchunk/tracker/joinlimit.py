@@ -24,10 +24,11 @@ class JoinLimit:
         self._left: dict[str, tuple[float, float]] = {}
 
     def attempt(self, address: str, now: float) -> None:
-        """Raises Busy where there were too many."""
+        """Raises Busy where there were too many. Who is refused has used up nothing: else many
+        who ask again, behind one address, would keep each other out for good."""
         left, since = self._left.pop(address, (BURST, now))
         left = min(BURST, left + (now - since) * PER_SECOND)
-        self._left[address] = (max(0.0, left - 1), now)
+        self._left[address] = (left - 1 if left >= 1 else left, now)
         if len(self._left) > _ADDRESSES:
             del self._left[next(iter(self._left))]
         if left < 1:
