@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zchunk.clock import Clock
-from zchunk.errors import Busy, TrackerUnreachable, UnknownMessage
+from zchunk.errors import Busy, TrackerUnreachable, UnknownMessage, ZchunkError
 from zchunk.node.doors import closed_door
 from zchunk.node.links import BULK
 from zchunk.protocol import wire
