@@ -35,7 +35,7 @@ def test_addresses_do_not_pay_for_each_other() -> None:
 def test_many_who_ask_again_behind_one_address_get_their_turns() -> None:
     """Thirty PCs behind one router, each asking once a second until it is in."""
     limit, waiting = JoinLimit(), 30
-    for tenth in range(60):
+    for tenth in range(80):
         asking = waiting // 10 + (tenth % 10 < waiting % 10)
         waiting -= sum(tried(limit, "10.0.0.1", tenth / 10) for _ in range(asking))
     assert waiting == 0

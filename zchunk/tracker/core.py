@@ -123,6 +123,8 @@ class Timing:
 class _ParkedCommit:
     ask: Ask
     deadline: float
+    #: the asking's, in the order in which commits were asked for
+    number: int
 
 
 @dataclass(slots=True)
@@ -176,6 +178,7 @@ class TrackerCore:
         self._corrupt = CorruptReports()
         #: (who, upload id) -> a commit that waits for copies
         self._parked: dict[tuple[str, str], _ParkedCommit] = {}
+        self._commits = 0
         self._next_tick = now.mono
         self._members_at = now.mono
         self._members_problem = ""
@@ -228,7 +231,7 @@ class TrackerCore:
         for key, parked in list(self._parked.items()):
             if parked.deadline <= now.mono:
                 del self._parked[key]
-                actions.append(self._commit_work(parked.ask, patience_ends=now.mono, again=True))
+                actions.append(self._commit_work(parked.ask, now.mono, parked.number))
         if self._members_at <= now.mono:
             self._members_at = now.mono + _MEMBERS_S
             self._refresh_members()
@@ -645,10 +648,11 @@ class TrackerCore:
         # Asked again while it waits, it waits no longer for that.
         parked = self._parked.get((ask.peer_id, ask.message.upload_id))
         patience_ends = now.mono + _COMMIT_PATIENCE_S if parked is None else parked.deadline
-        return [self._commit_work(ask, patience_ends)]
+        self._commits += 1
+        return [self._commit_work(ask, patience_ends, self._commits)]
 
-    def _commit_work(self, ask: Ask, patience_ends: float, again: bool = False) -> Work:
-        """`again`: it has waited already; who has asked since then waits in its place."""
+    def _commit_work(self, ask: Ask, patience_ends: float, number: int) -> Work:
+        """`number` is that of the asking: of two that wait for one upload the later is answered."""
         commit: Commit = ask.message
         live = self._live()
 
@@ -667,8 +671,9 @@ class TrackerCore:
         def then(result: tuple[FileRecord, bool, int], error: ZchunkError | None, later: Now) -> list[Action]:
             if isinstance(error, NotYetStored) and later.mono < patience_ends and self._may_park(ask):
                 # Some node's `stored` is on its way here: try again when one arrives.
-                if not (again and (ask.peer_id, commit.upload_id) in self._parked):
-                    self._parked[ask.peer_id, commit.upload_id] = _ParkedCommit(ask, patience_ends)
+                waits = self._parked.get((ask.peer_id, commit.upload_id))
+                if waits is None or waits.number < number:
+                    self._parked[ask.peer_id, commit.upload_id] = _ParkedCommit(ask, patience_ends, number)
                 return []
             if error is not None:
                 return ask.refuse(error)
@@ -692,7 +697,7 @@ class TrackerCore:
 
     def _retry_parked(self) -> list[Action]:
         parked, self._parked = self._parked, {}
-        return [self._commit_work(p.ask, p.deadline, again=True) for p in parked.values()]
+        return [self._commit_work(p.ask, p.deadline, p.number) for p in parked.values()]
 
     def _abandon(self, ask: Ask, now: Now) -> list[Action]:
         self._reservations.drop(ask.message.upload_id)
