@@ -182,9 +182,12 @@ class LoopThread:
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Asks the loop to end and waits for it."""
+        """Asks the loop to end and waits for it. One that was never started only closes."""
         self.loop.stop()
-        self._thread.join(timeout_s)
+        if self._thread.ident is None:
+            self.loop.close()
+        else:
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
