@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tracemalloc
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -1279,6 +1279,118 @@ def test_a_revoked_member_is_refused_within_a_tick_though_it_was_up(cluster: Clu
     Membership(cluster.membership._path, cluster.clock).set_revoked(peer_id("A"), True)
     cluster.advance(1.1)
     assert cluster.refused("A", beat()) == "not_allowed"
+
+
+def changed(cluster: Cluster, change: Callable[[Membership], object]) -> list[str]:
+    """Another process changes the list; what the core does in the next quarter of a second."""
+    cluster.log.clear()
+    change(Membership(cluster.membership._path, cluster.clock))
+    cluster.advance(0.3)
+    return [what for what in cluster.log if what != "work"]
+
+
+def test_a_revocation_is_told_and_then_the_member_is_cut_off(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    log = changed(cluster, lambda listed: listed.set_revoked(peer_id("A"), True))
+    assert log[:2] == ["member.revoked", "cut off"]
+    assert "peer.down" in log, "a node that is cut off is no holder"
+    assert cluster.cut_off == [peer_id("A")]
+    event = next(event for event in cluster.events if event.topic == "member.revoked")
+    assert event.fields["member"]["revoked"] is True
+    assert cluster.statuses() == {"A": "revoked", "B": "up"}
+
+
+def test_a_member_that_is_let_in_again_is_told_and_says_hello(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    changed(cluster, lambda listed: listed.set_revoked(peer_id("A"), True))
+    assert changed(cluster, lambda listed: listed.set_revoked(peer_id("A"), False))[0] == "member.allowed"
+    assert cluster.statuses()["A"] == "down"
+    assert isinstance(cluster.ask("A", hello(2)), Welcome)
+    assert cluster.statuses()["A"] == "up"
+
+
+def test_a_join_is_told_and_cuts_nobody_off(cluster: Cluster) -> None:
+    assert changed(cluster, lambda listed: listed.add_member(key("new"), "new", "client")) == [
+        "member.joined"
+    ]
+    assert cluster.cut_off == []
+
+
+def test_a_join_is_told_before_it_is_answered(cluster: Cluster) -> None:
+    """Who has its answer is known to whoever has heard the events."""
+    with_token(cluster)
+    cluster.ask("token", Join(public_key=key("new"), name="new"))
+    assert cluster.log == ["work", "member.joined", "reply"]
+
+
+def test_a_new_key_is_answered_before_its_line_is_ended(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    cluster.log.clear()
+    assert cluster.ask("A", RotateKey(public_key=key("A, later"))) == Ok()
+    assert cluster.log == ["work", "reply", "member.rotated", "cut off", "peer.updated"]
+    assert cluster.cut_off == [peer_id("A")]
+    [record] = [r for r in cluster.ask("observer", GetSnapshot()).peers if r.name == "A"]
+    assert record.public_key == key("A, later").hex(), "whoever connects there expects the new one"
+
+
+def test_a_key_that_another_has_is_refused_and_ends_nothing(cluster: Cluster) -> None:
+    assert cluster.refused("A", RotateKey(public_key=key("B"))) == "usage"
+    assert cluster.cut_off == []
+    assert cluster.topics() == []
+
+
+def test_a_list_that_was_put_in_anothers_place_cuts_off_whom_it_lacks(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.up("A", "B")
+    other = Membership(tmp_path / "other.json", cluster.clock)
+    for name in ("B", "C", "client", "observer"):
+        other.add_member(key(name), name, ROLES[name])
+    (tmp_path / "other.json").replace(cluster.membership._path)
+    cluster.advance(0.3)
+    assert cluster.cut_off == [peer_id("A")]
+    assert cluster.refused("A", beat()) == "not_allowed"
+
+
+def test_a_list_that_cannot_be_read_cuts_nobody_off(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    cluster.membership._path.write_bytes(b"{")
+    cluster.advance(0.5)
+    assert cluster.cut_off == []
+    assert isinstance(cluster.ask("A", beat()), Beat)
+
+
+def test_a_node_asks_whose_key_it_is(cluster: Cluster) -> None:
+    known = cluster.ask("A", CheckKey(public_key=key("client"))).member
+    assert (known.peer_id, known.role, known.revoked) == (peer_id("client"), "client", False)
+    assert cluster.ask("A", CheckKey(public_key=key("nobody"))).member is None
+    cluster.membership.set_revoked(peer_id("client"), True)
+    assert cluster.ask("A", CheckKey(public_key=key("client"))).member is None
+    with_token(cluster)
+    assert cluster.ask("A", CheckKey(public_key=key("token"))).member is None, "a token's key is no member's"
+
+
+def test_a_key_that_is_asked_about_is_told_to_all_before_the_answer(cluster: Cluster) -> None:
+    """The list was changed by another process a moment ago."""
+    Membership(cluster.membership._path, cluster.clock).add_member(key("new"), "new", "client")
+    cluster.log.clear()
+    assert cluster.ask("A", CheckKey(public_key=key("new"))).member.name == "new"
+    assert cluster.log == ["member.joined", "reply"]
+
+
+def test_the_list_is_told_page_by_page_revoked_members_too(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "_MEMBERS_PAGE", 2)
+    changed(cluster, lambda listed: listed.set_revoked(peer_id("B"), True))
+    names, page = [], ""
+    while True:
+        answer = cluster.ask("A", GetMembers(page=page))
+        names += [(member.name, member.revoked) for member in answer.members]
+        page = answer.next_page
+        if not page:
+            break
+    assert sorted(names) == [(name, name == "B") for name in sorted(ROLES)]
 
 
 # -- any order ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -15,6 +16,7 @@ from zchunk.node.links import BULK, PeerLinks
 from zchunk.node.membership import Identity
 from zchunk.protocol import wire
 from zchunk.protocol.messages import Acknowledge, Conclude, Message, Ok, PeerRecord
+from zchunk.transport.auth import new_key_pair
 from zchunk.transport.base import Delivery, Link, Received
 from zchunk.transport.memory import MemoryPoller, MemoryTransport, Network
 
@@ -224,6 +226,10 @@ class Ending:
 
     def register(self, socket: Any) -> None: ...
 
+    def unregister(self, socket: Any) -> None: ...
+
+    def close(self) -> None: ...
+
     def wait(self, timeout_s: float | None) -> list[Any]:
         return [self] if self.waiting else []
 
@@ -256,3 +262,86 @@ def test_what_is_asked_as_a_connection_ends_is_sent_on_the_next_one() -> None:
     sees(Link.UP)
     sees(Received(wire.encode(Ok(), wire.decode(socket.sent[1]).request_id)))
     assert answers[1:] == [Ok()]
+
+
+# -- a peer that does not talk to us -------------------------------------------------------------
+
+
+class Doors:
+    """Links whose sockets the test speaks for."""
+
+    def __init__(self, identity: Identity = CLIENT) -> None:
+        self.clock = ManualClock()
+        self.sockets: list[Ending] = []
+        poller: Any = Ending()
+        self.loop = Loop(poller, self.clock, "bulk")
+        transport: Any = self
+        self.links = PeerLinks(self.loop, transport, identity)
+        self.reach: list[tuple[str, bool]] = []
+        self.links.on_reach = lambda peer_id, reachable: self.reach.append((peer_id, reachable))
+        self.answers: list[Any] = []
+        self.keys: list[Any] = []
+
+    def dealer(self, addresses: Any, options: Any, curve: Any) -> Ending:
+        self.sockets.append(Ending())
+        self.keys.append(curve)
+        return self.sockets[-1]
+
+    def ask(self) -> None:
+        self.links.request(
+            PEER, Conclude(upload_id=UPLOAD), 60.0, lambda reply, error: self.answers.append(error or reply)
+        )
+
+    def sees(self, what: Any) -> None:
+        self.loop._handlers[self.sockets[-1]](what)
+
+    def later(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.links.on_time(self.clock.monotonic())
+
+
+@pytest.fixture
+def doors() -> Doors:
+    doors = Doors()
+    doors.links.set_peer(record())
+    doors.ask()
+    return doors
+
+
+@pytest.mark.parametrize("link", [Link.REFUSED, Link.MISMATCH])
+def test_a_closed_door_answers_what_was_asked_and_is_tried_after_a_pause(doors: Doors, link: Link) -> None:
+    doors.sees(link)
+    assert [type(answer) for answer in doors.answers] == [PeerUnreachable]
+    assert doors.reach == [(PEER, False)]
+    doors.later(1.0)
+    assert len(doors.sockets) == 1, "not at once"
+    doors.later(2.0)
+    assert len(doors.sockets) == 2
+    doors.sees(Link.UP)
+    assert doors.reach[-1] == (PEER, True)
+
+
+def test_a_peer_that_went_after_it_refused_us_is_not_tried_again(doors: Doors) -> None:
+    doors.sees(Link.REFUSED)
+    doors.links.set_peer(record(status="down"))
+    doors.later(10.0)
+    assert len(doors.sockets) == 1
+    assert doors.links.deadline() is None
+
+
+def test_a_peer_that_has_a_new_key_is_connected_to_anew() -> None:
+    doors = Doors(Identity("c" * 32, new_key_pair()))
+    doors.links.set_peer(replace(record(), public_key="11" * 32))
+    doors.ask()
+    doors.links.set_peer(replace(record(), public_key="22" * 32))
+    assert [type(answer) for answer in doors.answers] == [PeerUnreachable]
+    doors.ask()
+    assert [curve.server_key for curve in doors.keys] == [b"\x11" * 32, b"\x22" * 32]
+
+
+def test_a_peer_without_a_key_is_nobody_to_encrypt_to() -> None:
+    """Never to whoever listens there: the handshake can come to nothing only."""
+    doors = Doors(Identity("c" * 32, new_key_pair()))
+    doors.links.set_peer(record())
+    doors.ask()
+    assert doors.keys[0].server_key == bytes(32)

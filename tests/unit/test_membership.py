@@ -488,3 +488,45 @@ def test_a_token_makes_so_many_members_and_the_known_ones_stay(
     with pytest.raises(NotAllowed, match="takes no more"):
         listed.join(TOKEN, key(4), "n4", NOW)
     assert listed.join(TOKEN, key(1), "n1", NOW).name == "n1"
+
+
+# -- new keys ---------------------------------------------------------------------------
+
+
+def test_a_new_key_is_the_members_under_its_old_id(
+    listed: Membership, path: Path, clock: ManualClock
+) -> None:
+    member = listed.add_member(key(1), "A", "node")
+    rotated = listed.rotate(member.peer_id, key(2))
+    assert (rotated.peer_id, rotated.public_key) == (member.peer_id, key(2))
+    assert listed.rotate(member.peer_id, key(2)) == rotated, "idempotent"
+    for known in (listed, Membership(path, clock)):
+        assert known.owner_of(key(1)) is None
+        assert known.owner_of(key(2)) == rotated
+
+
+def test_a_replaced_key_makes_no_member_again(listed: Membership) -> None:
+    member = listed.add_member(key(1), "A", "node")
+    listed.rotate(member.peer_id, key(2))
+    with pytest.raises(NotAllowed, match="another one since"):
+        listed.join(TOKEN, key(1), "B", NOW)
+    assert listed.join(TOKEN, key(2), "B", NOW).peer_id == member.peer_id
+
+
+@pytest.mark.parametrize("taken", [key(2), TOKEN, key(1)], ids=["another's", "a token's", "its first"])
+def test_a_key_that_is_in_use_is_no_new_key(listed: Membership, taken: bytes) -> None:
+    member = listed.add_member(key(1), "A", "node")
+    listed.add_member(key(2), "B", "node")
+    listed.rotate(member.peer_id, key(3))
+    with pytest.raises(InvalidUsage):
+        listed.rotate(member.peer_id, taken)
+    assert listed.members[member.peer_id].public_key == key(3)
+
+
+def test_who_is_no_member_has_no_key_to_replace(listed: Membership) -> None:
+    member = listed.add_member(key(1), "A", "node")
+    listed.set_revoked(member.peer_id, True)
+    with pytest.raises(NotAllowed):
+        listed.rotate(member.peer_id, key(2))
+    with pytest.raises(NotFound):
+        listed.rotate("0" * 32, key(2))

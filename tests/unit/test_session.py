@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zchunk.errors import Busy, HelloFirst, NotFound, StaleIncarnation, TrackerUnreachable, ZchunkError
+from zchunk.errors import (
+    Busy,
+    HelloFirst,
+    NotAllowed,
+    NotFound,
+    StaleIncarnation,
+    TrackerUnreachable,
+    ZchunkError,
+)
 from zchunk.node.session import (
     RESEND_S,
     Action,
@@ -25,6 +33,7 @@ from zchunk.node.session import (
     RegistrationRefused,
     Send,
     Session,
+    ShutOut,
     TrackerSeen,
     record_of,
 )
@@ -697,3 +706,60 @@ def test_whatever_is_lost_doubled_or_reordered_the_view_becomes_the_trackers(
     for epoch in {epoch for epoch, _ in cluster.seen}:
         numbers = [seq for e, seq in cluster.seen if e == epoch]
         assert numbers == sorted(numbers), "an event was seen out of order"
+
+
+# -- a tracker that does not talk to us -----------------------------------------------------------
+
+CLOSED = NotAllowed("it does not let this PC in")
+
+
+def failed(session: Session, sure: bool = True, final: bool = True, now: float = 1.0) -> list[Action]:
+    return session.link_failed(CLOSED, sure, final, now)
+
+
+@pytest.mark.parametrize("storing", [False, True])
+def test_who_is_refused_is_shut_out_and_what_it_asked_is_answered(storing: bool) -> None:
+    session = registered() if storing else following()
+    request_id, _ = session.request(ASK, 50.0, 0.5)
+    actions = failed(session)
+    assert Outcome(request_id, None, CLOSED) in actions
+    assert actions[-1] == ShutOut(CLOSED)
+    assert not session.linked
+    assert [a for a in session.on_time(200.0) if isinstance(a, Outcome)] == [], "answered once"
+
+
+def test_what_is_asked_later_is_answered_at_once() -> None:
+    session = following()
+    failed(session)
+    request_id, actions = session.request(ASK, 50.0, 2.0)
+    assert actions == [Outcome(request_id, None, CLOSED)]
+    assert session.request(ASK, 50.0, 2.0)[0] != request_id
+
+
+@pytest.mark.parametrize("storing", [False, True])
+def test_who_never_had_a_link_is_shut_out_by_another_transport(storing: bool) -> None:
+    assert failed(make(storing), sure=True, final=False)[-1] == ShutOut(CLOSED)
+
+
+def test_who_had_a_link_waits_for_the_tracker_to_speak_as_before() -> None:
+    session = registered()
+    session.link_down(0.5)
+    assert not any(isinstance(a, ShutOut) for a in failed(session, sure=True, final=False))
+    request_id, actions = session.request(ASK, 5.0, 2.0)
+    assert actions == [Outcome(request_id, None, CLOSED)]
+    assert any(isinstance(a, AskHello) for a in session.link_up(3.0))
+    _, actions = session.request(ASK, 5.0, 3.0)
+    assert sends(actions, ListFiles), "it is asked again"
+
+
+def test_a_line_that_is_broken_for_a_while_ends_only_who_never_had_one() -> None:
+    assert failed(following(), sure=False, final=False) == []
+    assert failed(make(storing=True), sure=False, final=False) == []
+    assert failed(make(), sure=False, final=False)[-1] == ShutOut(CLOSED)
+
+
+def test_a_snapshot_is_asked_for_again_after_a_closed_door() -> None:
+    session = make()
+    session.link_up(0.0)
+    failed(session, sure=True, final=False)
+    assert sends(session.link_up(2.0), GetSnapshot)
