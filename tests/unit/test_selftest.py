@@ -155,7 +155,8 @@ def test_a_tracker_whose_gate_lets_all_in_does_not_run(tmp_path: Path) -> None:
 def test_the_command_says_so_instead_of_getting_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(servers, "StopSignal", lambda *events: None)
+    # Stopped as soon as it is ready: which it must not be.
+    monkeypatch.setattr(servers, "StopSignal", lambda *events: [event.set() for event in events])
     transport = ZmqTransport()
     given = settings(tracker={"bind": "127.0.0.1:0"})
     running = Tracker(tmp_path / "tracker", given, SystemClock(), transport)
