@@ -37,7 +37,6 @@ from zchunk.manifest import ChunkRow, Manifest
 from zchunk.node import allowlist, jobs, membership, options, partfile
 from zchunk.node.located import found_holders, location
 from zchunk.node.server import raise_incarnation
-from zchunk.node.session import record_of
 from zchunk.node.store.clustermemory import ClusterMemory
 from zchunk.node.store.storefolder import StoreFolder, create
 from zchunk.protocol import columns, wire
@@ -56,6 +55,7 @@ from zchunk.protocol.messages import (
     PutBlock,
     Snapshot,
     Welcome,
+    record_in,
 )
 from zchunk.tracker.membership import Membership
 from zchunk.tracker.server import load_endpoints
@@ -187,7 +187,7 @@ def _wire(data: bytes) -> None:
     if isinstance(message, Event):
         json.dumps(message.fields, allow_nan=False)
         iso_utc(message.time_ms / 1000)
-        record = record_of(message)
+        record = record_in(message.fields.get("peer"), PeerRecord)
         assert record is None or iso_utc(record.last_seen_ms / 1000)
 
 

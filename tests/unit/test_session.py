@@ -35,7 +35,6 @@ from zchunk.node.session import (
     Session,
     ShutOut,
     TrackerSeen,
-    record_of,
 )
 from zchunk.protocol.messages import (
     Beat,
@@ -49,6 +48,7 @@ from zchunk.protocol.messages import (
     PeerRecord,
     Snapshot,
     Welcome,
+    record_in,
 )
 from zchunk.protocol.wire import error_reply
 
@@ -566,7 +566,7 @@ def test_a_refused_snapshot_is_asked_for_again_but_not_at_once() -> None:
 )
 def test_an_event_without_its_peer_tells_of_none(fields: dict[str, Any]) -> None:
     strange = Event(topic="peer.up", epoch=EPOCH, seq=6, time_ms=1, fields=fields)
-    assert record_of(strange) is None
+    assert record_in(fields.get("peer"), PeerRecord) is None
     session = following(5, peer(A))
     assert session.event(strange, 1.0) == [EventSeen(strange)]
     assert session.peers == {A: peer(A)}

@@ -2,8 +2,8 @@
 
 What may not happen here: a key let in that neither the list nor the tracker knows; a knock
 without an answer; a member that was cut off served any longer, or let in by an answer of the
-tracker that is older than an event. All of it runs in the bulk
-loop, where the node's ROUTER lives.
+tracker that is older than an event. All of it runs in the bulk loop, where the node's ROUTER
+lives.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from zchunk.errors import NotAllowed, ZchunkError
 from zchunk.loop import Loop, Workers
@@ -25,6 +24,7 @@ from zchunk.protocol.messages import (
     MemberRecord,
     Members,
     Message,
+    record_in,
 )
 from zchunk.transport.base import Arrival, Gate, Knock, Received, Socket
 
@@ -136,7 +136,7 @@ class Gatekeeper:
         if not event.topic.startswith("member."):
             return
         self._outdated = True
-        member = _member_of(event.fields.get("member"))
+        member = record_in(event.fields.get("member"), MemberRecord)
         if member is not None:
             self._events += 1
             self._latest[member.peer_id] = self._events
@@ -194,12 +194,3 @@ class Gatekeeper:
                 log.warning("the copy of the list of members was not kept: %s", error.message)
 
         self._workers.submit(lambda: allowlist.save(self._path, members), done)
-
-
-def _member_of(fields: Any) -> MemberRecord | None:
-    if not isinstance(fields, dict):
-        return None
-    try:
-        return MemberRecord(**{name: fields[name] for name in MemberRecord.__dataclass_fields__})
-    except (KeyError, ValueError, TypeError):
-        return None

@@ -34,6 +34,7 @@ from zchunk.protocol.messages import (
     Request,
     Snapshot,
     Welcome,
+    record_in,
 )
 from zchunk.protocol.wire import raised
 
@@ -396,7 +397,7 @@ class Session:
     def _apply(self, event: Event) -> list[Action]:
         if not event.topic.startswith("peer."):
             return []
-        record = record_of(event)
+        record = record_in(event.fields.get("peer"), PeerRecord)
         return [] if record is None else self._put(record)
 
     def _put(self, record: PeerRecord) -> list[Action]:
@@ -444,14 +445,3 @@ class Session:
 def _newer(early: Sequence[Event], snapshot: Snapshot) -> list[Event]:
     newer = [e for e in early if e.epoch == snapshot.epoch and e.seq > snapshot.seq]
     return sorted(newer, key=lambda event: event.seq)
-
-
-def record_of(event: Event) -> PeerRecord | None:
-    """The peer that a `peer.*` event tells of; None when the event lacks it."""
-    fields = event.fields.get("peer")
-    if not isinstance(fields, dict):
-        return None
-    try:
-        return PeerRecord(**{name: fields[name] for name in PeerRecord.__dataclass_fields__})
-    except (KeyError, ValueError):
-        return None

@@ -204,6 +204,19 @@ def _record(cls: type) -> BeforeValidator:
     return BeforeValidator(build)
 
 
+R = TypeVar("R", PeerRecord, MemberRecord)
+
+
+def record_in(value: Any, cls: type[R]) -> R | None:
+    """The record that an event tells of in one of its fields; None where it is none."""
+    if not isinstance(value, dict):
+        return None
+    try:
+        return cls(**{f.name: value[f.name] for f in fields(cls)})
+    except (KeyError, ValueError):
+        return None
+
+
 Peers = Annotated[tuple[Annotated[PeerRecord, _record(PeerRecord)], ...], MaxLen(10_000)]
 FileRow = Annotated[FileRecord, _record(FileRecord)]
 MemberRow = Annotated[MemberRecord, _record(MemberRecord)]
