@@ -34,8 +34,8 @@ class FakeTracker:
 
     def ask_once(self, tracker: TrackerAt, message: Any, *rest: Any) -> Message:
         assert isinstance(message, RotateKey)
-        assert tracker.curve is not None
-        own = tracker.curve.key.public
+        assert tracker.identity.key is not None
+        own = tracker.identity.key.public
         self.asked.append((own, message.public_key))
         if self.fails is not None:
             raise self.fails

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from zchunk.clock import Clock
-from zchunk.errors import NotAllowed, TokenRefused
-from zchunk.node.membership import Membership, key_of, save
+from zchunk.errors import TokenRefused
+from zchunk.node.membership import Identity, Membership, key_of, save
 from zchunk.node.oneshot import TrackerAt, ask_once
 from zchunk.protocol.messages import Join, Joined
 from zchunk.transport.auth import Token
 from zchunk.transport.base import Transport
-from zchunk.transport.keys import CurveClient
 
 _EXPIRED = "this join token has expired; print a new one with `zchunk token` on the tracker's PC"
 
@@ -43,18 +42,12 @@ def join(
 
 
 def _ask(token: Token, message: Join, transport: Transport, clock: Clock, timeout_s: float) -> Joined:
-    encrypts = token.transport == "curve"
-    curve = CurveClient(token.key, token.tracker_key) if encrypts else None
-    tracker = TrackerAt(token.addresses, curve, None if encrypts else token.key.peer_id)
-    try:
-        reply = ask_once(tracker, message, transport, clock, timeout_s)
-    except NotAllowed as error:
-        if type(error) is not NotAllowed or error.details:
-            raise
-        # The tracker did not even listen: it knows no token of that key.
-        raise TokenRefused(
-            f"the tracker at {tracker.where} does not take this join token: it has expired by the tracker's"
-            " clock, or was withdrawn; print a new one with `zchunk token` on the tracker's PC"
-        ) from None
+    identity = Identity(token.key.peer_id, token.key if token.transport == "curve" else None)
+    tracker = TrackerAt(token.addresses, token.tracker_key, identity)
+    unknown = TokenRefused(
+        f"the tracker at {tracker.where} does not take this join token: it has expired by the tracker's"
+        " clock, or was withdrawn; print a new one with `zchunk token` on the tracker's PC"
+    )
+    reply = ask_once(tracker, message, transport, clock, timeout_s, shut_out=unknown)
     assert isinstance(reply, Joined)
     return reply

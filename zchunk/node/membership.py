@@ -43,8 +43,12 @@ class Identity:
     key: KeyPair | None
 
     @property
+    def encrypts(self) -> bool:
+        return self.key is not None
+
+    @property
     def claim(self) -> str | None:
-        return self.peer_id if self.key is None else None
+        return None if self.encrypts else self.peer_id
 
     def to_server(self, server_key: bytes) -> CurveClient | None:
         """How to connect to who has this public key."""

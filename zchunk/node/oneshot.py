@@ -8,21 +8,21 @@ from zchunk.clock import Clock
 from zchunk.errors import Busy, TrackerUnreachable, UnknownMessage, ZchunkError
 from zchunk.node.doors import closed_door
 from zchunk.node.links import BULK
+from zchunk.node.membership import Identity
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, Message, Request
 from zchunk.transport.base import Arrival, Link, Received, Transport
-from zchunk.transport.keys import CurveClient
 
 _RESEND_S = 1.0
 
 
 @dataclass(frozen=True)
 class TrackerAt:
-    """Where the tracker is, and who asks it: `curve`, or in plain transport `claim`."""
+    """Where the tracker is, which public key it has, and who asks it."""
 
     addresses: tuple[str, ...]
-    curve: CurveClient | None
-    claim: str | None
+    key: bytes
+    identity: Identity
 
     @property
     def where(self) -> str:
@@ -30,17 +30,23 @@ class TrackerAt:
 
 
 def ask_once(
-    tracker: TrackerAt, message: Request, transport: Transport, clock: Clock, timeout_s: float
+    tracker: TrackerAt,
+    message: Request,
+    transport: Transport,
+    clock: Clock,
+    timeout_s: float,
+    shut_out: ZchunkError | None = None,
 ) -> Message:
     """Its answer. The request may arrive more than once. Blocks.
 
-    Raises the tracker's error, Busy only where it stays so; NotAllowed where it does not let
-    this key in, TransportMismatch, WrongServer, TrackerUnreachable (says the address).
+    Raises the tracker's error, Busy only where it stays so; `shut_out`, else NotAllowed, where
+    it does not let this key in; TransportMismatch, WrongServer, TrackerUnreachable (says the
+    address).
     """
     poller = transport.poller()
-    socket = transport.dealer(tracker.addresses, BULK, tracker.curve)
+    socket = transport.dealer(tracker.addresses, BULK, tracker.identity.to_server(tracker.key))
     poller.register(socket)
-    frames = wire.encode(message, 1, tracker.claim)
+    frames = wire.encode(message, 1, tracker.identity.claim)
     deadline, resend_at = clock.monotonic() + timeout_s, 0.0
     failure: ZchunkError = TrackerUnreachable(
         f"the tracker at {tracker.where} does not answer; is it running, and reachable from here?"
@@ -48,7 +54,10 @@ def ask_once(
     try:
         while (now := clock.monotonic()) < deadline:
             for _ in poller.wait(min(deadline, max(resend_at, now)) - now):
-                reply = _reply(socket.receive(), message, tracker)
+                received = socket.receive()
+                if received is Link.REFUSED and shut_out is not None:
+                    raise shut_out
+                reply = _reply(received, message, tracker)
                 if reply is Link.UP:
                     resend_at = 0.0
                 elif isinstance(reply, Busy):
@@ -69,7 +78,7 @@ def _reply(received: Arrival | None, asked: Request, tracker: TrackerAt) -> Mess
     if isinstance(received, Link):
         if received in (Link.UP, Link.DOWN):
             return received
-        raise closed_door(received, f"the tracker at {tracker.where}", encrypted=tracker.curve is not None)
+        raise closed_door(received, f"the tracker at {tracker.where}", encrypted=tracker.identity.encrypts)
     if not isinstance(received, Received):
         return None
     message = wire.decode(received.frames).message

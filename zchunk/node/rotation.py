@@ -13,12 +13,12 @@ from pathlib import Path
 from zchunk import disk
 from zchunk.clock import Clock
 from zchunk.errors import NotAllowed
-from zchunk.node.membership import Membership, key_of
+from zchunk.node.membership import Identity, Membership, key_of
 from zchunk.node.oneshot import TrackerAt, ask_once
 from zchunk.protocol.messages import RotateKey
 from zchunk.transport.auth import load_or_make_key
 from zchunk.transport.base import Transport
-from zchunk.transport.keys import CurveClient, KeyPair
+from zchunk.transport.keys import KeyPair
 
 _KEY, _NEXT = "key.json", "key.next.json"
 
@@ -44,7 +44,6 @@ def rotate(folder: Path, membership: Membership, transport: Transport, clock: Cl
 def _tell(
     own: KeyPair, new: KeyPair, membership: Membership, transport: Transport, clock: Clock, timeout_s: float
 ) -> None:
-    encrypts = membership.transport == "curve"
-    curve = CurveClient(own, bytes.fromhex(membership.tracker_key)) if encrypts else None
-    tracker = TrackerAt(membership.tracker, curve, None if encrypts else membership.peer_id)
+    identity = Identity(membership.peer_id, own if membership.transport == "curve" else None)
+    tracker = TrackerAt(membership.tracker, bytes.fromhex(membership.tracker_key), identity)
     ask_once(tracker, RotateKey(public_key=new.public), transport, clock, timeout_s)
