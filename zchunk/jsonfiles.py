@@ -56,10 +56,14 @@ def text(value: Any, pattern: str = "", most: int = 4096) -> str:
     return value
 
 
-def texts(value: Any, pattern: str = "", most: int = 4096) -> tuple[str, ...]:
+def items(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError("no list")
-    return tuple(text(item, pattern, most) for item in value)
+    return value
+
+
+def texts(value: Any, pattern: str = "", most: int = 4096) -> tuple[str, ...]:
+    return tuple(text(item, pattern, most) for item in items(value))
 
 
 def count(value: Any, most: int = _MAX_COUNT) -> int:

@@ -125,7 +125,7 @@ class JobBook:
         target's lock. Raises NoSpace (retryable), NotAllowed, StorageFailure."""
         path = self._path(record.job_id) or self.folders[0] / f"{record.job_id}{_SUFFIX}"
         with disk.storage_errors(path, "writing"):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            disk.private_folder(path.parent)
         data = json.dumps({"version": RECORD_VERSION, **asdict(record)}, indent=1).encode()
         disk.write_durable(path, data, temp=path.with_suffix(".tmp"), mode=0o600)
 

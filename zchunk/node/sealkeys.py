@@ -89,7 +89,7 @@ class SealKeys:
     def _save(self, source: Path, head: Head) -> None:
         path = self._path(source)
         with disk.storage_errors(path, "writing"):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            disk.private_folder(self._folder)
         kept = {
             "version": STATE_VERSION,
             "source": str(source.absolute()),

@@ -56,9 +56,9 @@ def files_that_stop(store: TrackerStore, membership: Membership, peer_id: str) -
     with_it = _lost(store, held, {*others, peer_id})
     without = _lost(store, held, others)
     stopped = [
-        Stopped(file_id, name, lost - with_it[file_id][1])
+        Stopped(file_id, name, lost)
         for file_id, (name, lost) in without.items()
-        if lost > with_it[file_id][1] == 0
+        if lost and not with_it[file_id][1]
     ]
     return sorted(stopped, key=lambda file: (file.name, file.file_id))
 

@@ -368,21 +368,16 @@ def _decode(data: bytes, stamp: tuple[int, ...]) -> _Listed:
     content = jsonfiles.record(jsonfiles.parse(data))
     if jsonfiles.count(content["format"]) != _FORMAT:
         raise ValueError("format")
-    members = [_member(_exactly(jsonfiles.record(entry), Member)) for entry in _list(content["members"])]
-    tokens = [_token(_exactly(jsonfiles.record(entry), TokenEntry)) for entry in _list(content["tokens"])]
+    members = [_member(_exactly(entry, Member)) for entry in jsonfiles.items(content["members"])]
+    tokens = [_token(_exactly(entry, TokenEntry)) for entry in jsonfiles.items(content["tokens"])]
     by_key = {token.key_id: token for token in tokens}
     owners = {member.public_key: member.peer_id for member in members}
     return _Listed({member.peer_id: member for member in members}, by_key, owners, stamp)
 
 
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError("no list")
-    return value
-
-
-def _exactly(entry: dict[str, Any], cls: type) -> dict[str, Any]:
+def _exactly(value: Any, cls: type) -> dict[str, Any]:
     """A key that is not known here would be lost when the list is written again."""
+    entry = jsonfiles.record(value)
     if set(entry) != {known.name for known in fields(cls)}:
         raise ValueError("keys")
     return entry
