@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -89,7 +89,15 @@ from zchunk.tracker.joinlimit import JoinLimit
 from zchunk.tracker.liveness import Change, Life, Liveness
 from zchunk.tracker.membership import Member, Membership
 from zchunk.tracker.planning import Reservations, make_plan
-from zchunk.tracker.records import file_fields, health_fields, member_record, restored, save
+from zchunk.tracker.records import (
+    file_fields,
+    health_fields,
+    member_fields,
+    member_record,
+    peer_fields,
+    restored,
+    save,
+)
 from zchunk.tracker.reports import ENOUGH, CorruptReports
 from zchunk.tracker.store import FoundRows, InventoryChange, LocatedRows, StoredPeer, TrackerStore
 
@@ -324,10 +332,7 @@ class TrackerCore:
         topic = "member.joined" if before is None else "member.rotated"
         if before is not None and before.revoked != member.revoked:
             topic = "member.revoked" if member.revoked else "member.allowed"
-        fields = {"peer_id": member.peer_id, "name": member.name, "role": member.role}
-        actions: list[Action] = [
-            self._publish(topic, {**fields, "member": asdict(member_record(member))}, now)
-        ]
+        actions: list[Action] = [self._publish(topic, member_fields(member), now)]
         if before is not None:
             # Behind the event: a subscriber may hear of its own end.
             actions.append(CutOff(member.peer_id))
@@ -345,8 +350,7 @@ class TrackerCore:
         changes = self._liveness.cut_off(member.peer_id, now.mono) if member.revoked else []
         if changes:
             return self._changed(changes, now)
-        fields = {"peer_id": shown.peer_id, "name": shown.name, "peer": asdict(shown)}
-        return [] if shown == record else [self._publish("peer.updated", fields, now)]
+        return [] if shown == record else [self._publish("peer.updated", peer_fields(shown), now)]
 
     def _shown(self, record: PeerRecord) -> PeerRecord:
         member = self._told.get(record.peer_id)
@@ -362,10 +366,8 @@ class TrackerCore:
 
     def _check_key(self, ask: Ask, now: Now) -> list[Action]:
         owner = self._membership.owner_of(ask.message.public_key)
-        known = owner is not None and not owner.revoked
-        return self._members_changed(now) + ask.reply(
-            KeyKnown(member=member_record(owner) if owner is not None and known else None)
-        )
+        member = None if owner is None or owner.revoked else member_record(owner)
+        return self._members_changed(now) + ask.reply(KeyKnown(member=member))
 
     def _rotate_key(self, ask: Ask, now: Now) -> list[Action]:
         public_key: bytes = ask.message.public_key
@@ -454,8 +456,7 @@ class TrackerCore:
         """A node that was up said hello again: news only when its address changed."""
         if before is not None and before.endpoints == record.endpoints:
             return []
-        fields = {"peer_id": record.peer_id, "name": record.name, "peer": asdict(record)}
-        return [self._publish("peer.updated", fields, now)]
+        return [self._publish("peer.updated", peer_fields(record), now)]
 
     def _inventory(self, ask: Ask, now: Now) -> list[Action]:
         page: Inventory = ask.message
@@ -530,8 +531,7 @@ class TrackerCore:
             return []
         record = self._records[peer_id] = replace(record, status=status)
         self._health.peers_changed(now.mono)
-        fields = {"peer_id": peer_id, "name": record.name, "peer": asdict(record)}
-        return [self._publish("peer.updated", fields, now)]
+        return [self._publish("peer.updated", peer_fields(record), now)]
 
     def _live(self) -> frozenset[str]:
         """Peers whose chunks can be had: up, as the cluster was told, and with their store."""
@@ -562,8 +562,7 @@ class TrackerCore:
             record = self._shown(replace(self._records[change.peer_id], status=status))
             self._records[change.peer_id] = record
             topic = "peer.up" if change.life is Life.UP else "peer.down"
-            fields = {"peer_id": change.peer_id, "name": record.name, "reason": change.reason}
-            event = self._publish(topic, {**fields, "peer": asdict(record)}, now)
+            event = self._publish(topic, peer_fields(record, reason=change.reason), now)
             self._health.peers_changed(now.mono)
             return [*answer, event, *self._retry_parked()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord
@@ -48,6 +49,15 @@ def save(store: TrackerStore, record: PeerRecord, left: bool) -> None:
         last_seen_ms=record.last_seen_ms,
         left=left,
     )
+
+
+def peer_fields(record: PeerRecord, **more: Any) -> dict[str, Any]:
+    return {"peer_id": record.peer_id, "name": record.name, **more, "peer": asdict(record)}
+
+
+def member_fields(member: Member) -> dict[str, Any]:
+    named = {"peer_id": member.peer_id, "name": member.name, "role": member.role}
+    return {**named, "member": asdict(member_record(member))}
 
 
 def file_fields(record: FileRecord) -> dict[str, Any]:
