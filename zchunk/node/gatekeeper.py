@@ -26,7 +26,7 @@ from zchunk.protocol.messages import (
     Message,
     record_in,
 )
-from zchunk.transport.base import Arrival, Gate, Knock, Received, Socket
+from zchunk.transport.base import Arrival, BoundSocket, Gate, Knock, Received
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Gatekeeper:
         *,
         loop: Loop,
         gate: Gate,
-        router: Socket,
+        router: BoundSocket,
         control: ControlPlane,
         path: Path,
         workers: Workers,

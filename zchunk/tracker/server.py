@@ -34,11 +34,11 @@ from zchunk.tracker.store import TrackerStore
 from zchunk.transport.auth import Token, load_or_make_key, new_key_pair
 from zchunk.transport.base import (
     Arrival,
+    BoundSocket,
     Delivery,
     Gate,
     Knock,
     Received,
-    Socket,
     SocketOptions,
     Suspects,
     Transport,
@@ -158,8 +158,8 @@ class TrackerServer:
         self,
         *,
         core: TrackerCore,
-        router: Socket,
-        publisher: Socket,
+        router: BoundSocket,
+        publisher: BoundSocket,
         loop: Loop,
         store: StoreRunner,
         membership: Membership,
@@ -337,7 +337,7 @@ class Tracker:
     def close(self) -> None:
         self._lock.release()
 
-    def _sockets(self, transport: Transport, key: KeyPair | None) -> tuple[Socket, Socket]:
+    def _sockets(self, transport: Transport, key: KeyPair | None) -> tuple[BoundSocket, BoundSocket]:
         """`key` is None in plain transport."""
         requests, events_door = (CurveServer(key, d) if key else None for d in (gates.REQUESTS, gates.EVENTS))
         bind = addresses.parse(self.settings.tracker.bind)

@@ -90,12 +90,15 @@ class Socket(Protocol):
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery: ...
 
-    def end(self, peer_id: str) -> None:
-        """End the connections that this member has now (bound sockets under CURVE): at once
-        those on which it has shown itself, any other with the first word that it says there,
-        which nobody hears. It may connect again, if the gate lets it."""
-
     def close(self) -> None: ...
+
+
+class BoundSocket(Socket, Protocol):
+    """One that others connect to."""
+
+    def end(self, peer_id: str) -> None:
+        """End the connections of this member, also those on which it has not said a word (under
+        CURVE; in plain transport nobody is known). It may connect again, if the gate lets it."""
 
 
 class Gate(Socket, Protocol):
@@ -145,7 +148,7 @@ class Transport(Protocol):
         """One for all sockets of this transport, made before any of them is bound: without a
         gate nobody is let in."""
 
-    def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> Socket:
+    def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> BoundSocket:
         """Bind at `tcp://host:port`; port 0 takes a free one."""
 
     def dealer(
@@ -153,7 +156,9 @@ class Transport(Protocol):
     ) -> Socket:
         """Connect to one peer that may be reached by any of `addresses`."""
 
-    def publisher(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> Socket: ...
+    def publisher(
+        self, bind: str, options: SocketOptions, curve: CurveServer | None = None
+    ) -> BoundSocket: ...
 
     def subscriber(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None

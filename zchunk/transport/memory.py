@@ -20,6 +20,7 @@ from zchunk.clock import ManualClock
 from zchunk.errors import InvalidUsage
 from zchunk.transport.base import (
     Arrival,
+    BoundSocket,
     Buffer,
     Delivery,
     Gate,
@@ -216,9 +217,6 @@ class MemorySocket:
         if self.poller is not None:
             self.poller.wake()
 
-    def end(self, peer_id: str) -> None:
-        pass
-
     def receive(self) -> Arrival | None:
         return self._inbox.popleft() if self._inbox else None
 
@@ -256,6 +254,9 @@ class ServerSocket(MemorySocket):
                 return Delivery.GONE
             self.network.transmit(target, False, frames)
         return Delivery.SENT
+
+    def end(self, peer_id: str) -> None:
+        """Nobody proves here who he is."""
 
     def close(self) -> None:
         self.closed = True
@@ -332,10 +333,10 @@ class MemoryTransport:
     def gate(self) -> Gate:
         raise NotImplementedError("simulations have plain transport: nobody knocks")
 
-    def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> Socket:
+    def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> BoundSocket:
         return self._keep(ServerSocket(self.network, self.host, bind, publishes=False))
 
-    def publisher(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> Socket:
+    def publisher(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> BoundSocket:
         return self._keep(ServerSocket(self.network, self.host, bind, publishes=True))
 
     def dealer(

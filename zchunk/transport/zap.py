@@ -91,9 +91,6 @@ class ZapGate:
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         return Delivery.GONE
 
-    def end(self, peer_id: str) -> None:
-        pass
-
     def close(self) -> None:
         self.raw.close()
 

@@ -33,6 +33,7 @@ from zchunk.transport.base import (
 )
 from zchunk.transport.descriptors import Descriptor
 from zchunk.transport.keys import CurveClient, CurveServer
+from zchunk.transport.unread import Large, Unread
 from zchunk.transport.zap import Admission, Admissions, ZapGate, parse_admission
 
 #: Below this size a copy is cheaper than libzmq's bookkeeping for shared memory.
@@ -45,8 +46,6 @@ _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 500
 _HANDSHAKE_MS = 3000
 
-#: a frame that was not copied: tells when libzmq is done with it; its bytes
-_Large = tuple[zmq.MessageTracker, int]
 
 #: What CURVE adds to a frame: its command, flags, nonce and authenticator.
 _CURVE_BYTES = 64
@@ -246,7 +245,7 @@ class RouterSocket:
     ) -> None:
         self.raw = raw
         self.endpoint = endpoint
-        self._unread = _Unread(unread_bytes)
+        self._unread = Unread(unread_bytes)
         self._admissions = admissions
         self._monitor = raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         #: descriptor -> connections that came by it, in this order; most are the latest's
@@ -374,7 +373,7 @@ def _admission(frame: zmq.Frame) -> Admission | None:
     return parse_admission(_metadata(frame, "User-Id"))
 
 
-def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[_Large]:
+def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[Large]:
     """What of it is not copied: its memory is needed until libzmq has written it."""
     last, large = len(frames) - 1, []
     for at, frame in enumerate(frames):
@@ -388,48 +387,6 @@ def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[_Larg
 
 def _large_bytes(frames: Sequence[Buffer]) -> int:
     return sum(len(frame) for frame in frames if len(frame) >= _COPY_BELOW)
-
-
-class _Unread:
-    """Large frames that libzmq still holds, since their connections do not read them.
-
-    A high-water mark counts messages, and a thousand answers of megabytes to who never reads
-    would be all memory. What an honest receiver has not read yet, flow control keeps below this.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held: dict[bytes, deque[_Large]] = {}
-        self._bytes = 0
-
-    def has_room(self, connection: bytes, size: int) -> bool:
-        held = self._held.get(connection)
-        if not size or held is None:
-            return True
-        self._let_go(held)
-        mine = sum(length for _, length in held)
-        if mine and self._bytes + size > 4 * self._most:
-            self.sweep()
-        return not mine or (mine + size <= self._most and self._bytes + size <= 4 * self._most)
-
-    def add(self, connection: bytes, large: Sequence[_Large]) -> None:
-        if large:
-            self._held.setdefault(connection, deque()).extend(large)
-            self._bytes += sum(length for _, length in large)
-
-    def forget(self, connection: bytes) -> None:
-        self._bytes -= sum(length for _, length in self._held.pop(connection, ()))
-
-    def sweep(self) -> None:
-        """Nothing is kept of connections that have read all, or are gone."""
-        for connection, held in list(self._held.items()):
-            self._let_go(held)
-            if not held:
-                del self._held[connection]
-
-    def _let_go(self, held: deque[_Large]) -> None:
-        while held and held[0][0].done:
-            self._bytes -= held.popleft()[1]
 
 
 class ConnectedSocket:
@@ -467,9 +424,6 @@ class ConnectedSocket:
         except zmq.Again:
             return Delivery.FULL if self.link is Link.UP else Delivery.GONE
         return Delivery.SENT
-
-    def end(self, peer_id: str) -> None:
-        pass
 
     def close(self) -> None:
         _close_monitored(self.raw, self._monitor)
