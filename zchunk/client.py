@@ -530,13 +530,15 @@ class Client:
 
     def _on_bug(self, error: BaseException) -> None:
         log.error("a bug ended this client", exc_info=error)
-        for box in (self.events_in, *self._followers):
-            box.put({"event": "bug", "_bug": error})
+        self._tell_all({"event": "bug", "_bug": error})
 
     def _on_shut_out(self, error: ZchunkError) -> None:
         """Requests are answered with it; who waits for events or a job must hear of it too."""
+        self._tell_all({"event": "shut_out", "_error": error})
+
+    def _tell_all(self, event: dict[str, Any]) -> None:
         for box in (self.events_in, *self._followers):
-            box.put({"event": "shut_out", "_error": error})
+            box.put(dict(event))
 
     def _where(self) -> str:
         return ", ".join(self.membership.tracker)

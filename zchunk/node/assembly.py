@@ -54,8 +54,7 @@ def control_plane(
         subscribe=lambda endpoints: transport.subscriber(endpoints, CONTROL, curve),
         events_at=membership.events,
         connect=lambda: transport.dealer(membership.tracker, CONTROL, curve),
-        claim=identity.claim,
-        where=", ".join(membership.tracker),
+        identity=identity,
         registrar=registrar,
     )
 

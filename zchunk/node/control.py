@@ -16,6 +16,7 @@ from zchunk.errors import UnknownMessage, ZchunkError
 from zchunk.loop import Loop
 from zchunk.node.doors import closed_door
 from zchunk.node.feed import Deliver, EventFeed, Fetch, Missed
+from zchunk.node.membership import Identity
 from zchunk.node.session import (
     Action,
     AskHello,
@@ -99,14 +100,11 @@ class ControlPlane:
         connect: Callable[[], Socket],
         subscribe: Callable[[tuple[str, ...]], Socket],
         events_at: tuple[str, ...],
-        claim: str | None,
-        where: str,
+        identity: Identity,
         registrar: Registrar | None = None,
     ) -> None:
-        """`where` names the tracker's addresses in errors. `events_at`: where the tracker
-        published when last heard of; `connect` makes the
-        socket for requests, `subscribe` that for events there. `claim` is our peer id in
-        plain transport, None where the transport proves it."""
+        """`events_at`: where the tracker published when last heard of; `connect` makes the
+        socket for requests, `subscribe` that for events there."""
         self.loop = loop
         self.session = session
         self._connect = connect
@@ -115,8 +113,7 @@ class ControlPlane:
         self._again_at: float | None = None
         #: what was said of that last
         self._complaint = ""
-        self._claim = claim
-        self._where = where
+        self._identity = identity
         self._registrar = registrar
         self._waiting: dict[int, tuple[Loop, Answer]] = {}
         self._on_peer: list[tuple[Loop, OnPeer]] = []
@@ -204,7 +201,8 @@ class ControlPlane:
         elif received is Link.DOWN:
             self._perform(self.session.link_down(now))
         elif isinstance(received, Link):
-            error = closed_door(received, f"the tracker at {self._where}", encrypted=self._claim is None)
+            who = f"the tracker at {self.session.where}"
+            error = closed_door(received, who, encrypted=self._identity.encrypts)
             self._complain(error)
             self._again_at = now + _AGAIN_S
             sure, final = received is not Link.STRANGE, received is Link.REFUSED
@@ -259,7 +257,7 @@ class ControlPlane:
     def _perform_one(self, action: Action) -> None:
         if isinstance(action, Send):
             # Not connected, or full: the session sends it again.
-            self._tracker.send(wire.encode(action.message, action.request_id, self._claim))
+            self._tracker.send(wire.encode(action.message, action.request_id, self._identity.claim))
         elif isinstance(action, Outcome):
             self._answer(action)
         elif isinstance(action, TrackerSeen):

@@ -148,7 +148,7 @@ class Session:
         self._heartbeat_s = heartbeat_s
         self._lease_s = lease_s
         self._rng = rng
-        self._where = where
+        self.where = where
         self._linked = False
         self._was_linked = False
         #: why the tracker does not talk to us, while it does not
@@ -290,7 +290,7 @@ class Session:
             if pending.deadline > now:
                 continue
             del self._requests[request_id]
-            error = TrackerUnreachable(f"the tracker at {self._where} does not answer; is it running?")
+            error = TrackerUnreachable(f"the tracker at {self.where} does not answer; is it running?")
             if not pending.internal:
                 actions.append(Outcome(request_id, None, error))
             else:
