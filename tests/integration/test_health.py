@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import threading
@@ -14,28 +13,19 @@ from typing import Any
 import msgpack
 import pytest
 import zmq
-from zmq.utils import z85
 
 from tests.integration.cluster import MIB, PATIENCE_S, Cluster, flip_bit, make_file, sha256_of
 from tests.integration.conftest import SMALL
+from tests.integration.raw import Line, keys_of
 from tests.waiting import wait_for
 
 
 class Events:
     """What the tracker publishes, in a thread: a tool with pyzmq and msgpack alone."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, line: Line) -> None:
         self.seen: list[dict[str, Any]] = []
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        self._socket.subscribe(b"")
-        home = cluster.client.home / "client"
-        own = json.loads((home / "key.json").read_text())
-        self._socket.curve_secretkey = z85.encode(bytes.fromhex(own["secret"]))
-        self._socket.curve_publickey = z85.encode(bytes.fromhex(own["public"]))
-        tracker_key = json.loads((home / "membership.json").read_text())["tracker_key"]
-        self._socket.curve_serverkey = z85.encode(bytes.fromhex(tracker_key))
-        self._socket.connect(f"tcp://{cluster.tracker.events}")
+        self._socket = line.raw
         self._stopping = threading.Event()
         self._failure: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run)
@@ -52,8 +42,6 @@ class Events:
     def close(self) -> None:
         self._stopping.set()
         self._thread.join()
-        self._socket.close(linger=0)
-        self._context.term()
         if not self._failure.empty():
             raise self._failure.get()
 
@@ -72,12 +60,14 @@ class Events:
 @contextmanager
 def listening(cluster: Cluster) -> Iterator[Events]:
     """Behind this every event is heard: a first one was."""
-    events = Events(cluster)
-    try:
-        events.until(lambda event: event["topic"] == "tick", "a tick")
-        yield events
-    finally:
-        events.close()
+    keys, tracker = keys_of(cluster.client.home / "client"), keys_of(cluster.tracker.home / "tracker")
+    with Line(zmq.SUB, cluster.tracker.events, keys, tracker.public) as line:
+        events = Events(line)
+        try:
+            events.until(lambda event: event["topic"] == "tick", "a tick")
+            yield events
+        finally:
+            events.close()
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,7 @@ class Session:
         self._heartbeat_s = heartbeat_s
         self._lease_s = lease_s
         self._rng = rng
+        #: names the tracker in errors
         self.where = where
         self._linked = False
         self._was_linked = False
