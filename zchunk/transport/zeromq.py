@@ -32,6 +32,7 @@ from zchunk.transport.base import (
     Suspects,
 )
 from zchunk.transport.descriptors import Descriptor
+from zchunk.transport.greeting import Greeting
 from zchunk.transport.keys import CurveClient, CurveServer
 from zchunk.transport.unread import Large, Unread
 from zchunk.transport.zap import Admission, Admissions, ZapGate, parse_admission
@@ -60,11 +61,9 @@ _LINK_EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 #: Handshakes that fail one after the other, at each address, before it is told: one may fail
-#: because the other side was just ended, and half of those with a side that speaks another
-#: transport end without a word of it, by chance (measured: four in a row are common). And they
-#: fail at once: a process that hangs, behind a kernel that accepts for it, lets them run into
-#: their time.
-_STRANGE_AFTER = 10
+#: because the other side was just ended. And they fail at once: a process that hangs, behind
+#: a kernel that accepts for it, lets them run into their time.
+_STRANGE_AFTER = 4
 _AT_ONCE_S = 1.0
 #: A subscriber asks for everything, once; who asks for more topics than this is no friend.
 _SUBSCRIPTIONS = 64
@@ -104,7 +103,7 @@ class ZmqTransport:
         raw = self._socket(zmq.DEALER, options, curve)
         # Without this, requests queue up for a peer that is not there.
         raw.setsockopt(zmq.IMMEDIATE, 1)
-        return ConnectedSocket(raw, addresses)
+        return ConnectedSocket(raw, addresses, encrypts=curve is not None)
 
     def subscriber(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
@@ -112,7 +111,7 @@ class ZmqTransport:
         raw = self._socket(zmq.SUB, options, curve)
         raw.setsockopt(zmq.LINGER, 0)  # else closing waits for subscriptions nobody takes
         raw.setsockopt(zmq.SUBSCRIBE, b"")
-        return ConnectedSocket(raw, addresses)
+        return ConnectedSocket(raw, addresses, encrypts=curve is not None)
 
     def close(self) -> None:
         """Ends the context; every loop has closed its own sockets before."""
@@ -393,15 +392,18 @@ class ConnectedSocket:
     """A DEALER or SUB to one peer. It goes through the peer's addresses until one works,
     and reports its link's state between the messages."""
 
-    def __init__(self, raw: zmq.Socket[bytes], addresses: Sequence[str]) -> None:
+    def __init__(self, raw: zmq.Socket[bytes], addresses: Sequence[str], *, encrypts: bool) -> None:
         self.raw = raw
         self.endpoint = ""
         self.link = Link.DOWN
+        self._encrypts = encrypts
         self._addresses = deque(addresses)
         #: handshakes that failed since the last that did not
         self._failed = 0
         #: addresses that answered in another way than we speak
         self._gave_up = 0
+        #: of addresses at which handshakes fail
+        self._greetings: dict[str, Greeting] = {}
         self._connected_at = 0.0
         self._monitor = raw.get_monitor_socket(_LINK_EVENTS)
         self._connect()
@@ -447,6 +449,7 @@ class ConnectedSocket:
     def _changed(self, event: int, value: int) -> Link | None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._failed = self._gave_up = 0
+            self._greetings.clear()
             return Link.UP
         if event == zmq.EVENT_DISCONNECTED:
             # That of a handshake which failed is no news.
@@ -468,7 +471,18 @@ class ConnectedSocket:
             is_mismatch = value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
             return Link.MISMATCH if is_mismatch else Link.STRANGE
         self._failed += 1
-        return Link.STRANGE if self._failed == _STRANGE_AFTER * len(self._addresses) else None
+        address = self._addresses[0]
+        self._greetings[address] = self._greetings.get(address) or Greeting(address)
+        enough = self._failed >= _STRANGE_AFTER * len(self._addresses)
+        return self._judged() if enough and self.link is Link.DOWN else None
+
+    def _judged(self) -> Link | None:
+        """None while an address may still say what it speaks."""
+        if not all(greeting.is_over for greeting in self._greetings.values()):
+            return None
+        other = "NULL" if self._encrypts else "CURVE"
+        said = [greeting.mechanism for greeting in self._greetings.values()]
+        return Link.MISMATCH if other in said else Link.STRANGE
 
     def _was_last_address(self) -> bool:
         """Another address may lead to whom we look for; libzmq has given this one up."""
