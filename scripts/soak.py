@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults import syscalls
-from tests.faults.lan import LanCluster, lan_of
 from tests.faults.restarts import Restarts, slow_nodes
 from tests.faults.rounds import HANG, KILL, SETTINGS, VICTIMS, Figures, Rounds, histogram
 from tests.faults.test_cables import SETTINGS as CABLES
 from tests.faults.test_cables import isolate
 from tests.integration.cluster import MIB, Cluster, make_file
+from tests.integration.lan import LanCluster, lan_of
 
 _ISOLATED_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 

@@ -1,6 +1,6 @@
 """A cable that was pulled and is put back: how soon a download that waits has new bytes.
 
-PCs are network namespaces behind a bridge; the cable is a port of it (tests/faults/lan.py).
+PCs are network namespaces behind a bridge; the cable is a port of it (scripts/lan.py).
 In each round the node is cut off until the tracker calls it down, a download begins that
 lacks its chunks, and the cable is put back.
 """
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from servers import Failed
 
 from benchmarks.figures import Figure
-from tests.faults.lan import LanCluster, lan_of
+from scripts.lan import NotAllowed, lan_of
 from tests.integration.cluster import MIB, make_file, sha256_of
+from tests.integration.lan import LanCluster
 
 SETTINGS = {"chunking.min_file_size_for_distribution": "1MiB", "chunking.resume_check_interval": 3600}
 GOAL_MS = 1500
@@ -30,8 +30,8 @@ def measure(root: Path, rounds: int) -> Figure | str:
             office.client.put(source.path)
             for _ in range(rounds):
                 figure.add(_round(office, source.sha256, root / "cable-copy.bin"))
-    except pytest.skip.Exception as reason:
-        return str(reason)
+    except NotAllowed as reason:
+        return f"needs network namespaces ({reason})"
     return figure
 
 

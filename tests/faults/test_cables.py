@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Figure
-from tests.faults.lan import LanCluster, lan_of
 from tests.integration.cluster import MIB, PATIENCE_S, Event, Process, Source, make_file, sha256_of
+from tests.integration.lan import LanCluster, lan_of
 
 SETTINGS = {
     "chunking.chunk_size": "1MiB",
