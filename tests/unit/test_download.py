@@ -873,6 +873,58 @@ def test_chunks_of_a_slow_peer_go_first_where_memory_is_short() -> None:
     assert begun == [3, 4]
 
 
+def test_who_is_much_slower_than_an_idle_holder_is_not_waited_for() -> None:
+    job = practised(1.0, 1.0)
+    source = job._peers[job.status(0)[1] or ""]
+    other = next(peer for peer in job._peers.values() if peer is not source)
+    source.flow.rate, other.flow.rate = 1.0, 1.4
+    assert job.deadline() == 1.0, "not for a little"
+    source.flow.rate = 0.5
+    assert job.deadline() == 0.05
+    last = job._chunks[0].fetches[0].asked
+    while len(last) > 1:
+        last.popitem()
+    assert job.deadline() == 1.0, "it has nearly all"
+
+
+# -- whole chunks that wait in memory for an earlier one ---------------------------------------------
+
+
+def waited_for(rate_a: float, rate_b: float, budget: int = 4 * CHUNK) -> DownloadJob:
+    """A has chunks 0 and 2 in flight, B chunks 1 and 3, since 0; both have more to send."""
+    job = make([[A], [B]] * 4, up=[A, B], budget=budget)
+    job.start(0.0)
+    job._peers[A].flow.rate, job._peers[B].flow.rate = rate_a, rate_b
+    job._peers[B].took.append(1.0)
+    for peer in job._peers.values():
+        assert peer.begun == 2
+    job._peers[B].begun = 1  # a chunk from there waits, and its memory is taken
+    return job
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_memory_is_not_taken_from_chunks_that_wait_for_one_that_comes_soon(rate: float) -> None:
+    job = waited_for(rate, 1.0)
+    assert not job.cannot_wait(0, 2.0)
+    assert job.cannot_wait(0, 2.1), "it takes too long"
+
+
+def test_chunks_do_not_wait_in_memory_for_a_slow_peer_that_holds_up_a_fast_one() -> None:
+    job = waited_for(0.4, 1.0)
+    assert job.cannot_wait(0, 0.1)
+    assert not job.cannot_wait(3, 0.1), "that one comes from the fast peer"
+    job._peers[B].begun = 2
+    assert not job.cannot_wait(0, 0.1), "nobody could be asked for more"
+
+
+def test_chunks_wait_for_a_slow_peer_while_there_is_memory() -> None:
+    assert not waited_for(0.4, 1.0, budget=5 * CHUNK).cannot_wait(0, 9.0)
+
+
+def test_with_nothing_in_work_nothing_is_waited_for() -> None:
+    assert make([[A]], up=[]).cannot_wait(0, 0.0)
+
+
 # -- any interleaving ------------------------------------------------------------------------------
 
 

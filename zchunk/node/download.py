@@ -41,6 +41,9 @@ _HEDGE_MIN_S = 0.05
 #: A peer is slow, and served first, when what it has left takes so many times as long as
 #: with the others.
 _SLOW = 1.5
+#: A chunk comes late when its source has less than one part in so many of the others' usual
+#: speed, or has taken so many times as long as they usually do.
+_LATE = 2
 
 
 class JobState(Enum):
@@ -184,6 +187,11 @@ class _Fetch:
     def complete(self) -> bool:
         return not self.asked and not self.unasked
 
+    @property
+    def left(self) -> int:
+        """Bytes that have not arrived."""
+        return sum(length for length, _ in self.asked.values()) + sum(length for _, length in self.unasked)
+
 
 @dataclass(slots=True)
 class _Chunk:
@@ -248,6 +256,7 @@ class DownloadJob:
         self.bytes_received = 0
         self._limits = limits
         self._chunks = [_Chunk(size) for size in sizes]
+        self._largest = max(sizes, default=0)
         self._holders = [frozenset(h) for h in holders]
         self._peers: dict[str, _Peer] = {}
         #: peers waited for that came back and, without auto-resume, are not asked yet
@@ -335,6 +344,11 @@ class DownloadJob:
     def missing_chunks(self) -> list[int]:
         """Wanted chunks without a live holder."""
         return [index for index in range(len(self._chunks)) if self.is_missing(index)]
+
+    def cannot_wait(self, index: int, now: float) -> bool:
+        """Whether whole chunks that wait in memory for this one to come hold up the rest: nothing
+        else is in work, or memory is short for a peer that could send more, and it comes late."""
+        return not self._in_work or (self._cramped(now) and self._comes_late(index, now))
 
     # -- events ---------------------------------------------------------------------
 
@@ -630,6 +644,28 @@ class DownloadJob:
     def _fits(self, size: int) -> bool:
         return not self._begun_bytes or self._begun_bytes + size <= self._limits.budget
 
+    def _cramped(self, now: float) -> bool:
+        """Whether a peer could be asked for more if there were memory for it."""
+        return not self._fits(self._largest) and any(
+            self._has_room(peer, now) for peer in self._peers.values()
+        )
+
+    def _comes_late(self, index: int, now: float) -> bool:
+        chunk = self._chunks[index]
+        if chunk.state is not ChunkState.IN_FLIGHT:
+            return False
+        return all(self._is_late(fetch, now) for fetch in chunk.fetches)
+
+    def _is_late(self, fetch: _Fetch, now: float) -> bool:
+        """By how fast its source is, or by how long it has taken already."""
+        others = [peer for peer_id, peer in self._peers.items() if peer_id != fetch.peer_id]
+        rate = self._peers[fetch.peer_id].flow.rate
+        rates = [peer.flow.rate for peer in others if peer.flow.rate]
+        if rate and rates and _LATE * rate < median(rates):
+            return True
+        took = [seconds for peer in others for seconds in peer.took]
+        return bool(took) and now > fetch.begun_at + max(_HEDGE_MIN_S, _LATE * median(took))
+
     def _begin(self, index: int, peer_id: str, now: float) -> Action:
         chunk, peer = self._chunks[index], self._peers[peer_id]
         chunk.state = ChunkState.IN_FLIGHT
@@ -696,14 +732,19 @@ class DownloadJob:
                 continue
             (fetch,) = chunk.fetches
             for peer_id in set(idle).intersection(self._live(index)) - {fetch.peer_id}:
-                patience = self._patience(self._peers[fetch.peer_id], self._peers[peer_id])
+                patience = self._patience(fetch, chunk.size, self._peers[peer_id])
                 if patience is not None:
                     hedges.append((fetch.begun_at + patience, index, peer_id))
         return hedges
 
-    def _patience(self, source: _Peer, other: _Peer) -> float | None:
-        """Seconds a chunk may take at `source` while `other` is idle: what its own chunks
-        hardly ever exceed, or twice that of the other where that is less."""
+    def _patience(self, fetch: _Fetch, size: int, other: _Peer) -> float | None:
+        """Seconds the chunk may take at its source while `other` is idle: what chunks from there
+        hardly ever exceed, or twice that of the other where that is less; and none if the other
+        would bring all of it sooner than the source what is left."""
+        source = self._peers[fetch.peer_id]
+        rate, other_rate = source.flow.rate, other.flow.rate
+        if rate and other_rate and fetch.left / rate > _SLOW * size / other_rate:
+            return _HEDGE_MIN_S
         known = [
             p95(peer.took) * times for peer, times in ((source, 1), (other, 2)) if len(peer.took) >= _FEW
         ]

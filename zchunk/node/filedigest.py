@@ -57,6 +57,11 @@ class RunningDigest:
         """Whether chunks wait in memory for one that is not there yet."""
         return bool(self._parked) and not self._busy
 
+    @property
+    def awaits(self) -> int:
+        """The chunk whose turn it is."""
+        return self._next
+
     def take(self, index: int, buffer: Buffer) -> bool:
         """Offers a written chunk's buffer; True when it is ours until `on_freed`. Call
         `go_on` afterwards.

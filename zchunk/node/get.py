@@ -312,8 +312,8 @@ class Download(JobDriver[Action]):
         if (
             self._job is not None
             and self._digest is not None
-            and not self._job.in_work
             and self._digest.waits
+            and self._job.cannot_wait(self._digest.awaits, self.now())
         ):
             self._digest.make_room()
 
