@@ -8,7 +8,7 @@ from importlib import import_module
 
 from servers import Failed
 
-BENCHMARKS = ("resume",)
+BENCHMARKS = ("lan", "resume")
 
 
 def main() -> int:
