@@ -36,7 +36,6 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.loop import Loop, LoopThread, ThreadWorkers
-from zchunk.node.assembly import bulk_plane, control_plane
 from zchunk.node.control import ControlPlane
 from zchunk.node.feed import Missed
 from zchunk.node.get import Download
@@ -47,6 +46,7 @@ from zchunk.node.located import Location, location
 from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
 from zchunk.node.membership import check_transport, identity_of, of_home, own_node
 from zchunk.node.partfile import open_part, remove_leftovers, safe_target_name, target_has_content
+from zchunk.node.planes import bulk_plane, control_plane
 from zchunk.node.sealkeys import Sealing, SealKeys
 from zchunk.node.source import SourceFile
 from zchunk.node.transfer import BULK_IO_THREADS, BulkPlane

@@ -19,13 +19,14 @@ from zchunk import config, disk, hashing
 from zchunk.clock import ManualClock
 from zchunk.errors import ZchunkError
 from zchunk.loop import Loop
-from zchunk.node.assembly import bulk_plane, control_plane, node_parts
+from zchunk.node.assembly import node_parts
 from zchunk.node.control import ControlPlane
 from zchunk.node.get import Download
 from zchunk.node.located import location
 from zchunk.node.manager import DistributedChunkManager, PutOptions
 from zchunk.node.membership import Identity, Membership
 from zchunk.node.partfile import PartFile, open_part
+from zchunk.node.planes import bulk_plane, control_plane
 from zchunk.node.sealkeys import Sealing
 from zchunk.node.server import NodeServer
 from zchunk.node.service import ChunkService

@@ -29,8 +29,9 @@ from zchunk.clock import ManualClock
 from zchunk.config import SECTIONS, Settings
 from zchunk.errors import TrackerUnreachable, ZchunkError
 from zchunk.loop import Loop
-from zchunk.node.assembly import NodeParts, bulk_plane, node_parts
+from zchunk.node.assembly import NodeParts, node_parts
 from zchunk.node.membership import Identity, Membership, save
+from zchunk.node.planes import bulk_plane
 from zchunk.node.put import assignment
 from zchunk.protocol.messages import FileRecord, PeerRecord, Planned
 from zchunk.tracker import server as tracker_server

@@ -5,6 +5,7 @@ Nothing here draws (render.py) or knows what a command does.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -34,6 +35,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 # -- options of every command ---------------------------------------------------------
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around the import of the engine: its objects stay until the process ends, and to look
+    through them for garbage again and again is a tenth of a short command."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @dataclass
@@ -67,14 +80,16 @@ class Invocation:
     ) -> Settings:
         """Options over environment over file over what an earlier start was given over
         defaults. Raises ConfigError."""
-        from zchunk.config import load
+        with importing():
+            from zchunk.config import load
 
         return load(self.config, overrides, remembered=remembered)
 
     def client(self, overrides: Mapping[str, Any] | None = None) -> Client:
         """This home as a member; to be used as a context manager. Raises NotJoined."""
         settings = self.settings(overrides)
-        from zchunk.client import Client
+        with importing():
+            from zchunk.client import Client
 
         return Client(self.home, settings)
 

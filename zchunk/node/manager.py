@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -22,7 +22,6 @@ from zchunk.node.driver import Tell
 from zchunk.node.put import Upload
 from zchunk.node.sealkeys import Sealing
 from zchunk.node.source import SourceFile
-from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.protocol.messages import (
     BlockTaken,
@@ -35,6 +34,9 @@ from zchunk.protocol.messages import (
     PutBlock,
 )
 from zchunk.sealing import Secret
+
+if TYPE_CHECKING:
+    from zchunk.node.store.chunkstore import ChunkStore
 
 Sent = Callable[[ZchunkError | None], None]
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import socket as os_socket
+import struct
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from zchunk.errors import InvalidUsage
 from zchunk.transport import descriptors
@@ -308,7 +307,7 @@ class RouterSocket:
 
     def _suspects(self) -> Suspects | None:
         while (event := _next_event(self._monitor)) is not None:
-            connections = self._by_descriptor.get(event["value"])
+            connections = self._by_descriptor.get(event[1])
             if connections:
                 return Suspects(tuple(connections))
         return None
@@ -347,11 +346,14 @@ def _shut_down(shown: _Shown) -> None:
         descriptors.shut_down(shown.descriptor)
 
 
-def _next_event(monitor: zmq.Socket[bytes]) -> dict[str, Any] | None:
-    """The next event of a socket's monitor that has come already."""
-    if not int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+def _next_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
+    """(event, value) of a socket's monitor that has come already. (pyzmq's own reader brings
+    asyncio and ssl into each process.)"""
+    if not int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than an exception
         return None
-    return dict(recv_monitor_message(monitor))
+    head, _address = monitor.recv_multipart(zmq.DONTWAIT)
+    event, value = struct.unpack("=Hi", head)
+    return event, value
 
 
 def _close_monitored(raw: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
@@ -440,7 +442,7 @@ class ConnectedSocket:
 
     def _link_change(self) -> Link | None:
         while (message := _next_event(self._monitor)) is not None:
-            change = self._changed(message["event"], message["value"])
+            change = self._changed(*message)
             if change is not None:
                 self.link = change
                 return change
