@@ -8,6 +8,7 @@ into a loop. A handler never blocks: work that hashes, reads or writes goes to
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,12 +19,17 @@ from zchunk.clock import Clock
 from zchunk.errors import ZchunkError
 from zchunk.transport.base import Arrival, Poller, Socket
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Handler = Callable[[Arrival], None]
 Done = Callable[[T | None, ZchunkError | None], None]
 
 #: Messages taken from one socket before the others get their turn.
 _BURST = 16
+#: A turn so long is told in the log, and a longer one after that if it is longer by `_TOLD_AGAIN`.
+_LONG_TURN_S = 0.05
+_TOLD_AGAIN = 1.25
 
 
 class Timed(Protocol):
@@ -43,6 +49,9 @@ class Loop:
         self.name = name
         #: why `run` ended, when it was a bug and not `stop`
         self.failure: BaseException | None = None
+        #: how long a turn has kept everything else waiting at most, seconds
+        self.longest_turn_s = 0.0
+        self._tell_from_s = _LONG_TURN_S
         self._poller = poller
         self._handlers: dict[Socket, Handler] = {}
         self._timed: list[Timed] = []
@@ -106,7 +115,9 @@ class Loop:
 
         In this order, because a lease must not end while its heartbeat waits unread.
         """
-        for socket in self._poller.wait(timeout_s):
+        ready = self._poller.wait(timeout_s)
+        began = self.clock.monotonic()
+        for socket in ready:
             self._receive(socket)
         for _ in range(len(self._posted)):
             self._posted.popleft()()
@@ -115,6 +126,16 @@ class Loop:
             deadline = timed.deadline()
             if deadline is not None and deadline <= now:
                 timed.on_time(now)
+        took = self.clock.monotonic() - began
+        if took > self.longest_turn_s:
+            self._longest(took)
+
+    def _longest(self, took: float) -> None:
+        """A handler that blocks is a fault, or the machine was: either way it can be seen."""
+        self.longest_turn_s = took
+        if took >= self._tell_from_s:
+            self._tell_from_s = took * _TOLD_AGAIN
+            log.info("longest turn of the loop %s so far: %.0f ms", self.name, 1000 * took)
 
     def close(self) -> None:
         for closer in self._closers:

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from servers import Failed
 
-BENCHMARKS = ("lan", "resume")
+BENCHMARKS = ("lan", "resume", "tracker")
 
 
 def main() -> int:

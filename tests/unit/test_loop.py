@@ -164,6 +164,44 @@ def test_a_deadline_is_met_once_and_not_before_its_time(
     assert loop.next_deadline() == 103.0
 
 
+# -- the longest turn ------------------------------------------------------------------------
+
+
+def turn_of(seconds: float, loop: Loop, clock: ManualClock) -> None:
+    loop.post(lambda: clock.advance(seconds))
+    loop.turn()
+
+
+def test_the_longest_turn_is_known_and_what_was_waited_is_no_part_of_it(
+    loop: Loop, poller: FakePoller, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn_of(0.02, loop, clock)
+    turn_of(0.01, loop, clock)
+
+    def wait(timeout_s: float | None) -> list[Any]:
+        clock.advance(3.0)
+        return []
+
+    monkeypatch.setattr(poller, "wait", wait)
+    loop.turn()
+    assert loop.longest_turn_s == pytest.approx(0.02)
+
+
+def test_a_turn_that_blocks_is_told_in_the_log_and_again_only_when_it_gets_worse(
+    loop: Loop, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for seconds in (0.04, 0.06, 0.06, 0.07, 0.1, 0.05):
+        turn_of(seconds, loop, clock)
+    assert caplog.messages == [
+        "longest turn of the loop test so far: 60 ms",
+        "longest turn of the loop test so far: 100 ms",
+    ]
+
+
+# -- waiting -----------------------------------------------------------------------------------
+
+
 def test_without_anything_to_do_it_waits_until_woken(loop: Loop, log: list[Any]) -> None:
     assert loop.timeout() is None
     loop.add_timed(Alarm(log, None))

@@ -105,7 +105,8 @@ def _serve_tracker(running: Tracker, home: Path) -> None:
         thread.stop()
     if failures:
         raise failures[0]
-    log.info("the tracker has stopped")
+    longest_ms = 1000 * running.loop.longest_turn_s
+    log.info("the tracker has stopped; the longest turn of its control loop took %.0f ms", longest_ms)
 
 
 def _introduce_tracker(running: Tracker, home: Path) -> None:
