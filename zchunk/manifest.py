@@ -117,6 +117,11 @@ class Manifest:
         """Hex SHA-256 of the canonical bytes."""
         return hashlib.sha256(self.canonical).hexdigest()
 
+    @cached_property
+    def hashes(self) -> list[bytes]:
+        """SHA-256 of each chunk as it is stored."""
+        return [chunk.sha256 for chunk in self.chunks]
+
     @property
     def stored_bytes(self) -> int:
         return sum(chunk.stored_size for chunk in self.chunks)
@@ -185,7 +190,7 @@ def _shown(value: Any) -> str:
 def _check(m: Manifest) -> None:
     if not all(isinstance(row, ChunkRow) for row in m.chunks):
         raise ManifestInvalid("a chunk row has not five fields")
-    problem = name_problem(m.name) or _header_problem(m)
+    problem = name_problem(m.name) or header_problem(m, len(m.chunks))
     if problem is None:
         problem = next((p for i, row in enumerate(m.chunks) if (p := _row_problem(m, i, row))), None)
     if problem is not None:
@@ -224,13 +229,14 @@ def chunk_size_problem(chunk_size: Any) -> str | None:
     return None
 
 
-def _header_problem(m: Manifest) -> str | None:
+def header_problem(m: Manifest, chunks: int) -> str | None:
+    """What is wrong with `m` if it has so many chunks, its rows and its name apart; or None."""
     if not _is_count(m.size):
         return "the size is not a count of bytes"
     if (problem := chunk_size_problem(m.chunk_size)) is not None:
         return problem
-    if len(m.chunks) != chunk_count(m.size, m.chunk_size):
-        return f"{len(m.chunks)} chunks do not make {m.size} bytes"
+    if chunks != chunk_count(m.size, m.chunk_size):
+        return f"{chunks} chunks do not make {m.size} bytes"
     if m.sealed is None:
         return None if is_digest(m.sha256) else "sha256 is no digest"
     return None if m.sha256 is None and isinstance(m.sealed, bytes) else "a sealed manifest shows its sha256"

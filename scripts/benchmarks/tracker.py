@@ -69,7 +69,10 @@ class Rig:
     """A tracker over a store of `chunks`, and who asks it."""
 
     def __init__(self, folder: Path, chunks: int, options: argparse.Namespace) -> None:
-        self.home = trackerhome.make(folder, options.nodes, chunks)
+        if options.stores:
+            self.home = trackerhome.kept(folder, options.stores, options.nodes, chunks)
+        else:
+            self.home = trackerhome.make(folder, options.nodes, chunks)
         self.options = options
         self._uploads = 0
         self._stack = ExitStack()
@@ -247,6 +250,19 @@ def growth_of_files(rig: Rig, found: Found) -> None:
         found.point("locate (ms) over chunks of the file", chunks, 1000 * median(times))
 
 
+def large_files(rig: Rig, found: Found) -> None:
+    large_file(rig, found, rig.options.nodes, "idle")
+    large_file(rig, found, RATE, f"at {RATE} heartbeats/s")
+
+
+PARTS = {
+    "heartbeats": heartbeats,
+    "listing": files,
+    "events": events,
+    "large files": large_files,
+    "growth of files": growth_of_files,
+}
+
 # -- the run --------------------------------------------------------------------------------
 
 
@@ -256,14 +272,9 @@ def main_store(options: argparse.Namespace, found: Found) -> None:
         rig.connect()
         growth(options.chunks, rig, found)
         memory(rig, found, f"{options.chunks:,} chunks in the store, small requests")
-        heartbeats(rig, found)
-        files(rig, found)
-        events(rig, found)
-        memory(rig, found, "after heartbeats, listing and events")
-        large_file(rig, found, options.nodes, "idle")
-        large_file(rig, found, RATE, f"at {RATE} heartbeats/s")
-        growth_of_files(rig, found)
-        memory(rig, found, f"after files of {LARGE:,} chunks")
+        for part in options.only or PARTS:
+            PARTS[part](rig, found)
+            memory(rig, found, f"after {part}")
 
 
 def smaller_stores(options: argparse.Namespace, found: Found) -> None:
@@ -282,6 +293,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--chunks", type=int, default=1_000_000, help="in the store")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--transport", choices=("curve", "plain"), default="curve")
+    parser.add_argument("--only", action="append", choices=tuple(PARTS), help="of the largest store")
+    parser.add_argument("--stores", type=Path, help="a folder in which the stores made are kept")
     parser.add_argument("--no-curves", action="store_true", help="the largest store alone")
     parser.add_argument("--json", action="store_true", help="JSON instead of the table")
     options = parser.parse_args(arguments)
@@ -302,7 +315,7 @@ def main(arguments: list[str]) -> int:
 def _print_json(options: argparse.Namespace, found: Found) -> None:
     told = {
         "bench": "tracker",
-        "settings": vars(options),
+        "settings": {**vars(options), "stores": None},
         "figures": [line.as_json() for line in found.lines],
     }
     print(json.dumps({**told, "curves": found.curves}))

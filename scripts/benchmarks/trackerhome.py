@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zchunk.clock import SystemClock
@@ -52,6 +54,17 @@ def manifest_of(name: str, chunks: int) -> Manifest:
     pairs = zip(digests[::2], digests[1::2], strict=True)
     rows = tuple(ChunkRow(CHUNK_SIZE, IDENTITY, sha256, blake3, None) for sha256, blake3 in pairs)
     return Manifest(name, CHUNK_SIZE * chunks, hashlib.sha256(name.encode()).digest(), CHUNK_SIZE, rows)
+
+
+def kept(folder: Path, stores: Path, nodes: int, chunks: int) -> Home:
+    """As `make`, but a copy of what was made before, which is kept in `stores`."""
+    template = stores / f"{nodes}-{chunks}"
+    if not (template / "home").exists():
+        shutil.rmtree(template, ignore_errors=True)
+        home = make(template, nodes, chunks)
+        (template / "home").write_bytes(pickle.dumps(home))
+    shutil.copytree(template, folder)
+    return replace(pickle.loads((template / "home").read_bytes()), folder=folder)
 
 
 def make(folder: Path, nodes: int, chunks: int) -> Home:

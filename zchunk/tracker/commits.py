@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 
 from zchunk.errors import ManifestInvalid
 from zchunk.manifest import Manifest
+from zchunk.outline import Outline
 from zchunk.protocol.messages import FileRecord
 from zchunk.tracker.database import MAX_NUMBER, PARAMETERS, Database, batches
 from zchunk.tracker.holders import Demand, Holders
 from zchunk.tracker.listing import Listing, shown
 from zchunk.tracker.storedpeers import StoredPeers
+
+#: what is committed; of a large file the outline, which takes less
+Content = Manifest | Outline
 
 
 class Removals(NamedTuple):
@@ -49,7 +53,7 @@ class Commits:
     # -- commit ---------------------------------------------------------------------------
 
     def commit(
-        self, manifest: Manifest, demand: Demand, live: Collection[str], now_ms: int
+        self, manifest: Content, demand: Demand, live: Collection[str], now_ms: int
     ) -> tuple[FileRecord, bool]:
         """See `TrackerStore.commit_file`."""
         same = self._m.File.file_id == manifest.file_id
@@ -60,19 +64,21 @@ class Commits:
             self._insert_file(manifest, demand, live, now_ms)
         return self._listing.find(same)[0], bool(known)
 
-    def _insert_file(self, manifest: Manifest, demand: Demand, live: Collection[str], now_ms: int) -> None:
+    def _insert_file(self, manifest: Content, demand: Demand, live: Collection[str], now_ms: int) -> None:
         holders = self._holders(manifest, live)
         holders.check(demand)
         if "\0" in manifest.name:  # a name may be any text, but PostgreSQL's text has no NUL
             raise ManifestInvalid("the file's name contains a NUL character")
         chunk, grave = self._m.FileChunk, self._m.Tombstone
         key = self._m.File.insert(self._file_values(manifest, demand, holders, now_ms)).execute()
-        rows = ((key, index, row.sha256) for index, row in enumerate(manifest.chunks))
+        # In order of the hashes, so that each page of their index is changed once.
+        hashes = manifest.hashes
+        rows = ((key, index, hashes[index]) for index in sorted(range(len(hashes)), key=hashes.__getitem__))
         self._database.insert(chunk, [chunk.file, chunk.chunk_index, chunk.chunk_hash], rows)
         grave.delete().where(grave.file_id == manifest.file_id).execute()
 
     def _file_values(
-        self, manifest: Manifest, demand: Demand, holders: Holders, now_ms: int
+        self, manifest: Content, demand: Demand, holders: Holders, now_ms: int
     ) -> dict[Any, object]:
         file = self._m.File
         return {
@@ -81,7 +87,7 @@ class Commits:
             file.size: manifest.size,
             file.sha256: manifest.sha256,
             file.chunk_size: manifest.chunk_size,
-            file.chunks_count: len(manifest.chunks),
+            file.chunks_count: len(manifest.hashes),
             file.replicas: demand.replicas,
             file.is_chunked: demand.distributed,
             file.is_distributed: holders.spread,
@@ -93,7 +99,7 @@ class Commits:
         }
 
     def _raise_demand(
-        self, known: FileRecord, manifest: Manifest, demand: Demand, live: Collection[str]
+        self, known: FileRecord, manifest: Content, demand: Demand, live: Collection[str]
     ) -> None:
         """A repeated commit succeeds whatever is up by now: the first one did."""
         file = self._m.File
@@ -113,22 +119,21 @@ class Commits:
             values[file.minimum_peers_required] = holders.minimum()
         file.update(values).where(same).execute()
 
-    def _holders(self, manifest: Manifest, live: Collection[str]) -> Holders:
+    def _holders(self, manifest: Content, live: Collection[str]) -> Holders:
         """In order of the hashes, as the database keeps them, and a batch at a time, since
         a file may have a million chunks."""
         holding, up = self._m.Holding, self._peers.live_ids(live)
         query = holding.select(holding.chunk_hash, holding.peer).where(holding.is_available)
-        chunks, found = manifest.chunks, Holders(shown(manifest.name), len(manifest.chunks))
-        order = sorted(range(len(chunks)), key=lambda index: chunks[index].sha256)
-        hashes = (chunks[index].sha256 for index in order)
-        cursors = self._database.among(query, holding.chunk_hash, hashes)
+        hashes, found = manifest.hashes, Holders(shown(manifest.name), len(manifest.hashes))
+        order = sorted(range(len(hashes)), key=hashes.__getitem__)
+        cursors = self._database.among(query, holding.chunk_hash, (hashes[index] for index in order))
         for indexes, cursor in zip(batches(order, PARAMETERS), cursors, strict=True):
             holders: dict[bytes, list[str]] = {}
             for chunk_hash, key in cursor.fetchall():
                 if key in up:  # and some drivers give a memoryview
                     holders.setdefault(bytes(chunk_hash), []).append(up[key])
             for index in indexes:
-                found.note(index, holders.get(chunks[index].sha256, ()))
+                found.note(index, holders.get(hashes[index], ()))
         return found
 
     # -- removal --------------------------------------------------------------------------

@@ -82,8 +82,11 @@ class CopyCounter:
         # As text, since peers may be more than the parameters of a statement.
         up = [peewee.SQL(str(key)) for key in sorted(self._peers.live_ids(asked.live))]
         same = holding.chunk_hash == chunk.chunk_hash
-        counts = chunk.select(chunk.file, peewee.fn.COUNT(holding.peer).alias("copies")).join(
-            holding, peewee.JOIN.LEFT_OUTER, on=same & holding.is_available & holding.peer.in_(up)
+        # Who is up is asked of a row that was found: as a condition of the join it makes SQLite
+        # look for each chunk once for each peer.
+        live = peewee.Case(None, [(holding.peer.in_(up), 1)])
+        counts = chunk.select(chunk.file, peewee.fn.COUNT(live).alias("copies")).join(
+            holding, peewee.JOIN.LEFT_OUTER, on=same & holding.is_available
         )
         counts = counts.where(chunk.file.in_([head.key for head in heads]), *more)
         counts = counts.group_by(chunk.file, chunk.chunk_index).alias("counts")

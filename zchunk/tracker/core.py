@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from zchunk import outline
 from zchunk.addresses import announced, unmapped
 from zchunk.addresses import parse as parse_address
 from zchunk.clock import Now
@@ -28,7 +29,6 @@ from zchunk.errors import (
     UnknownMessage,
     ZchunkError,
 )
-from zchunk.manifest import Manifest, parse
 from zchunk.protocol.columns import MAX_HASHES, split_hashes
 from zchunk.protocol.messages import (
     MAX_ADDRESS,
@@ -656,9 +656,8 @@ class TrackerCore:
         live = self._live()
 
         def run(store: TrackerStore) -> tuple[FileRecord, bool, int]:
-            manifest: Manifest = parse(commit.manifest, commit.file_id)
             record, already = store.commit_file(
-                manifest,
+                outline.read(commit.manifest, commit.file_id),
                 replicas=commit.replicas,
                 min_peers=commit.min_peers,
                 distributed=commit.distribute,

@@ -25,9 +25,8 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 from zchunk.clock import Clock
-from zchunk.manifest import Manifest
 from zchunk.protocol.messages import FileRecord
-from zchunk.tracker.commits import Commits, Removals
+from zchunk.tracker.commits import Commits, Content, Removals
 from zchunk.tracker.copies import CopyCounter
 from zchunk.tracker.database import Database
 from zchunk.tracker.health import Counted, Slice
@@ -235,7 +234,7 @@ class TrackerStore:
     @_changing
     def commit_file(
         self,
-        manifest: Manifest,
+        manifest: Content,
         *,
         replicas: int,
         min_peers: int,
