@@ -17,6 +17,7 @@ from zchunk.errors import AmbiguousName, MalformedMessage, NotFound
 from zchunk.protocol import columns
 from zchunk.protocol.messages import FileRecord
 from zchunk.tracker.database import MAX_NUMBER, Database
+from zchunk.tracker.remembered import HolderColumns, Remembered
 from zchunk.tracker.storedpeers import StoredPeers
 
 _BLOCK_CHUNKS = 10_000
@@ -62,6 +63,8 @@ class Listing:
         self._database = database
         self._m = database.models
         self._peers = peers
+        #: of the files located last; whoever changes who holds what takes them out
+        self.remembered = Remembered()
 
     # -- one file -------------------------------------------------------------------------
 
@@ -141,12 +144,19 @@ class Listing:
         record = self.file(file_id)
         query = file.select(file.id, file.manifest).where(file.file_id == file_id)
         key, manifest = self._database.all(query)[0]
+        columns_of = self.remembered.get(file_id)
+        if columns_of is None:
+            columns_of = self._columns(int(key), record.chunks_count)
+            self.remembered.put(file_id, columns_of)
+        return LocatedRows(record, bytes(manifest), *columns_of)
+
+    def _columns(self, key: int, chunks_count: int) -> HolderColumns:
         peer_ids = self._peers.ids()
         ordered = sorted(peer_ids.values())
         rank_of = {peer_id: rank for rank, peer_id in enumerate(ordered)}
         ranks = {peer: rank_of[peer_id] for peer, peer_id in peer_ids.items()}
-        counts, peers, times = [0] * record.chunks_count, array("H"), array("Q")
-        for rows in self._holder_blocks(int(key), record.chunks_count):
+        counts, peers, times = [0] * chunks_count, array("H"), array("Q")
+        for rows in self._holder_blocks(key, chunks_count):
             block = sorted([(index, stored_at, ranks[peer]) for index, stored_at, peer in rows])
             for index, _, _ in block:
                 counts[index] += 1
@@ -154,9 +164,7 @@ class Listing:
             peers.extend([rank for _, _, rank in block])
         used = sorted(set(peers))
         place = {rank: at for at, rank in enumerate(used)}
-        return LocatedRows(
-            record,
-            bytes(manifest),
+        return HolderColumns(
             tuple(ordered[rank] for rank in used),
             columns.pack(2, counts),
             columns.pack(2, [place[rank] for rank in peers]),

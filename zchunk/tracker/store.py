@@ -18,8 +18,8 @@ public ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -55,6 +55,9 @@ class InventoryChange:
     files_touched: frozenset[str]
 
 
+#: Of a change of more chunks than this it is not asked which files name them.
+_MANY = 10_000
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _Method = Callable[Concatenate["TrackerStore", _P], _R]
@@ -76,8 +79,13 @@ def _changing(method: _Method[_P, _R]) -> _Method[_P, _R]:
 
     @wraps(method)
     def run(self: TrackerStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with self._database.changing():
-            return method(self, *args, **kwargs)
+        self._touched = None
+        try:
+            with self._database.changing():
+                return method(self, *args, **kwargs)
+        except BaseException:
+            self._listing.remembered.clear()
+            raise
 
     return run
 
@@ -93,6 +101,8 @@ class TrackerStore:
         self._listing = Listing(database, self._peers)
         self._commits = Commits(database, self._peers, self._listing)
         self._copies = CopyCounter(database, self._peers)
+        #: the chunks of the last change, and the files that name any of them
+        self._touched: tuple[Sequence[bytes], list[str]] | None = None
 
     @classmethod
     def open(cls, path_or_url: str, clock: Clock) -> TrackerStore:
@@ -107,10 +117,24 @@ class TrackerStore:
         """Everything committed is durable already; this lets go of the file."""
         self._database.close()
 
-    def batch(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def batch(self) -> Iterator[None]:
         """Several calls, one transaction. A refused call (NotFound, ...) that the caller
         catches inside undoes only itself; once the database fails, all is undone."""
-        return self._database.batch()
+        try:
+            with self._database.batch():
+                yield
+        except BaseException:
+            self._listing.remembered.clear()  # it may hold what was undone
+            raise
+
+    def _touch(self, hashes: Sequence[bytes]) -> None:
+        """Copies of these chunks came or went."""
+        if len(hashes) > _MANY:
+            self._listing.remembered.clear()
+        elif len(self._listing.remembered):
+            self._touched = hashes, self._listing.files_of(hashes)
+            self._listing.remembered.forget(self._touched[1])
 
     def now_ms(self) -> int:
         """The time to record with a change: wall time, read when the change is made."""
@@ -165,12 +189,18 @@ class TrackerStore:
         `stored` of what it already has, too, unread; `mark_whole` is for what it has read.
         NotFound for an unknown peer.
         """
-        return self._holdings.add(self._peers.key(peer_id), hashes, stored_at_ms)
+        added = self._holdings.add(self._peers.key(peer_id), hashes, stored_at_ms)
+        if added:
+            self._touch(hashes)
+        return added
 
     @_changing
     def drop_holdings(self, peer_id: str, hashes: Sequence[bytes]) -> int:
         """The peer no longer holds these. Returns how many it was known to hold."""
-        return self._holdings.drop(self._peers.key(peer_id), hashes)
+        dropped = self._holdings.drop(self._peers.key(peer_id), hashes)
+        if dropped:
+            self._touch(hashes)
+        return dropped
 
     @_reading
     def inventory_summary(self, peer_id: str) -> tuple[int, bytes]:
@@ -185,19 +215,24 @@ class TrackerStore:
         A chunk marked unavailable stays so: a list is no new verification.
         """
         added, lost = self._holdings.replace(self._peers.key(peer_id), hashes, now_ms)
+        self._touch([*added, *lost])
         return InventoryChange(len(added), len(lost), frozenset(self._listing.files_of(lost)))
 
     @_changing
     def mark_unavailable(self, peer_id: str, sha256: bytes) -> bool:
         """The peer's copy is damaged and counts no more until the peer has checked it, or lost it
         and stored it anew. Returns whether it counted until now."""
-        return self._holdings.mark_unavailable(self._peers.key(peer_id), sha256)
+        marked = self._holdings.mark_unavailable(self._peers.key(peer_id), sha256)
+        self._touch([sha256])
+        return marked
 
     @_changing
     def mark_whole(self, peer_id: str, hashes: Sequence[bytes]) -> list[bytes]:
         """The peer has checked these copies and they count again, if it is known to hold
         them. Returns those that did not count until now."""
-        return self._holdings.mark_whole(self._peers.key(peer_id), hashes)
+        again = self._holdings.mark_whole(self._peers.key(peer_id), hashes)
+        self._touch(again)
+        return again
 
     @_reading
     def counts_on(self, peer_id: str, sha256: bytes) -> bool:
@@ -276,6 +311,8 @@ class TrackerStore:
     @_reading
     def files_of(self, hashes: Sequence[bytes]) -> list[str]:
         """Ids of the committed files that name any of these chunks, sorted."""
+        if self._touched is not None and self._touched[0] is hashes:
+            return list(self._touched[1])
         return self._listing.files_of(hashes)
 
     @_reading
@@ -297,6 +334,7 @@ class TrackerStore:
     def remove_file(self, file_id: str, now_ms: int) -> int:
         """The file goes, a tombstone stays. Returns the removal's commit number; the same
         again for a file removed before. NotFound for one that never was."""
+        self._listing.remembered.forget([file_id])
         return self._commits.remove(file_id, now_ms)
 
     @_reading
