@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Failed(Exception):
 class Server:
     """A tracker or node in the background, ready when the constructor returns."""
 
-    def __init__(self, *arguments: str, log: Path) -> None:
+    def __init__(self, *arguments: str, log: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = log
         self._file = log.open("ab")
         #: where this start's lines begin in the log
@@ -36,8 +36,9 @@ class Server:
         #: wall time just before the process was made
         self.started = time.time()
         self._process = subprocess.Popen(
-            [*ZCHUNK, *arguments], stdout=subprocess.PIPE, stderr=self._file, text=True
+            [*ZCHUNK, *arguments], stdout=subprocess.PIPE, stderr=self._file, text=True, env=env
         )
+        self.pid = self._process.pid
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line.startswith("ready "):
@@ -63,16 +64,25 @@ class Server:
 
 
 class Cluster:
-    """A tracker, nodes, and a home for commands, in `root`; all stopped with `stack`."""
+    """A tracker, nodes, and a home for commands, in `root`; all stopped with `stack`.
 
-    def __init__(self, root: Path, stack: ExitStack) -> None:
+    `settings` are variables of the environment that all its processes have besides ours.
+    """
+
+    def __init__(self, root: Path, stack: ExitStack, settings: Mapping[str, str] | None = None) -> None:
         self.root = root
+        self._settings = dict(settings or {})
         self.home = root / "you"
         self.nodes: dict[str, Server] = {}
         self._stack = stack
         home = str(root / "tracker-pc")
-        self.tracker = Server("tracker", "--home", home, "--bind", "127.0.0.1:0", log=root / "tracker.log")
+        command = ("tracker", "--home", home, "--bind", "127.0.0.1:0")
+        self.tracker = Server(*command, log=root / "tracker.log", env=self.env)
         stack.callback(self.tracker.stop)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**os.environ, **self._settings}
 
     def join(self) -> None:
         """Makes `home` a member, as a client."""
@@ -84,18 +94,19 @@ class Cluster:
         words = [*more] if known else ["--join", self.token("node"), *more]
         bind = self.nodes[name].ready["endpoint"].removeprefix("tcp://") if known else "127.0.0.1:0"
         command = ("node", "--home", str(home), "--name", name, "--bind", bind, *words)
-        self.nodes[name] = Server(*command, log=self.root / f"{name}.log")
+        self.nodes[name] = Server(*command, log=self.root / f"{name}.log", env=self.env)
         self._stack.callback(self.nodes[name].stop)
         return self.nodes[name]
 
     def token(self, role: str) -> str:
         command = [*ZCHUNK, "token", "--home", str(self.root / "tracker-pc"), "--role", role, "--once"]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        result = subprocess.run(command, check=True, capture_output=True, text=True, env=self.env)
+        return result.stdout.strip()
 
     def json(self, *arguments: str, expect: int = 0) -> list[Any]:
         """A command with --json; its output, line by line. Raises Failed."""
         command = [*ZCHUNK, *arguments, "--home", str(self.home), "--json"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=self.env)
         if result.returncode != expect:
             words = " ".join(arguments)
             raise Failed(f"zchunk {words} ended with {result.returncode}: {result.stderr}")
@@ -104,7 +115,7 @@ class Cluster:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A command with --json that goes on meanwhile; ended with the cluster."""
         command = [*ZCHUNK, *arguments, "--home", str(self.home), "--json"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self.env)
         self._stack.callback(_end, process)
         return process
 

@@ -8,7 +8,7 @@ from importlib import import_module
 
 from servers import Failed
 
-BENCHMARKS = ("lan", "resume", "tracker")
+BENCHMARKS = ("get", "lan", "put", "resume", "tracker")
 
 
 def main() -> int:
