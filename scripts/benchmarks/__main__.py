@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from importlib import import_module
 
 from servers import Failed
 
-BENCHMARKS = ("get", "lan", "put", "resume", "tracker")
+BENCHMARKS = ("get", "lan", "memory", "put", "resume", "swarm", "tracker")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Figures of zchunk on this machine.")
     parser.add_argument("name", choices=BENCHMARKS)
-    options, rest = parser.parse_known_args()
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own options: scripts/bench NAME --help")
+    options = parser.parse_args()
+    # However it is ended: what it has started and written goes.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return int(import_module(f"benchmarks.{options.name}").main(rest))
+        return int(import_module(f"benchmarks.{options.name}").main(options.rest))
     except Failed as error:
         print(f"scripts/bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("scripts/bench: stopped", file=sys.stderr)
+        return 130
 
 
 sys.exit(main())

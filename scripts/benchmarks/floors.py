@@ -33,7 +33,11 @@ def floor(source: Path, target: Path, kind: str) -> Floor:
     file system has no O_DIRECT."""
     cpu, started = time.process_time(), time.perf_counter()
     temporary = target.with_name(target.name + ".floor")
-    sha256 = _copy(source, temporary, kind == DIRECT)
+    try:
+        sha256 = _copy(source, temporary, kind == DIRECT)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.rename(temporary, target)
     _sync_folder(target.parent)
     return Floor(time.perf_counter() - started, time.process_time() - cpu, sha256)

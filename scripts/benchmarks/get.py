@@ -17,14 +17,17 @@ NODES = 3
 
 
 def main(arguments: list[str]) -> int:
-    options = rig.parser("get", __doc__).parse_args(arguments)
-    settings = rig.settings_of(options, nodes=NODES)
+    parser = rig.timed_parser("get", __doc__)
+    rivals.add_option(parser)
+    options = parser.parse_args(arguments)
+    settings = rig.settings_of(options, rounds=options.rounds, nodes=NODES)
+    kinds = () if options.no_rivals else rivals.RIVALS
     with rig.bench(options) as bench:
         ways: list[tuple[Series, Callable[[Path], Sample]]] = []
         for lab in bench.labs(NODES):
             lab.put(bench.source)
             ways.append((Series(f"zchunk get, {lab.transport}", options.size), lab.get))
-        for rival in rivals.started(bench.root, bench.source, bench.stack):
+        for rival in rivals.started(bench.root, bench.source, bench.stack, kinds):
             ways.append((Series(rival.name, options.size), rival.get))
         series = [one for one, _ in ways]
         for number in range(options.rounds + 1):

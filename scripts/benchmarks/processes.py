@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from servers import Failed
 
@@ -60,25 +61,27 @@ def children(pid: int) -> list[int]:
 
 
 class Command:
-    """A command that runs; `wait` may be called once. Several may run at a time."""
+    """A command that runs; several may at a time. `result` or `wait` is called once."""
 
     def __init__(self, words: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self._words = words
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_wait`
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_wait`
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_read`
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_read`
         self._peak = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._wait, daemon=True)
-        self._result: tuple[float, float, int] = (0.0, 0.0, 0)
-        self._started = time.perf_counter()
+        self._cpu_s = 0.0
+        self.ended_at = 0.0
+        #: before its process was made; both by time.perf_counter
+        self.started_at = time.perf_counter()
         self._process = subprocess.Popen(words, stdout=self._output, stderr=self._errors, env=env)
         self._thread.start()
 
     def _wait(self) -> None:
         _, status, usage = os.wait4(self._process.pid, 0)
-        seconds = time.perf_counter() - self._started
+        self.ended_at = time.perf_counter()
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        self._result = (seconds, usage.ru_utime + usage.ru_stime, self._process.returncode)
+        self._cpu_s = usage.ru_utime + usage.ru_stime
         self._ended.set()
 
     def kill(self) -> None:
@@ -86,29 +89,45 @@ class Command:
             self._process.kill()
             self._thread.join()
 
-    def wait(self, also: Sequence[int] = ()) -> Ended:
-        """Raises Failed. Samples the memory meanwhile, also that of processes `also`."""
-        try:
-            while not self._ended.wait(_SAMPLE_S):
-                self.sample()
-        except BaseException:
-            self.kill()
-            raise
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
+
+    def wait(self) -> Ended:
+        """Samples the memory until the command ends. Raises Failed."""
+        return wait_all([self])[0]
+
+    def result(self) -> Ended:
+        """Of a command that has ended. Raises Failed."""
         output, errors = _read(self._output), _read(self._errors)
-        seconds, cpu, code = self._result
-        if code:
+        if code := self._process.returncode:
             raise Failed(f"{' '.join(self._words)} ended with {code}: {(errors + output)[-2000:]}")
-        return Ended(seconds, Use(cpu, self._peak), output)
+        return Ended(self.ended_at - self.started_at, Use(self._cpu_s, self._peak), output)
 
     def sample(self) -> None:
         pids = [self._process.pid, *children(self._process.pid)]
         self._peak = max(self._peak, *map(vm_hwm, pids))
 
 
-def _read(file: tempfile._TemporaryFileWrapper[bytes]) -> str:  # type: ignore[name-defined]
+def wait_all(commands: Sequence[Command]) -> list[Ended]:
+    """Samples the memory of all of them until the last one ends; they are killed if this is
+    interrupted. Raises Failed."""
+    try:
+        while running := [command for command in commands if not command.ended]:
+            for command in running:
+                command.sample()
+            time.sleep(_SAMPLE_S)
+    except BaseException:
+        for command in commands:
+            command.kill()
+        raise
+    return [command.result() for command in commands]
+
+
+def _read(file: IO[bytes]) -> str:
     with file:
         file.seek(0)
-        return str(file.read().decode(errors="replace"))
+        return file.read().decode(errors="replace")
 
 
 class Servers:

@@ -34,14 +34,17 @@ def files(stores: list[Path], folder: str) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    options = rig.parser("put", __doc__).parse_args(arguments)
-    settings = rig.settings_of(options, nodes=NODES)
+    parser = rig.timed_parser("put", __doc__)
+    rivals.add_option(parser)
+    options = parser.parse_args(arguments)
+    settings = rig.settings_of(options, rounds=options.rounds, nodes=NODES)
+    kinds = () if options.no_rivals else (rivals.Rsync,)
     with rig.bench(options) as bench:
         source = bench.source
         ways: list[tuple[Series, Callable[[], Sample]]] = []
         for lab in bench.labs(NODES):
             ways.append((Series(f"zchunk put, {lab.transport}", options.size), partial(put, lab, source)))
-        for rival in rivals.started(bench.root, source, bench.stack, (rivals.Rsync,)):
+        for rival in rivals.started(bench.root, source, bench.stack, kinds):
             ways.append((Series("rsync --fsync, to one", options.size), partial(send, rival, source)))
         series = [one for one, _ in ways]
         for number in range(options.rounds + 1):

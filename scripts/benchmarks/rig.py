@@ -21,6 +21,7 @@ from typing import Any
 
 from servers import ZCHUNK, Cluster, Failed, make_file
 
+from benchmarks import plots
 from benchmarks.floors import KINDS, floor
 from benchmarks.processes import Command, Ended, Servers, Use
 from benchmarks.series import Sample, Series, print_json, print_table
@@ -42,11 +43,19 @@ def size_of(text: str) -> int:
 
 
 def parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """What all take."""
     made = argparse.ArgumentParser(prog=f"scripts/bench {name}", description=about)
     made.add_argument("--size", type=size_of, default="1.5GB", help="of the file (1.5GB)")
-    made.add_argument("--rounds", type=int, default=5, help="runs that count, after one that does not")
     made.add_argument("--transport", choices=TRANSPORTS, default=default_transport())
-    made.add_argument("--json", action="store_true", help="JSON, and the table on stderr")
+    made.add_argument("--json", action="store_true", help="JSON instead of the table")
+    return made
+
+
+def timed_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """What those take that measure seconds."""
+    made = parser(name, about)
+    made.add_argument("--rounds", type=int, default=5, help="runs that count, after one that does not")
+    made.add_argument("--plots", type=Path, metavar="DIR", help="write a bar chart there, as SVG and PNG")
     return made
 
 
@@ -66,7 +75,6 @@ def settings_of(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
         "sync": "every chunk, file and folder",
         "verification": "SHA-256 of every chunk and of the file",
         "size": options.size,
-        "rounds": options.rounds,
         **more,
         **small(options.size),
     }
@@ -197,18 +205,21 @@ def done_of(ended: Ended) -> dict[str, Any]:
 class Bench:
     """The folder, the file, and the floors."""
 
-    def __init__(self, root: Path, stack: ExitStack, options: argparse.Namespace) -> None:
+    def __init__(self, root: Path, stack: ExitStack, options: argparse.Namespace, size: int) -> None:
         self.root = root
         self.stack = stack
         self.options = options
-        self.source = make_source(root, options.size)
+        self.source = make_source(root, size)
         self.target = root / "copy.bin"
-        self.floors = {kind: Series(f"floor, {kind}", options.size) for kind in KINDS}
+        self.floors = {kind: Series(f"floor, {kind}", size) for kind in KINDS}
 
-    def labs(self, nodes: int, settings: Mapping[str, str] | None = None) -> list[Lab]:
-        more = {**small(self.options.size), **(settings or {})}
-        names = TRANSPORTS[self.options.transport]
-        return [Lab(self.root / name, self.stack, name, nodes, more) for name in names]
+    def labs(self, nodes: int) -> list[Lab]:
+        """One for each transport that was asked for."""
+        return [self.lab(name, nodes) for name in TRANSPORTS[self.options.transport]]
+
+    def lab(self, transport: str, nodes: int) -> Lab:
+        settings = small(self.source.size) if nodes > 1 else {}
+        return Lab(self.root / transport, self.stack, transport, nodes, settings)
 
     def floor(self) -> None:
         """One run of each kind. A file system without O_DIRECT has one kind."""
@@ -218,7 +229,6 @@ class Bench:
             except OSError as error:
                 say(f"{series.name}: left out, {error.strerror}")
                 del self.floors[kind]
-                self.target.with_name(self.target.name + ".floor").unlink(missing_ok=True)
                 continue
             if run.sha256 != self.source.sha256:
                 raise Failed("the floor read another file")
@@ -237,6 +247,9 @@ class Bench:
 
     def show(self, name: str, settings: Mapping[str, Any], series: Sequence[Series]) -> None:
         everything = [*self.floors.values(), *series]
+        if self.options.plots is not None:
+            title = f"zchunk {name}: {self.options.size / 1e9:.2f} GB, {settings['nodes']} nodes, one machine"
+            say(f"plot: {plots.chart(title, everything, self.options.plots, name)}")
         if self.options.json:
             print_json(name, settings, everything, self.fastest)
             return
@@ -245,10 +258,10 @@ class Bench:
 
 
 @contextmanager
-def bench(options: argparse.Namespace) -> Iterator[Bench]:
-    """Everything is stopped and removed at the end."""
+def bench(options: argparse.Namespace, size: int | None = None) -> Iterator[Bench]:
+    """Everything is stopped and removed at the end. `size`: another than the options say."""
     with tempfile.TemporaryDirectory(prefix="zchunk-bench-") as folder, ExitStack() as stack:
-        yield Bench(Path(folder), stack, options)
+        yield Bench(Path(folder), stack, options, options.size if size is None else size)
 
 
 def say(text: str) -> None:

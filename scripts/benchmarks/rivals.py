@@ -1,12 +1,13 @@
 """What users would take instead, for the same job on the same file and machine, where installed.
 
-None of them syncs the file it has fetched, but rsync with --fsync: a sync behind the end of the
-others is timed apart. All serve the file itself from the page cache; servers run in the
-background on 127.0.0.1 and end with the stack that they were started with.
+rsync is told to sync (--fsync), aria2 does it by itself, libtorrent does not: a sync behind the
+end of a program that was not told to is timed apart. All serve the file itself from the page
+cache; servers run in the background on 127.0.0.1 and end with the stack they were started with.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -177,7 +179,7 @@ class Aria2(Rival):
             words = [str(found("nginx")), "-p", str(folder), "-e", str(folder / "errors"), "-c", str(config)]
             self.pids[f"nginx {number}"] = background(words, stack).pid
         for port in ports:
-            wait_for(lambda port=port: answers(port), "nginx answers")
+            wait_for(partial(answers, port), "nginx answers")
         self.metalink = self.root / "file.meta4"
         self.metalink.write_text(metalink(self.source, ports))
 
@@ -246,9 +248,11 @@ class Libtorrent(Rival):
 RIVALS: tuple[type[Rival], ...] = (Rsync, Aria2, Libtorrent)
 
 
-def started(
-    root: Path, source: Source, stack: ExitStack, kinds: Sequence[type[Rival]] = RIVALS
-) -> list[Rival]:
+def add_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-rivals", action="store_true", help="zchunk and its floor alone")
+
+
+def started(root: Path, source: Source, stack: ExitStack, kinds: Sequence[type[Rival]]) -> list[Rival]:
     """Those that are installed; of the others it is said that they are skipped."""
     rivals = []
     for kind in kinds:
