@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zchunk import openfiles
 from zchunk.cli.common import (
     Invocation,
     StopSignal,
@@ -70,6 +71,7 @@ def tracker(invocation: Invocation, bind: str | None, events: str | None, advert
     start it makes its key and shows a token for nodes to join with.
     """
     set_up_logs(invocation.verbosity, server=True)
+    openfiles.raise_limit()
     settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
     from zchunk.clock import SystemClock
     from zchunk.tracker.server import Tracker
@@ -164,6 +166,7 @@ def node(
     --bind, --capacity and --advertise that were given last.
     """
     set_up_logs(invocation.verbosity, server=True)
+    openfiles.raise_limit()
     folder = invocation.home / "node"
     from zchunk.node import options
 

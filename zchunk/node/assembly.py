@@ -63,7 +63,8 @@ def node_parts(
     # What is on its way to one receiver is within the budget; libzmq tells late what it has sent.
     unread = max(BULK.unread_bytes, 2 * settings.transfer.send_budget)
     bind = addresses.parse(settings.node.bind).tcp
-    router = bulk_transport.router(bind, replace(BULK, unread_bytes=unread), curve)
+    options = replace(BULK, unread_bytes=unread, receive_bytes=settings.transfer.receive_budget)
+    router = bulk_transport.router(bind, options, curve)
     at = addresses.parse(router.endpoint)
     server: NodeServer
     manager: DistributedChunkManager

@@ -134,6 +134,9 @@ class SocketOptions:
     #: A ROUTER's large frames that one connection may leave unread, in bytes; four times that
     #: for all connections, where each may leave one.
     unread_bytes: int = 64 * 1024 * 1024
+    #: What honest senders together may have on the way to a ROUTER, in bytes; 0 where each sends
+    #: one message at a time.
+    receive_bytes: int = 0
     #: ZMTP heartbeats find a pulled cable; on control sockets only (a big frame on a
     #: slow link would outlast them).
     heartbeats: bool = False

@@ -29,6 +29,15 @@ def descriptor(number: int) -> Descriptor | None:
     return None
 
 
+def own_end(number: int) -> Any:
+    """(host, port, ...) of this side of a TCP connection that stands; None for all else."""
+    with suppress(OSError), closing(_copy(number)) as copy:
+        if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.type == socket.SOCK_STREAM:
+            copy.getpeername()
+            return copy.getsockname()
+    return None
+
+
 def is_open(which: Descriptor) -> bool:
     return descriptor(which.number) == which
 

@@ -30,8 +30,10 @@ from zchunk.transport.base import (
     SocketOptions,
     Suspects,
 )
+from zchunk.transport.connections import Connections, Delivered
 from zchunk.transport.descriptors import Descriptor
 from zchunk.transport.greeting import Greeting
+from zchunk.transport.guard import Limits
 from zchunk.transport.keys import CurveClient, CurveServer
 from zchunk.transport.unread import Large, Unread
 from zchunk.transport.zap import Admission, Admissions, ZapGate, parse_admission
@@ -64,6 +66,9 @@ _LINK_EVENTS = (
 #: a kernel that accepts for it, lets them run into their time.
 _STRANGE_AFTER = 4
 _AT_ONCE_S = 1.0
+#: With the connection's name. More than any message has, which its reader then refuses.
+_PARTS = 16
+_DROPPED_AT_ONCE = 2000
 #: A subscriber asks for everything, once; who asks for more topics than this is no friend.
 _SUBSCRIPTIONS = 64
 
@@ -76,6 +81,7 @@ class ZmqTransport:
         # A closed context must not hang on sockets of a thread that died.
         self._context.linger = 0
         self._admissions = Admissions()
+        self._connections = Connections()
 
     def poller(self) -> Poller:
         return ZmqPoller()
@@ -86,7 +92,9 @@ class ZmqTransport:
     def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> RouterSocket:
         raw = self._socket(zmq.ROUTER, options, curve)
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        return RouterSocket(raw, _bind(raw, bind), options.unread_bytes, self._admissions)
+        endpoint = _bind(raw, bind)
+        delivered = self._connections.watch(endpoint, _limits(options))
+        return RouterSocket(raw, endpoint, options.unread_bytes, self._admissions, delivered)
 
     def publisher(
         self, bind: str, options: SocketOptions, curve: CurveServer | None = None
@@ -94,7 +102,9 @@ class ZmqTransport:
         # A PUB that shows its subscriptions, and so which connection is whose.
         raw = self._socket(zmq.XPUB, options, curve)
         raw.setsockopt(zmq.XPUB_VERBOSE, 1)
-        return PublisherSocket(raw, _bind(raw, bind), self._admissions)
+        endpoint = _bind(raw, bind)
+        delivered = self._connections.watch(endpoint, _limits(options))
+        return PublisherSocket(raw, endpoint, self._admissions, delivered)
 
     def dealer(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
@@ -114,6 +124,7 @@ class ZmqTransport:
 
     def close(self) -> None:
         """Ends the context; every loop has closed its own sockets before."""
+        self._connections.close()
         self._context.term()
 
     def _socket(
@@ -135,6 +146,13 @@ class ZmqTransport:
             raw.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
             raw.setsockopt(zmq.HEARTBEAT_TTL, 2 * _HEARTBEAT_TIMEOUT_MS)
         return raw
+
+
+def _limits(options: SocketOptions) -> Limits:
+    """A node's senders have its receive budget on the way to it, however busy its loop is."""
+    usual = Limits()
+    held = max(usual.held, options.receive_bytes)
+    return Limits(held=held, held_by_all=max(usual.held_by_all, 2 * held))
 
 
 def _set_curve(raw: zmq.Socket[bytes], curve: CurveServer | CurveClient | None) -> None:
@@ -184,10 +202,13 @@ class PublisherSocket:
     """A bound PUB: what is sent goes to whoever listens. It notes by which connection each
     member subscribed, to be able to end it."""
 
-    def __init__(self, raw: zmq.Socket[bytes], endpoint: str, admissions: Admissions) -> None:
+    def __init__(
+        self, raw: zmq.Socket[bytes], endpoint: str, admissions: Admissions, delivered: Delivered
+    ) -> None:
         self.raw = raw
         self.endpoint = endpoint
         self._admissions = admissions
+        self._delivered = delivered
         #: member -> its connections, and how often each has subscribed
         self._subscribers: dict[str, dict[Descriptor, int]] = {}
 
@@ -202,6 +223,7 @@ class PublisherSocket:
                 return None
             number = _metadata(frame, "__fd")
             if number is not None:  # else libzmq tells of a connection that ended
+                self._delivered.add(int(number), 1, len(frame))
                 self._note(_admission(frame), descriptors.descriptor(int(number)))
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
@@ -239,10 +261,17 @@ class RouterSocket:
     """
 
     def __init__(
-        self, raw: zmq.Socket[bytes], endpoint: str, unread_bytes: int, admissions: Admissions
+        self,
+        raw: zmq.Socket[bytes],
+        endpoint: str,
+        unread_bytes: int,
+        admissions: Admissions,
+        delivered: Delivered,
     ) -> None:
         self.raw = raw
         self.endpoint = endpoint
+        self._delivered = delivered
+        self._discards = False
         self._unread = Unread(unread_bytes)
         self._admissions = admissions
         self._monitor = raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -258,8 +287,10 @@ class RouterSocket:
             return suspects
         while True:
             try:
-                parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
+                parts = self._message()
             except zmq.Again:
+                return None
+            if parts is None:
                 return None
             if (received := self._received(parts)) is not None:
                 return received
@@ -288,6 +319,21 @@ class RouterSocket:
     def close(self) -> None:
         _close_monitored(self.raw, self._monitor)
 
+    def _message(self) -> list[zmq.Frame] | None:
+        """None for one that has more parts than any; of its rest so many are dropped at a time."""
+        most = _DROPPED_AT_ONCE if self._discards else _PARTS
+        parts: list[zmq.Frame] = []
+        while len(parts) < most:
+            parts.append(self.raw.recv(zmq.DONTWAIT, copy=False))
+            if not parts[-1].more:
+                was_rest, self._discards = self._discards, False
+                return None if was_rest else parts
+        if not self._discards:
+            self._discards = True
+            if (which := descriptors.descriptor(int(parts[1].get(zmq.SRCFD)))) is not None:
+                descriptors.shut_down(which)
+        return None
+
     def _received(self, parts: Sequence[zmq.Frame]) -> Received | None:
         """None for what came by a connection that is ended."""
         connection = parts[0].bytes
@@ -303,6 +349,7 @@ class RouterSocket:
             return None
         peer_id = admission.peer_id if admission is not None else None
         frames = [part.buffer for part in parts[1:]]
+        self._delivered.add(known.number, len(frames), sum(map(len, frames)))
         return Received(frames, connection, peer_id, _metadata(parts[1], "Peer-Address"))
 
     def _suspects(self) -> Suspects | None:

@@ -1,0 +1,245 @@
+"""What a hostile peer does, one function per attack; each goes on until its time is over.
+
+    python -m tests.hostile.attacks NAME HOST PORT SECONDS [KEYS]
+
+`KEYS`: a JSON file with a member's `public`, `secret` and the `server` key (hex), where the
+attack is a member's under CURVE. It prints a line of JSON: what it did, counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import zmq
+
+from tests.hostile import zmtp
+from tests.hostile.zmtp import At
+from tests.integration.raw import Keys, Line
+
+MIB = 1024 * 1024
+CONNECTIONS = 5000
+PARTS = 1_000_000
+#: Connections opened a second, of those that are opened again and again.
+_RATE = 200.0
+
+
+class Context:
+    """How long, with which keys, and what was done."""
+
+    def __init__(self, at: At, seconds: float, keys: Path | None) -> None:
+        self.at = at
+        self.end = time.monotonic() + seconds
+        self.done: Counter[str] = Counter()
+        told = json.loads(keys.read_text()) if keys is not None else None
+        self.keys = Keys(bytes.fromhex(told["public"]), bytes.fromhex(told["secret"])) if told else None
+        self.server = bytes.fromhex(told["server"]) if told else None
+
+    @property
+    def goes_on(self) -> bool:
+        return time.monotonic() < self.end
+
+    def each(self, act: Callable[[], None]) -> None:
+        """So many times a second; a connection that is ended or refused is counted."""
+        due = time.monotonic()
+        while self.goes_on:
+            try:
+                act()
+                self.done["acts"] += 1
+            except OSError:
+                self.done["ended"] += 1
+            due = max(due + 1 / _RATE, time.monotonic() - 1)
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def line(self) -> Line:
+        return Line(zmq.DEALER, f"{self.at[0]}:{self.at[1]}", self.keys, self.server)
+
+
+def garbage(to: Context) -> None:
+    def act() -> None:
+        with zmtp.connect(to.at) as line:
+            line.sendall(os.urandom(4096))
+
+    to.each(act)
+
+
+def broken_greetings(to: Context) -> None:
+    def act() -> None:
+        with zmtp.connect(to.at) as line:
+            line.sendall(zmtp.greeting(b"CURVE") + zmtp.frame(b"\x05HELLO" + os.urandom(194), command=True))
+
+    to.each(act)
+
+
+def huge_frame(to: Context) -> None:
+    def act() -> None:
+        with zmtp.connect(to.at) as line:
+            line.sendall(zmtp.greeting(b"NULL") + zmtp.ready() + zmtp.header(2**63 - 1) + bytes(4096))
+
+    to.each(act)
+
+
+def connections(to: Context) -> None:
+    """5,000 that stand: half of them silent, half in the midst of a greeting. Who is ended
+    comes again."""
+    standing: dict[socket.socket, None] = {}
+    selector = selectors.DefaultSelector()
+    due = time.monotonic()
+    while to.goes_on:
+        for key, _ in selector.select(0):
+            assert isinstance(key.fileobj, socket.socket)
+            if _has_ended(key.fileobj):
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+                del standing[key.fileobj]
+                to.done["ended"] += 1
+        if len(standing) < CONNECTIONS:
+            with suppress(OSError):
+                line = zmtp.connect(to.at)
+                if len(standing) % 2:
+                    line.sendall(zmtp.greeting(b"CURVE")[:20])
+                line.setblocking(False)
+                standing[line] = None
+                selector.register(line, selectors.EVENT_READ)
+                to.done["opened"] += 1
+        to.done["most"] = max(to.done["most"], len(standing))
+        # 5,000 within five seconds, then as many as are ended, within bounds.
+        due = max(due + (1 / 1000 if to.done["opened"] < CONNECTIONS else 1 / _RATE), time.monotonic() - 0.1)
+        time.sleep(max(0.0, due - time.monotonic()))
+    for line in standing:
+        line.close()
+
+
+def _has_ended(line: socket.socket) -> bool:
+    try:
+        return not line.recv(4096)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def parts(to: Context) -> None:
+    """A message of a million empty parts, over and over."""
+    piece = zmtp.frame(b"", more=True) * 1000
+
+    def act() -> None:
+        with zmtp.plain(to.at) as line:
+            for _ in range(PARTS // 1000):
+                line.sendall(piece)
+            line.sendall(zmtp.frame(b""))
+
+    to.each(act)
+
+
+def member_parts(to: Context) -> None:
+    """The same by a member, whose every part is encrypted."""
+    pieces = [b""] * PARTS
+    with to.line() as line:
+        while to.goes_on:
+            with suppress(zmq.Again):
+                line.raw.send_multipart(pieces, zmq.DONTWAIT)
+                to.done["acts"] += 1
+            line.raw.poll(1000, zmq.POLLOUT)
+            line.arrival(0.5)
+            line.watch()
+
+
+def endless(to: Context) -> None:
+    """Parts of 1 MiB, without a last one."""
+    piece = zmtp.frame(bytes(MIB), more=True)
+
+    def act() -> None:
+        with zmtp.plain(to.at) as line:
+            while to.goes_on:
+                line.sendall(piece)
+                to.done["mib"] += 1
+
+    to.each(act)
+
+
+def trickle(to: Context) -> None:
+    """A hundred connections, each with a frame of 60 MiB of which one MiB came."""
+    lines: list[socket.socket] = []
+    for _ in range(100):
+        with suppress(OSError):
+            line = zmtp.plain(to.at)
+            lines.append(line)
+            line.sendall(zmtp.header(60 * MIB) + bytes(MIB))
+            to.done["acts"] += 1
+    while to.goes_on:
+        time.sleep(0.1)
+    to.done["ended"] = sum(_is_over(line) for line in lines)
+
+
+def _is_over(line: socket.socket) -> bool:
+    line.setblocking(False)
+    over = _has_ended(line)
+    line.close()
+    return over
+
+
+def flood(to: Context) -> None:
+    """Valid requests of a member as fast as they are taken, answers unread."""
+    with to.line() as line:
+        line.raw.setsockopt(zmq.RCVHWM, 1)
+        while to.goes_on:
+            try:
+                line.send("locate", name_or_id=os.urandom(32).hex(), unique=False)
+                to.done["acts"] += 1
+            except zmq.Again:
+                line.raw.poll(20, zmq.POLLOUT)
+
+
+def claims(to: Context) -> None:
+    """Sizes and counts that nobody has."""
+    with to.line() as line:
+        while to.goes_on:
+            for size in (2**62, 2**40, 64 * MIB):
+                with suppress(zmq.Again):
+                    sha256 = os.urandom(32)
+                    line.send("offer", upload_id="0" * 32, sha256=sha256, blake3=sha256, size=size)
+                    line.send("plan", size=size, replicas=1000, chunk_size=1)
+                    to.done["acts"] += 2
+            while line.arrival(0.01) is not None:
+                to.done["answers"] += 1
+
+
+def wrong_content(to: Context) -> None:
+    """Chunks that are offered and admitted, and are other bytes."""
+    with to.line() as line:
+        while to.goes_on:
+            sha256, upload = os.urandom(32), os.urandom(16).hex()
+            line.send("offer", upload_id=upload, sha256=sha256, blake3=sha256, size=MIB)
+            line.arrival(1.0)
+            line.send("put_block", bytes(MIB), upload_id=upload, sha256=sha256, offset=0)
+            frames = line.arrival(2.0)
+            to.done["acts"] += 1
+            to.done["refused"] += frames is not None and b"error" in bytes(frames[0])
+
+
+ATTACKS: dict[str, Callable[[Context], None]] = {
+    act.__name__: act
+    for act in (
+        garbage, broken_greetings, huge_frame, connections, parts, member_parts, endless, trickle, flood,
+        claims, wrong_content,
+    )
+}  # fmt: skip
+
+
+def main(name: str, host: str, port: str, seconds: str, keys: str | None = None) -> None:
+    to = Context((host, int(port)), float(seconds), Path(keys) if keys else None)
+    ATTACKS[name](to)
+    print(json.dumps(dict(to.done)), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,152 @@
+"""A hostile peer at the size that a test has time for: the victim stays small, and others are
+served. The full size is `python -m tests.hostile.rig` (docs/hostile.md)."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import zmq
+
+from tests.hostile import zmtp
+from tests.hostile.rig import MEMBERS, STRANGERS, Rig, peak_since, rig
+from tests.integration.cluster import MIB
+from tests.integration.raw import Line, keys_of
+
+pytestmark = pytest.mark.slow
+_GROWTH = 64 * MIB
+_SIZE = 32 * MIB
+_SECONDS = 3.0
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("hostile"), _SIZE, plain=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("hostile-plain"), _SIZE, plain=True) as made:
+        yield made
+
+
+def attacked(made: Rig, attack: str, victim: str) -> dict[str, int]:
+    watched = {name: made.process(name) for name in ("tracker", "A")}
+    before = {name: peak_since(process, reset=True) for name, process in watched.items()}
+    with made.under(attack, made.endpoint(victim), victim, _SECONDS) as attacker:
+        assert made.get() > 0
+        done = attacker.finish()
+    for name, process in watched.items():
+        assert process.alive, str(process)
+        grown = peak_since(process) - before[name]
+        assert grown <= _GROWTH, f"{name} grew by {grown / MIB:.1f} MiB under {attack}: {done}"
+    assert made.get() > 0
+    made.cluster.await_all_up()
+    return done
+
+
+@pytest.mark.parametrize("victim", ["tracker", "A"])
+@pytest.mark.parametrize("attack", STRANGERS)
+def test_a_stranger_costs_little(curve: Rig, attack: str, victim: str) -> None:
+    done = attacked(curve, attack, victim)
+    assert done.get("acts", 0) + done.get("opened", 0) > 100, done
+
+
+@pytest.mark.parametrize("victim", ["tracker", "A"])
+@pytest.mark.parametrize("attack", [attack for attack in MEMBERS if attack != "member_parts"])
+def test_a_member_costs_little(curve: Rig, attack: str, victim: str) -> None:
+    assert attacked(curve, attack, victim)["acts"]
+
+
+@pytest.mark.parametrize("victim", ["tracker", "A"])
+def test_large_frames_that_never_come_whole_cost_little(plain: Rig, victim: str) -> None:
+    assert attacked(plain, "trickle", victim).get("ended", 0)
+
+
+@pytest.mark.parametrize("victim", ["tracker", "A"])
+def test_a_message_without_an_end_is_ended_and_others_are_served(plain: Rig, victim: str) -> None:
+    """How far it gets before that: docs/hostile.md."""
+    with plain.under("endless", plain.endpoint(victim), victim, _SECONDS) as attacker:
+        assert plain.get() > 0
+        assert attacker.finish()["ended"]
+    plain.cluster.await_all_up()
+
+
+@pytest.mark.parametrize("victim", ["tracker", "A"])
+def test_a_members_million_parts_end_and_others_are_served(curve: Rig, victim: str) -> None:
+    """What it takes until then: docs/hostile.md."""
+    with curve.under("member_parts", curve.endpoint(victim), victim, _SECONDS) as attacker:
+        assert curve.get() > 0
+        assert attacker.finish()["acts"]
+    curve.cluster.await_all_up()
+
+
+def test_a_recorded_session_is_good_for_nothing(curve: Rig) -> None:
+    endpoint = curve.cluster.tracker.endpoint
+    host, _, port = endpoint.rpartition(":")
+    client = curve.cluster.client.home / "client"
+    tracker = keys_of(curve.cluster.tracker.home / "tracker")
+    with (
+        _Recorder((host, int(port))) as recorder,
+        Line(zmq.DEALER, recorder.endpoint, keys_of(client), tracker.public) as line,
+    ):
+        assert line.ask("locate", name_or_id=curve.source.path.name, unique=False)["t"] == "located"
+    answers = _replayed((host, int(port)), bytes(recorder.heard))
+    # A greeting and a WELCOME: the INITIATE after it is for another's cookie.
+    assert len(answers) <= 64 + 2 + 168, len(answers)
+    assert len(answers) < len(recorder.answered)
+
+
+def _replayed(at: zmtp.At, recorded: bytes) -> bytes:
+    answers = bytearray()
+    with zmtp.connect(at, 20.0) as line, suppress(OSError):
+        line.sendall(recorded)
+        while piece := line.recv(65536):
+            answers += piece
+    return bytes(answers)
+
+
+class _Recorder:
+    """In the path of one connection, which it passes on."""
+
+    def __init__(self, at: zmtp.At) -> None:
+        self.heard, self.answered = bytearray(), bytearray()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = "{}:{}".format(*self._listener.getsockname())
+        self._far = zmtp.connect(at, 20.0)
+        self._threads = [threading.Thread(target=self._run)]
+        self._near: socket.socket | None = None
+
+    def __enter__(self) -> _Recorder:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        for line in (self._near, self._far):
+            if line is not None:
+                with suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for line in (self._near, self._far):
+            if line is not None:
+                line.close()
+
+    def _run(self) -> None:
+        self._near, _ = self._listener.accept()
+        back = threading.Thread(target=self._pass, args=(self._far, self._near, self.answered))
+        self._threads.append(back)
+        back.start()
+        self._pass(self._near, self._far, self.heard)
+
+    @staticmethod
+    def _pass(source: socket.socket, to: socket.socket, noted: bytearray) -> None:
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                noted += piece
+                to.sendall(piece)

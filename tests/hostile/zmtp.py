@@ -1,0 +1,57 @@
+"""ZMTP 3 by hand, over a plain socket: what libzmq itself would never send."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+At = tuple[str, int]
+
+_SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
+_MORE, _LONG, _COMMAND = 1, 2, 4
+
+
+def greeting(mechanism: bytes) -> bytes:
+    return _SIGNATURE + b"\x03\x00" + mechanism.ljust(20, b"\0") + bytes(32)
+
+
+def frame(body: bytes, *, more: bool = False, command: bool = False) -> bytes:
+    return header(len(body), more=more, command=command) + body
+
+
+def header(size: int, *, more: bool = False, command: bool = False) -> bytes:
+    """Of a frame that claims `size` bytes."""
+    flags = (_MORE if more else 0) | (_COMMAND if command else 0)
+    if size < 256:
+        return bytes([flags, size])
+    return bytes([flags | _LONG]) + struct.pack(">Q", size)
+
+
+def ready(kind: bytes = b"DEALER") -> bytes:
+    name = b"Socket-Type"
+    told = bytes([len(name)]) + name + struct.pack(">I", len(kind)) + kind
+    return frame(b"\x05READY" + told, command=True)
+
+
+def connect(at: At, within_s: float = 3.0) -> socket.socket:
+    return socket.create_connection(at, within_s)
+
+
+def plain(at: At) -> socket.socket:
+    """A connection whose handshake (NULL) is done."""
+    line = connect(at)
+    line.sendall(greeting(b"NULL"))
+    _take(line, 64)
+    line.sendall(ready())
+    head = _take(line, 2)
+    _take(line, head[1])
+    return line
+
+
+def _take(line: socket.socket, size: int) -> bytes:
+    taken = b""
+    while len(taken) < size:
+        if not (piece := line.recv(size - len(taken))):
+            raise ConnectionError("ended in the handshake")
+        taken += piece
+    return taken

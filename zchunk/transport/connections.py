@@ -1,0 +1,167 @@
+"""Looks at the connections of this process's bound sockets, and ends those that `guard` names.
+
+libzmq tells neither how many there are nor what it holds of them, so the operating system is
+asked: descriptors of this process (`/proc/self/fd`), and TCP_INFO of each. A thread of its own
+looks, since a flood keeps the loops busy. Without /proc (not Linux) nothing is limited here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+
+from zchunk import addresses
+from zchunk.errors import Busy
+from zchunk.refusals import Refusals
+from zchunk.transport import descriptors
+from zchunk.transport.descriptors import Descriptor
+from zchunk.transport.guard import End, Guard, Limits, Seen
+
+log = logging.getLogger(__name__)
+
+_WHY = {
+    "connections": "a connection was ended, there are too many",
+    "held": "a connection was ended, it brought too much of a message that has no end",
+}
+_FOLDER = "/proc/self/fd"
+_LOOK_S = 0.025
+_BUSY_LOOK_S = 0.008
+#: A look pauses so many times as long as it took: it takes a small share of a processor.
+_PAUSES = 20
+#: Of ZMTP and CURVE around a frame, at most.
+_FRAME_BYTES = 80
+#: tcp_info.tcpi_bytes_received
+_INFO_BYTES = 136
+_RECEIVED_AT = 128
+#: Memory is given back once this many connections went, and not more often than that.
+_TRIM_AFTER = 100
+_TRIM_S = 5.0
+
+
+class Delivered:
+    """Bytes of messages handed on, by descriptor. One thread adds, another takes."""
+
+    def __init__(self) -> None:
+        self._bytes: Counter[int] = Counter()
+
+    def add(self, number: int, frames: int, size: int) -> None:
+        self._bytes[number] += size + frames * _FRAME_BYTES
+
+    def take(self) -> Counter[int]:
+        taken, self._bytes = self._bytes, Counter()
+        return taken
+
+
+@dataclass(slots=True)
+class _Accepted:
+    port: int
+    which: Descriptor
+
+
+@dataclass(slots=True)
+class _Door:
+    guard: Guard
+    delivered: Delivered
+
+
+class Connections:
+    """Of one context's bound sockets."""
+
+    def __init__(self) -> None:
+        #: ended by us since the start
+        self.ended = 0
+        self._doors: dict[int, _Door] = {}
+        #: None for a descriptor that is no connection of ours
+        self._accepted: dict[tuple[int, int], _Accepted | None] = {}
+        self._refusals = Refusals()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._gone = 0
+        self._trimmed_at = 0.0
+        self._libc = ctypes.CDLL(None)
+
+    def watch(self, endpoint: str, limits: Limits) -> Delivered:
+        """From now on the connections at `endpoint` (`tcp://host:port`) are looked at."""
+        door = _Door(Guard(limits), Delivered())
+        self._doors = {**self._doors, addresses.parse(endpoint).port: door}
+        if self._thread is None and os.path.isdir(_FOLDER):
+            self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+            self._thread.start()
+        return door.delivered
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        pause = _LOOK_S
+        while not self._stop.wait(pause):
+            began = time.thread_time()
+            self.look(time.monotonic())
+            wished = _BUSY_LOOK_S if any(door.guard.busy for door in self._doors.values()) else _LOOK_S
+            pause = max(wished, _PAUSES * (time.thread_time() - began))
+
+    def look(self, now: float) -> None:
+        found = self._find()
+        for port, door in self._doors.items():
+            mine = found.get(port, [])
+            by_number = door.delivered.take()
+            brought = {seen.key: by_number[seen.key[0]] for seen in mine if seen.key[0] in by_number}
+            for end in door.guard.look(mine, brought, now):
+                self._end(end, now)
+        if self._gone >= _TRIM_AFTER and now >= self._trimmed_at + _TRIM_S:
+            self._trim(now)
+
+    def _end(self, end: End, now: float) -> None:
+        accepted = self._accepted[end.key]
+        assert accepted is not None
+        descriptors.shut_down(accepted.which)
+        self.ended += 1
+        line = self._refusals.note(Busy(_WHY[end.why]), end.address, now)
+        if line is not None:
+            log.warning("%s", line)
+
+    def _trim(self, now: float) -> None:
+        """What connections took, glibc keeps for itself otherwise."""
+        self._gone, self._trimmed_at = 0, now
+        with suppress(AttributeError):
+            self._libc.malloc_trim(0)
+
+    # -- what the operating system knows ------------------------------------------------
+
+    def _find(self) -> dict[int, list[Seen]]:
+        before, self._accepted = self._accepted, {}
+        found: dict[int, list[Seen]] = {}
+        for number in map(int, os.listdir(_FOLDER)):
+            with suppress(OSError):
+                key = (number, os.fstat(number).st_ino)
+                accepted = before.pop(key) if key in before else self._identify(number)
+                self._accepted[key] = accepted
+                if accepted is not None:
+                    seen = Seen(key, accepted.which.other_end[0], self._received(number))
+                    found.setdefault(accepted.port, []).append(seen)
+        self._gone += sum(accepted is not None for accepted in before.values())
+        return found
+
+    def _identify(self, number: int) -> _Accepted | None:
+        name = descriptors.own_end(number)
+        if name is None or name[1] not in self._doors:
+            return None
+        which = descriptors.descriptor(number)
+        return _Accepted(name[1], which) if which is not None else None
+
+    def _received(self, number: int) -> int:
+        info, size = ctypes.create_string_buffer(_INFO_BYTES), ctypes.c_uint32(_INFO_BYTES)
+        failed = self._libc.getsockopt(number, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size))
+        if failed or size.value < _INFO_BYTES:
+            return 0
+        return int(struct.unpack_from("<Q", info, _RECEIVED_AT)[0])
