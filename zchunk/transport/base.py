@@ -137,8 +137,8 @@ class SocketOptions:
     #: What honest senders together may have on the way to a ROUTER, in bytes; 0 where each sends
     #: one message at a time.
     receive_bytes: int = 0
-    #: ZMTP heartbeats find a pulled cable; on control sockets only (a big frame on a
-    #: slow link would outlast them).
+    #: ZMTP heartbeats find a pulled cable; on control sockets that connect only (a big frame on a
+    #: slow link would outlast them). Who is connected to answers them, and expects the next.
     heartbeats: bool = False
 
 
