@@ -19,7 +19,7 @@ from tests.integration.raw import Line, keys_of
 pytestmark = pytest.mark.slow
 _GROWTH = 64 * MIB
 _SIZE = 32 * MIB
-_SECONDS = 3.0
+_SECONDS = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_stranger_costs_little(curve: Rig, attack: str, victim: str) -> None:
 
 
 @pytest.mark.parametrize("victim", ["tracker", "A"])
-@pytest.mark.parametrize("attack", [attack for attack in MEMBERS if attack != "member_parts"])
+@pytest.mark.parametrize("attack", MEMBERS)
 def test_a_member_costs_little(curve: Rig, attack: str, victim: str) -> None:
     assert attacked(curve, attack, victim)["acts"]
 
@@ -68,21 +68,19 @@ def test_large_frames_that_never_come_whole_cost_little(plain: Rig, victim: str)
 
 
 @pytest.mark.parametrize("victim", ["tracker", "A"])
-def test_a_message_without_an_end_is_ended_and_others_are_served(plain: Rig, victim: str) -> None:
-    """How far it gets before that: docs/hostile.md."""
-    with plain.under("endless", plain.endpoint(victim), victim, _SECONDS) as attacker:
-        assert plain.get() > 0
-        assert attacker.finish()["ended"]
-    plain.cluster.await_all_up()
+def test_a_message_without_an_end_costs_little(plain: Rig, victim: str) -> None:
+    assert attacked(plain, "endless", victim)["ended"]
 
 
 @pytest.mark.parametrize("victim", ["tracker", "A"])
-def test_a_members_million_parts_end_and_others_are_served(curve: Rig, victim: str) -> None:
-    """What it takes until then: docs/hostile.md."""
-    with curve.under("member_parts", curve.endpoint(victim), victim, _SECONDS) as attacker:
-        assert curve.get() > 0
+def test_in_plain_transport_others_are_served_beside_messages_of_a_million_parts(
+    plain: Rig, victim: str
+) -> None:
+    """What these cost in memory is not bounded in plain transport: docs/hostile.md."""
+    with plain.under("parts", plain.endpoint(victim), victim, _SECONDS) as attacker:
+        assert plain.get() > 0
         assert attacker.finish()["acts"]
-    curve.cluster.await_all_up()
+    plain.cluster.await_all_up()
 
 
 def test_a_recorded_session_is_good_for_nothing(curve: Rig) -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 #: A bulk frame is a block, or a manifest.
 BULK = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, linger_ms=0)
 
+#: Bytes of a message that may be a connection's first.
+_SMALL = 64 * 1024
 #: Seconds until a peer that refused us is tried again.
 _REFUSED_S = 2.0
 #: Nobody's: a connection to a peer whose key is not known comes to nothing.
@@ -202,7 +204,7 @@ class PeerLinks:
         peer, now = self._peers[peer_id], self._loop.clock.monotonic()
         if received is Link.UP:
             back = peer.reach.link(True, now)
-            self._flush(peer)
+            self._flush(peer_id, peer)
             if back:
                 log.info("%s can be reached again", self._where(peer_id))
                 self.on_reach(peer_id, True)
@@ -228,11 +230,14 @@ class PeerLinks:
         self.on_reach(peer_id, False)
         self.drop(peer_id, PeerUnreachable(error.message))
 
-    def _flush(self, peer: _Peer) -> None:
+    def _flush(self, peer_id: str, peer: _Peer) -> None:
         unsent, peer.unsent = peer.unsent, []
+        # A node takes no large message as the first of a connection (transport/guard.py).
+        if not unsent or sum(map(len, unsent[0][1])) > _SMALL:
+            self._acknowledge(peer_id, peer)
         for at, (request_id, frames) in enumerate(unsent):
             if request_id in peer.pending and peer.socket.send(frames) is not Delivery.SENT:
-                peer.unsent = unsent[at:]
+                peer.unsent += unsent[at:]
                 return
 
     def _on_reply(self, peer_id: str, peer: _Peer, received: Received) -> None:

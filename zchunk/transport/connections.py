@@ -29,9 +29,11 @@ log = logging.getLogger(__name__)
 
 _WHY = {
     "connections": "a connection was ended, there are too many",
+    "growth": "a connection was ended, this process grew while its message came",
     "held": "a connection was ended, it brought too much of a message that has no end",
 }
 _FOLDER = "/proc/self/fd"
+_MEMORY = "/proc/self/statm"
 _LOOK_S = 0.025
 _BUSY_LOOK_S = 0.008
 #: A look pauses so many times as long as it took: it takes a small share of a processor.
@@ -111,12 +113,12 @@ class Connections:
             pause = max(wished, _PAUSES * (time.thread_time() - began))
 
     def look(self, now: float) -> None:
-        found = self._find()
+        found, resident = self._find(), _resident()
         for port, door in self._doors.items():
             mine = found.get(port, [])
             by_number = door.delivered.take()
             brought = {seen.key: by_number[seen.key[0]] for seen in mine if seen.key[0] in by_number}
-            for end in door.guard.look(mine, brought, now):
+            for end in door.guard.look(mine, brought, now, resident):
                 self._end(end, now)
         if self._gone >= _TRIM_AFTER and now >= self._trimmed_at + _TRIM_S:
             self._trim(now)
@@ -165,3 +167,9 @@ class Connections:
         if failed or size.value < _INFO_BYTES:
             return 0
         return int(struct.unpack_from("<Q", info, _RECEIVED_AT)[0])
+
+
+def _resident() -> int:
+    """Bytes of this process that lie in memory."""
+    with open(_MEMORY, "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

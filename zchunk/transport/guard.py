@@ -24,10 +24,14 @@ class Limits:
     #: Bytes that came by a connection and are in no message that was handed on. The largest
     #: manifest has 56.1 MiB (`manifest.MAX_CHUNKS`).
     held: int = 58 * MIB
-    #: of all that have not had one whole message yet
-    held_by_strangers: int = 16 * MIB
+    #: Of all that have not had one whole message yet: first messages are small. In plain transport
+    #: they may be many parts of 2 bytes, for each of which libzmq keeps 64.
+    held_by_strangers: int = MIB // 4
     #: of all others
     held_by_all: int = 256 * MIB
+    #: What the process may grow, besides the bytes that came, while a message comes for so long.
+    growth: int = 20 * MIB
+    growth_after_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,17 @@ class _Known:
     #: bytes that are no part of a message under way
     settled: float = 0.0
     at: float = 0.0
+    #: since when bytes are held, and the process's memory then
+    began: float = 0.0
+    resident: int = 0
 
     @property
     def held(self) -> float:
         return self.seen.received - self.settled
 
 
+#: A little is what lies in any connection that is read.
+_LITTLE = 4096
 #: Heartbeats are no message: so many bytes a second of them are none of a message under way.
 _HEARTBEATS_PER_S = 512.0
 
@@ -62,7 +71,7 @@ _HEARTBEATS_PER_S = 512.0
 class End:
     key: tuple[int, int]
     address: str
-    #: `connections` or `held`
+    #: `connections`, `held` or `growth`
     why: str
 
 
@@ -73,24 +82,35 @@ class Guard:
         self._limits = limits
         self._known: dict[tuple[int, int], _Known] = {}
 
-    def look(self, found: Iterable[Seen], delivered: Mapping[tuple[int, int], int], now: float) -> list[End]:
-        """`delivered`: bytes of messages handed on since the last look. Returns which end;
-        they are known no more."""
-        self._update(found, delivered, now)
-        ends = self._too_many()
-        for end in ends:
-            del self._known[end.key]
-        held = self._too_much()
-        for end in held:
-            del self._known[end.key]
-        return ends + held
+    def look(
+        self,
+        found: Iterable[Seen],
+        delivered: Mapping[tuple[int, int], int],
+        now: float,
+        resident: int = 0,
+    ) -> list[End]:
+        """`delivered`: bytes of messages handed on since the last look; `resident`: of the
+        process's memory. Returns which end; they are known no more."""
+        self._update(found, delivered, now, resident)
+        ended: list[End] = []
+        for ends in (self._too_many, self._too_much, lambda: self._swollen(now, resident)):
+            ended += (these := ends())
+            for end in these:
+                del self._known[end.key]
+        return ended
 
     @property
     def busy(self) -> bool:
         """Whether to look again soon."""
-        return any(known.held > MIB for known in self._known.values())
+        return any(known.held > (MIB if known.heard else _LITTLE) for known in self._known.values())
 
-    def _update(self, found: Iterable[Seen], delivered: Mapping[tuple[int, int], int], now: float) -> None:
+    def _update(
+        self,
+        found: Iterable[Seen],
+        delivered: Mapping[tuple[int, int], int],
+        now: float,
+        resident: int,
+    ) -> None:
         before, self._known = self._known, {}
         for seen in found:
             known = before.get(seen.key) or _Known(seen, now, at=now)
@@ -99,6 +119,8 @@ class Guard:
             known.heard |= brought > 0
             settled = known.settled + brought + _HEARTBEATS_PER_S * (now - known.at)
             known.settled, known.at = min(float(seen.received), settled), now
+            if brought or known.held <= _LITTLE:
+                known.began, known.resident = now, resident
             self._known[seen.key] = known
 
     def _too_many(self) -> list[End]:
@@ -122,13 +144,23 @@ class Guard:
         limits = self._limits
         ends = [one for one in known if one.held > limits.held]
         for heard, most in ((False, limits.held_by_strangers), (True, limits.held_by_all)):
-            # A little is what lies in any connection that is read.
-            group = [one for one in known if one.heard is heard and one not in ends and one.held > 4096]
+            group = [one for one in known if one.heard is heard and one not in ends and one.held > _LITTLE]
             held = sum(one.held for one in group)
             while held > most:
                 ends.append(one := group.pop(0))
                 held -= one.held
         return [End(one.seen.key, one.seen.address, "held") for one in ends]
+
+    def _swollen(self, now: float, resident: int) -> list[End]:
+        """What a message takes while it comes may be many times its bytes. That the process grew
+        meanwhile can have another cause: then an honest connection is made again, with what was
+        asked for on it. So one at a time."""
+        limits = self._limits
+        for one in sorted(self._known.values(), key=lambda one: -one.held):
+            lasts = now - one.began >= limits.growth_after_s
+            if one.held > _LITTLE and lasts and resident - one.resident > limits.growth + one.held:
+                return [End(one.seen.key, one.seen.address, "growth")]
+        return []
 
 
 def _first_to_go(known: _Known) -> tuple[bool, float]:
