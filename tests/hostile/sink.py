@@ -51,7 +51,8 @@ def _read(selector: selectors.BaseSelector, line: socket.socket) -> None:
 
 
 def router(keys: Path) -> None:
-    """Lets everybody in and drops what they say."""
+    """Lets everybody in, drops what they say, and answers each message in a few bytes: who waits
+    for an answer must find as much to do here as at the victim."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as taking:
         taking.curve_server = 1
         taking.curve_publickey = z85.encode(bytes.fromhex(json.loads(keys.read_text())["server"]))
@@ -59,7 +60,9 @@ def router(keys: Path) -> None:
         port = taking.bind_to_random_port("tcp://127.0.0.1")
         print(f"127.0.0.1:{port}", flush=True)
         while True:
-            taking.recv(copy=False)
+            connection, *_ = taking.recv_multipart(copy=False)
+            with suppress(zmq.Again):
+                taking.send_multipart([connection, b"error"], zmq.DONTWAIT)
 
 
 if __name__ == "__main__":

@@ -544,7 +544,7 @@ def the_first_blocks(world: World) -> int:
     return min(_block_sizes(world))
 
 
-@observes("transfer.block_size_max", MIB, base=FOUR_CHUNKS, default_shows=2 * MIB, value_shows=MIB)
+@observes("transfer.block_size_max", MIB, base=FOUR_CHUNKS, default_shows=4 * MIB, value_shows=MIB)
 def the_blocks_of_a_fast_line(world: World) -> int:
     return max(_block_sizes(world))
 
