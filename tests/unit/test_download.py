@@ -481,6 +481,39 @@ def test_a_peer_with_two_corrupt_chunks_is_asked_only_for_what_nobody_else_has()
     assert {ask.chunk for ask in requests(actions) if ask.peer_id == B} == {0, 1, 2}
 
 
+def test_what_is_on_its_way_from_a_peer_with_two_corrupt_chunks_is_asked_of_the_other() -> None:
+    job = make([[A, B]] * 4, up=[A])
+    job.start(0.0)
+    answer(job, blocks(A, 0, 1), SLOW)  # being checked, while others follow
+    assert [i for i in range(4) if job.chunk_state(i) is ChunkState.IN_FLIGHT] == [1, 2]
+    answer(job, blocks(A, 1, 1), SLOW)
+    job.peer_up(B, 1, SLOW)
+    job.verified(0, False, SLOW)
+    actions = job.verified(1, False, SLOW)
+    assert DropChunk(2, 1) in actions
+    settle(job, actions, SLOW)
+    assert {job.status(index)[1] for index in range(4)} == {B}
+
+
+def test_a_peer_that_sends_nothing_but_wrong_bytes_costs_one_pass_and_no_pauses() -> None:
+    count = 100
+    job = make([[A]] * count, up=[A])
+    job.start(0.0)
+    now, passes, pauses = 0.0, 0, 0
+    while job.state is not JobState.FAILED:
+        now += SLOW
+        in_flight = [index for index in range(count) if job.chunk_state(index) is ChunkState.IN_FLIGHT]
+        if in_flight:
+            corrupt(job, in_flight[0], now)
+            passes += 1
+        else:
+            pauses += 1
+            now += 10.0
+            job.on_time(now)
+        assert passes <= count + 2
+        assert pauses <= 2
+
+
 def test_only_peers_that_are_down_and_may_have_it_are_missed() -> None:
     job = make([[A, B, C], [A]], up=[A, C])
     asked = requests(job.start(0.0))

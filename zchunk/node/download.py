@@ -26,7 +26,8 @@ from zchunk.errors import IllegalEvent, IntegrityError, ZchunkError
 from zchunk.manifest import block_ranges
 from zchunk.node.flow import Flow
 
-#: A peer that sent this many corrupt chunks is asked only for what nobody else has.
+#: A peer that sent this many corrupt chunks is asked only for what nobody else has, and for
+#: each chunk that comes corrupt again no second time: one that lies ends in one pass.
 _MAX_CORRUPT = 2
 #: A chunk that was corrupt so often from one peer is not asked there again: once may
 #: have been the line or its memory.
@@ -460,13 +461,22 @@ class DownloadJob:
         if good:
             chunk.state = ChunkState.WRITING
             return [WriteChunk(chunk_index, fetch.attempt)]
-        peer_id = fetch.peer_id
-        chunk.strikes[peer_id] = chunk.strikes.get(peer_id, 0) + 1
-        self._peers[peer_id].corrupt += 1
-        self._peers[peer_id].flow.set_aside(now)
-        actions = [*self._give_up(chunk_index, fetch), ReportCorrupt(peer_id, chunk_index)]
+        peer = self._peers[fetch.peer_id]
+        self._strike(chunk, peer, fetch.peer_id, now)
+        actions = [*self._give_up(chunk_index, fetch), ReportCorrupt(fetch.peer_id, chunk_index)]
+        if peer.corrupt == _MAX_CORRUPT:
+            actions += self._take_back(fetch.peer_id)
         self._queue_all()
         return actions + self._go_on(now)
+
+    def _strike(self, chunk: _Chunk, peer: _Peer, peer_id: str, now: float) -> None:
+        peer.corrupt += 1
+        if peer.corrupt > _MAX_CORRUPT:
+            # Set apart already. Pauses would spare nobody, and draw out a sure end.
+            chunk.strikes[peer_id] = _MAX_STRIKES
+        else:
+            chunk.strikes[peer_id] = chunk.strikes.get(peer_id, 0) + 1
+            peer.flow.set_aside(now)
 
     def written(self, chunk_index: int, kept: bool, now: float) -> list[Action]:
         """Verified and at its place. `kept`: its buffer is still needed (the file's digest
