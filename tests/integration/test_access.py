@@ -26,6 +26,7 @@ from zchunk.clock import SystemClock
 from zchunk.config import Settings
 from zchunk.node.joining import join
 from zchunk.transport.auth import parse_token
+from zchunk.transport.keys import peer_id_of
 from zchunk.transport.zeromq import ZmqTransport
 
 
@@ -198,18 +199,44 @@ def test_a_tracker_that_was_set_up_anew(folder: Path, start_s: float) -> None:
 # -- tokens -------------------------------------------------------------------------------
 
 
-def test_a_token_that_was_withdrawn(guarded: Cluster, folder: Path) -> None:
-    token = guarded.token("client")
-    listed = allow_list(guarded)
-    entry = listed.token(keys_in(token).public)
-    assert entry is not None
-    with listed._change() as change:
-        change.keep_tokens(other for other in listed.tokens.values() if other != entry)
-    before = time.monotonic()
-    result = Client(guarded, folder).run("join", token, code=7)
+def test_a_token_that_was_withdrawn(doors: Doors, guarded: Cluster, folder: Path) -> None:
+    token, other = guarded.token("client"), guarded.token("client")
+    keys = keys_in(token)
+    first, second = Client(guarded, folder / "first"), Client(guarded, folder / "second")
+    first.home.mkdir()
+    second.home.mkdir()
+    first.run("join", token, "--name", "first")
+    tracker_home = Client(guarded, guarded.tracker.home)
+    (row,) = [t for t in tracker_home.run("tokens").last if t["token_id"] == peer_id_of(keys.public)]
+    assert (row["role"], row["state"], row["once"]) == ("client", "open", False)
+    assert row["used_by"] == [{"peer_id": member_id(first), "name": "first"}]
+    with doors.inside("tracker", keys) as line:
+        assert line.ask("join", public_key=new_keys().public, name="before")["t"] == "joined"
+        done = tracker_home.run("tokens", "withdraw", row["token_id"][:12]).last
+        withdrawn_at = time.monotonic()
+        assert [entry["token_id"] for entry in done["tokens"]] == [row["token_id"]]
+        wait_for(lambda: line.ended, PATIENCE_S, "its connection ends")
+        assert time.monotonic() - withdrawn_at < 1.0
+    result = second.run("join", token, code=7)
     assert result.last["code"] == "token_refused"
     assert "withdrawn" in result.stderr
-    assert time.monotonic() - before < PATIENCE_S
+    first.run("ls")  # who has joined stays a member
+    assert row["token_id"] not in {t["token_id"] for t in tracker_home.run("tokens", "list", "--all").last}
+    tracker_home.run("tokens", "withdraw", row["token_id"], code=9)
+    tracker_home.run("tokens", "withdraw", code=2)
+    first.run("join", other)  # that one still is good
+
+
+def test_all_tokens_are_withdrawn_while_the_tracker_is_away(folder: Path) -> None:
+    with Cluster(folder / "cluster") as cluster:
+        token = cluster.token("client")
+        cluster.stop_tracker()
+        home = Client(cluster, cluster.tracker.home)
+        assert len(home.run("tokens", "withdraw", "--all").last["tokens"]) >= 2
+        assert home.run("tokens", "list", "--all").last == []
+        cluster.start_tracker()
+        assert Client(cluster, folder).run("join", token, code=7).last["code"] == "token_refused"
+        cluster.client.run("ls")
 
 
 def test_a_token_that_has_expired_by_the_trackers_clock_alone(

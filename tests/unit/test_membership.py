@@ -323,8 +323,31 @@ def test_a_token_for_several_serves_several(listed: Membership) -> None:
     assert len(listed.members) == 5
 
 
+def test_a_token_that_is_withdrawn_makes_no_more_members_and_those_it_made_stay(listed: Membership) -> None:
+    member = listed.join(TOKEN, key(1), "A", NOW)
+    assert [entry.public_key for entry in listed.withdraw([peer_id_of(TOKEN)])] == [TOKEN]
+    assert listed.withdraw([peer_id_of(TOKEN)]) == []
+    with pytest.raises(TokenRefused, match="withdrawn"):
+        listed.join(TOKEN, key(2), "B", NOW)
+    assert listed.member(member.peer_id) == member
+    assert listed.join(ONCE, key(3), "C", NOW).name == "C"
+
+
+def test_a_token_is_open_until_it_is_used_up_or_expires(listed: Membership) -> None:
+    listed.join(TOKEN, key(1), "A", NOW)
+    listed.join(ONCE, key(2), "B", NOW)
+    states = [entry.state(NOW) for public in (TOKEN, ONCE, CLIENTS) if (entry := listed.token(public))]
+    assert states == ["open", "used", "open"]
+    entry = listed.token(TOKEN)
+    assert entry is not None
+    assert entry.state(LATER) == "expired"
+
+
 def test_an_unknown_token_is_refused(listed: Membership) -> None:
-    with pytest.raises(TokenRefused, match="not known to the tracker; ask for a new one with `zchunk token`"):
+    with pytest.raises(
+        TokenRefused,
+        match="not known to the tracker, or was withdrawn; ask for a new one with `zchunk token`",
+    ):
         listed.join(key(99), key(1), "A", NOW)
 
 

@@ -23,6 +23,7 @@ from zchunk.cli.keys import key
 from zchunk.cli.members import join, peers, token
 from zchunk.cli.render import visible
 from zchunk.cli.servers import node, tracker
+from zchunk.cli.tokens import tokens
 from zchunk.errors import Interrupted, InvalidUsage, NoSpace, NotAllowed, ZchunkError
 from zchunk.version import __version__
 
@@ -147,6 +148,7 @@ for _command in (
     rm,
     peers,
     rotate_key,
+    tokens,
     events,
     key,
 ):

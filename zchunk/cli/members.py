@@ -124,7 +124,15 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
     )
     if invocation.json:
         expires_at = iso_utc(made.expires_ms / 1000)
-        emit_json({"token": made.encode(), "role": role, "expires": expires_at, "once": once})
+        emit_json(
+            {
+                "token": made.encode(),
+                "token_id": made.key.peer_id,
+                "role": role,
+                "expires": expires_at,
+                "once": once,
+            }
+        )
     else:
         click.echo(made.encode())
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -189,6 +189,24 @@ def member_table(members: Sequence[Member]) -> None:
                 m.peer_id[:SHORT_ID],
             )
             for m in members
+        ],
+    )
+
+
+def token_table(tokens: Sequence[Mapping[str, Any]]) -> None:
+    """Of what `zchunk tokens --json` lists."""
+    print_table(
+        ("ID", "ROLE", "STATE", "GOOD FOR", "EXPIRES", "USED BY"),
+        [
+            (
+                t["token_id"][:SHORT_ID],
+                t["role"],
+                t["state"],
+                "one" if t["once"] else "any number",
+                t["expires"],
+                ", ".join(user["name"] or user["peer_id"][:SHORT_ID] for user in t["used_by"]) or "-",
+            )
+            for t in tokens
         ],
     )
 

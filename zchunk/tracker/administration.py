@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from zchunk.errors import AmbiguousName, NotFound
 from zchunk.tracker.health import Slice
-from zchunk.tracker.membership import Member, Membership
+from zchunk.tracker.membership import Member, Membership, TokenEntry
 from zchunk.tracker.store import TrackerStore
 
 #: Files that are looked at in one go.
@@ -41,6 +41,17 @@ def find_member(membership: Membership, text: str) -> Member:
     if len(found) > 1:
         ids = sorted(member.peer_id for member in found)
         raise AmbiguousName(f"{text!r} names {len(found)} members: {', '.join(ids)}", candidates=ids)
+    return found[0]
+
+
+def find_token(membership: Membership, text: str) -> TokenEntry:
+    """By its id, or the beginning of it (8 digits). Raises NotFound, AmbiguousName."""
+    found = [t for i, t in membership.tokens.items() if len(text) >= _PREFIX and i.startswith(text.lower())]
+    if not found:
+        raise NotFound(f"no token has the id {text!r}; `zchunk tokens --all` here lists them")
+    if len(found) > 1:
+        ids = sorted(entry.key_id for entry in found)
+        raise AmbiguousName(f"{text!r} names {len(found)} tokens: {', '.join(ids)}", candidates=ids)
     return found[0]
 
 

@@ -170,6 +170,7 @@ class TrackerCore:
         self._membership = membership
         #: what the cluster knows of the allow list
         self._told: dict[str, Member] = dict(membership.members)
+        self._tokens = frozenset(membership.tokens)
         self._timing = timing
         self._store_id = store_id
         self._commit_number = commit_number
@@ -243,7 +244,7 @@ class TrackerCore:
         if self._members_at <= now.mono:
             self._members_at = now.mono + _MEMBERS_S
             self._refresh_members()
-            actions += self._members_changed(now)
+            actions += [*self._members_changed(now), *self._tokens_changed()]
         if self._next_tick <= now.mono:
             self._next_tick = now.mono + _TICK_S
             actions.append(Publish(self._event("tick", {}, self.seq, now)))
@@ -327,6 +328,11 @@ class TrackerCore:
         for peer_id in told.keys() - members.keys():  # another list was put in its place
             actions += self._member_changed(told[peer_id], replace(told[peer_id], revoked=True), now)
         return actions
+
+    def _tokens_changed(self) -> list[Action]:
+        """Whoever is connected with a token that was withdrawn has no business here."""
+        before, self._tokens = self._tokens, frozenset(self._membership.tokens)
+        return [CutOff(token_id) for token_id in sorted(before - self._tokens)]
 
     def _member_changed(self, before: Member | None, member: Member, now: Now) -> list[Action]:
         topic = "member.joined" if before is None else "member.rotated"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -73,6 +73,12 @@ class TokenEntry:
     def key_id(self) -> str:
         """By which its holder is known while it joins."""
         return peer_id_of(self.public_key)
+
+    def state(self, now_ms: int) -> str:
+        """`open`: it makes members; else `used` or `expired`."""
+        if now_ms >= self.expires_ms:
+            return "expired"
+        return "used" if self.once and self.used_by else "open"
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,12 @@ class Membership:
             change.tokens[peer_id_of(public_key)] = entry
         return entry
 
+    def withdraw(self, token_ids: Collection[str]) -> list[TokenEntry]:
+        """These tokens make no more members; those that they made stay. Returns what was
+        listed of them: one that is gone already is none."""
+        with self._change() as change:
+            return [entry for i in token_ids if (entry := change.tokens.pop(i, None)) is not None]
+
     def join(self, token: bytes | str, public_key: bytes, name: str, now_ms: int) -> Member:
         """Make `public_key` a member, as its holder may who has `token` (its public key,
         or that key's id). Durable on return.
@@ -179,7 +191,9 @@ class Membership:
         with self._change() as change:
             entry = self._listed.tokens.get(token_id)
             if entry is None:
-                raise TokenRefused(f"this join token is not known to the tracker; {_NEW_TOKEN}")
+                raise TokenRefused(
+                    f"this join token is not known to the tracker, or was withdrawn; {_NEW_TOKEN}"
+                )
             if (known := self._known(public_key)) is not None:
                 return known
             self._check_usable(entry, now_ms)
