@@ -302,7 +302,9 @@ def test_a_rotation_that_died_on_its_way_is_run_again(doors: Doors, guarded: Clu
         with doors.inside("tracker", old) as line:
             line.send("rotate_key", public_key=next_key.public)
             wait_for(lambda: line.ended, PATIENCE_S, "the tracker has taken it")
-        assert client.run("ls", code=7).last["code"] == "not_allowed"
+        refused = client.run("ls", code=7)
+        assert refused.last["code"] == "not_allowed"
+        assert "`zchunk rotate-key` was interrupted here; run it again" in refused.stderr
     client.run("rotate-key")
     assert keys_of(folder) == next_key
     assert not (folder / "key.next.json").exists()

@@ -202,7 +202,9 @@ class ControlPlane:
             self._perform(self.session.link_down(now))
         elif isinstance(received, Link):
             who = f"the tracker at {self.session.where}"
-            error = closed_door(received, who, encrypted=self._identity.encrypts)
+            error = closed_door(
+                received, who, encrypted=self._identity.encrypts, rotating=self._identity.rotating
+            )
             self._complain(error)
             self._again_at = now + _AGAIN_S
             sure, final = received is not Link.STRANGE, received is Link.REFUSED

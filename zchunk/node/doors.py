@@ -8,9 +8,14 @@ from zchunk.transport.base import Link
 _JOIN = "join with a new token (`zchunk token` on the tracker's PC prints one)"
 
 
-def closed_door(link: Link, who: str, encrypted: bool) -> ZchunkError:
+def closed_door(link: Link, who: str, encrypted: bool, rotating: bool = False) -> ZchunkError:
     """`link` is REFUSED, MISMATCH or STRANGE; `who` is the other side, `the tracker at ...`;
-    `encrypted` is our side."""
+    `encrypted` is our side; `rotating`: a rotation of our key did not come to its end."""
+    if link is Link.REFUSED and rotating:
+        return NotAllowed(
+            f"{who} does not let this PC in by its old key: `zchunk rotate-key` was interrupted here;"
+            " run it again, with the same --home"
+        )
     if link is Link.REFUSED:
         return NotAllowed(
             f"{who} does not let this PC in: it was cut off from the cluster, or is no member of it; on the"

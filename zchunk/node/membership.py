@@ -18,6 +18,8 @@ from zchunk.transport.auth import ROLES, load_or_make_key
 from zchunk.transport.keys import CurveClient, CurveServer, KeyPair
 
 _FILE = "membership.json"
+#: A new key that the tracker may have taken already (rotation.py).
+NEXT_KEY = "key.next.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Identity:
 
     peer_id: str
     key: KeyPair | None
+    #: a rotation of the key was begun and not ended
+    rotating: bool = False
 
     @property
     def encrypts(self) -> bool:
@@ -60,7 +64,8 @@ class Identity:
 
 def identity_of(folder: Path, membership: Membership) -> Identity:
     """Raises StorageFailure where the key's file is damaged."""
-    return Identity(membership.peer_id, key_of(folder) if membership.transport == "curve" else None)
+    key = key_of(folder) if membership.transport == "curve" else None
+    return Identity(membership.peer_id, key, rotating=(folder / NEXT_KEY).exists())
 
 
 def check_transport(membership: Membership, settings: Settings) -> None:

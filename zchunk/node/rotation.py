@@ -13,14 +13,14 @@ from pathlib import Path
 from zchunk import disk
 from zchunk.clock import Clock
 from zchunk.errors import NotAllowed
-from zchunk.node.membership import Identity, Membership, key_of
+from zchunk.node.membership import NEXT_KEY, Identity, Membership, key_of
 from zchunk.node.oneshot import TrackerAt, ask_once
 from zchunk.protocol.messages import RotateKey
 from zchunk.transport.auth import load_or_make_key
 from zchunk.transport.base import Transport
 from zchunk.transport.keys import KeyPair
 
-_KEY, _NEXT = "key.json", "key.next.json"
+_KEY = "key.json"
 
 
 def rotate(folder: Path, membership: Membership, transport: Transport, clock: Clock, timeout_s: float) -> str:
@@ -29,14 +29,14 @@ def rotate(folder: Path, membership: Membership, transport: Transport, clock: Cl
     The caller holds what keeps others from using the old one meanwhile. Raises NotAllowed,
     TrackerUnreachable, StorageFailure; nothing has changed then, or running it again ends it.
     """
-    old, new = key_of(folder), load_or_make_key(folder / _NEXT)
+    old, new = key_of(folder), load_or_make_key(folder / NEXT_KEY)
     try:
         _tell(old, new, membership, transport, clock, timeout_s)
     except NotAllowed:
         # An earlier run may have got this far: then the new key is the one that is let in.
         _tell(new, new, membership, transport, clock, timeout_s)
     with disk.storage_errors(folder / _KEY, "replacing"):
-        os.replace(folder / _NEXT, folder / _KEY)
+        os.replace(folder / NEXT_KEY, folder / _KEY)
         disk.sync_folder(folder)
     return new.public.hex()
 
