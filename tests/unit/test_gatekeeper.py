@@ -224,6 +224,14 @@ def test_questions_at_one_time_are_bounded_and_there_is_room_again(rig: Rig) -> 
 # -- events -----------------------------------------------------------------------------------
 
 
+def test_of_one_unknown_key_only_so_many_knocks_wait(rig: Rig) -> None:
+    knocks = [rig.knock(5, address=f"10.0.0.{number}") for number in range(20)]
+    assert [rig.answered(knock) for knock in knocks] == [[]] * 8 + [[None]] * 12
+    rig.take(CheckKey).answer(KeyKnown(member=member(5)), None)
+    assert [rig.answered(knock) for knock in knocks[:8]] == [[member(5).peer_id]] * 8
+    assert rig.control.asked == []
+
+
 def test_who_is_cut_off_is_ended_at_once_and_served_no_longer(rig: Rig) -> None:
     rig.event("member.joined", member(1))
     assert rig.served(1) == ""
@@ -287,6 +295,24 @@ def test_the_list_is_fetched_page_by_page_and_replaces_what_was_known(rig: Rig) 
     rig.tell(member(2))
     assert rig.router.ended == [member(7).peer_id], "whom the list does not have"
     assert [rig.served(n) == "" for n in (1, 2, 7)] == [True, True, False]
+
+
+@pytest.mark.parametrize("pages", ["repeated", "without end"])
+def test_a_list_without_an_end_is_left(rig: Rig, monkeypatch: pytest.MonkeyPatch, pages: str) -> None:
+    monkeypatch.setattr(gatekeeper, "_MOST_MEMBERS", 50)
+    rig.control.on_caught_up()
+    rig.tell(member(1))
+    rig.control.on_caught_up()
+    told = 0
+    while rig.control.asked:
+        told += 1
+        assert told <= 51
+        rig.tell(member(told + 1), next_page="a" if pages == "repeated" else f"{told:08}")
+    assert told == (2 if pages == "repeated" else 51)
+    assert rig.answered(rig.knock(1)) == [member(1).peer_id], "what was known stays"
+    rig.control.on_caught_up()
+    rig.tell(member(2))
+    assert rig.answered(rig.knock(2)) == [member(2).peer_id], "it can be fetched again"
 
 
 def test_a_list_that_an_event_has_outdated_is_fetched_again(rig: Rig) -> None:

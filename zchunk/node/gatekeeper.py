@@ -35,10 +35,12 @@ DOOR = "zchunk.node"
 #: Who asks waits in its handshake meanwhile, for three seconds at most.
 _CHECK_S = 1.0
 #: Keys that the tracker is being asked about, at most; and of one address, so that a
-#: stranger who tries keys keeps no newcomer out.
+#: stranger who tries keys keeps no newcomer out. As many knocks of one key wait.
 _MOST_CHECKS = 64
 _MOST_OF_ONE = 8
 _LIST_S = 10.0
+#: A list that is longer has no end: a tracker takes 10,000 members.
+_MOST_MEMBERS = 20_000
 _SERVED = frozenset({"node", "client"})
 
 
@@ -98,11 +100,11 @@ class Gatekeeper:
     def _ask_tracker(self, knock: Knock) -> None:
         """It may be a member that joined a moment ago."""
         waiting = self._checked.get(knock.public_key)
-        if waiting is not None:
+        if waiting is not None and len(waiting) < _MOST_OF_ONE:
             waiting.append(knock)
             return
         too_many = len(self._checked) >= _MOST_CHECKS or self._by_address[knock.address] >= _MOST_OF_ONE
-        if too_many or not self._control.linked:
+        if waiting is not None or too_many or not self._control.linked:
             self._answer(knock, None)
             return
         self._checked[knock.public_key] = [knock]
@@ -165,7 +167,10 @@ class Gatekeeper:
                     self._fetch()
                 return
             self._fetched += reply.members
-            if reply.next_page:
+            if len(self._fetched) > _MOST_MEMBERS or "" < reply.next_page <= page:
+                log.warning("the list of members has no end; the one that was known stays")
+                self._fetching, self._fetched = False, []
+            elif reply.next_page:
                 self._fetch_page(reply.next_page)
             else:
                 self._fetched_all()
