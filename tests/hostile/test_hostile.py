@@ -72,17 +72,6 @@ def test_a_message_without_an_end_costs_little(plain: Rig, victim: str) -> None:
     assert attacked(plain, "endless", victim)["ended"]
 
 
-@pytest.mark.parametrize("victim", ["tracker", "A"])
-def test_in_plain_transport_others_are_served_beside_messages_of_a_million_parts(
-    plain: Rig, victim: str
-) -> None:
-    """What these cost in memory is not bounded in plain transport: docs/hostile.md."""
-    with plain.under("parts", plain.endpoint(victim), victim, _SECONDS) as attacker:
-        assert plain.get() > 0
-        assert attacker.finish()["acts"]
-    plain.cluster.await_all_up()
-
-
 def test_a_recorded_session_is_good_for_nothing(curve: Rig) -> None:
     endpoint = curve.cluster.tracker.endpoint
     host, _, port = endpoint.rpartition(":")
