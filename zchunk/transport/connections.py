@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 from zchunk import addresses
 from zchunk.errors import Busy
@@ -88,7 +89,6 @@ class Connections:
         self._thread: threading.Thread | None = None
         self._gone = 0
         self._trimmed_at = 0.0
-        self._libc = ctypes.CDLL(None)
 
     def watch(self, endpoint: str, limits: Limits) -> Delivered:
         """From now on the connections at `endpoint` (`tcp://host:port`) are looked at."""
@@ -136,7 +136,7 @@ class Connections:
         """What connections took, glibc keeps for itself otherwise."""
         self._gone, self._trimmed_at = 0, now
         with suppress(AttributeError):
-            self._libc.malloc_trim(0)
+            _libc().malloc_trim(0)
 
     # -- what the operating system knows ------------------------------------------------
 
@@ -163,10 +163,16 @@ class Connections:
 
     def _received(self, number: int) -> int:
         info, size = ctypes.create_string_buffer(_INFO_BYTES), ctypes.c_uint32(_INFO_BYTES)
-        failed = self._libc.getsockopt(number, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size))
+        failed = _libc().getsockopt(number, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size))
         if failed or size.value < _INFO_BYTES:
             return 0
         return int(struct.unpack_from("<Q", info, _RECEIVED_AT)[0])
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """Where connections are looked at: those that only connect do without, and other systems."""
+    return ctypes.CDLL(None)
 
 
 def _resident() -> int:
