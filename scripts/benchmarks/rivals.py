@@ -97,6 +97,15 @@ class Rival:
         """`target` is there afterwards, and is on the disk."""
         return self.sample(self.words(target), target)
 
+    def get_by_own_name(self, target: Path) -> Sample:
+        """Of a program that names the file as its source is named."""
+        folder = self.root / "got"
+        folder.mkdir(exist_ok=True)
+        made = folder / self.source.path.name
+        sample = self.sample(self.words(made), made)
+        made.rename(target)
+        return sample
+
     def sample(self, words: list[str], target: Path) -> Sample:
         ended, uses = run(words, Servers(self.pids))
         started = time.perf_counter()
@@ -189,12 +198,7 @@ class Aria2(Rival):
         return ["aria2c", *options, f"--dir={target.parent}", f"--metalink-file={self.metalink}"]
 
     def get(self, target: Path) -> Sample:
-        folder = self.root / "got"
-        folder.mkdir(exist_ok=True)
-        made = folder / self.source.path.name
-        sample = self.sample(self.words(made), made)
-        made.rename(target)
-        return sample
+        return self.get_by_own_name(target)
 
 
 def metalink(source: Source, ports: Sequence[int]) -> str:
@@ -237,12 +241,7 @@ class Libtorrent(Rival):
         return [*program, str(self.torrent), str(target.parent), *self.ports]
 
     def get(self, target: Path) -> Sample:
-        folder = self.root / "got"
-        folder.mkdir(exist_ok=True)
-        made = folder / self.source.path.name
-        sample = self.sample(self.words(made), made)
-        made.rename(target)
-        return sample
+        return self.get_by_own_name(target)
 
 
 RIVALS: tuple[type[Rival], ...] = (Rsync, Aria2, Libtorrent)

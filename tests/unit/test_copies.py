@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 
 import pytest
 
+from tests.unit import test_store
 from tests.unit.test_store import A, B, C, commit, digests, make, register
-from zchunk.clock import ManualClock
 from zchunk.tracker import copies
 from zchunk.tracker.health import FileHealth, Slice
 from zchunk.tracker.store import TrackerStore
 
-
-@pytest.fixture
-def store() -> Iterator[TrackerStore]:
-    opened = TrackerStore.open(":memory:", ManualClock())
-    for peer_id in (A, B, C):
-        register(opened, peer_id)
-    yield opened
-    opened.close()
+#: with the peers A, B and C
+store = test_store.store
 
 
 def fill(store: TrackerStore, rng: Random, files: int) -> list[str]:

@@ -3,25 +3,18 @@ depend on no clock. scripts/bench tracker has the times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
-
-from tests.unit.test_store import A, B, C, commit, digests, make, register
-from zchunk.clock import ManualClock
+from tests.unit import test_store
+from tests.unit.test_store import A, B, commit, digests, make, register
 from zchunk.tracker.health import Slice
 from zchunk.tracker.store import TrackerStore
 
 _STEP = 20
 
 
-@pytest.fixture
-def store() -> Iterator[TrackerStore]:
-    opened = TrackerStore.open(":memory:", ManualClock())
-    for peer_id in (A, B, C):
-        register(opened, peer_id)
-    yield opened
-    opened.close()
+#: with the peers A, B and C
+store = test_store.store
 
 
 def steps(store: TrackerStore, call: Callable[[], object]) -> int:
