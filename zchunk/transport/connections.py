@@ -126,8 +126,8 @@ class Connections:
     def _end(self, end: End, now: float) -> None:
         accepted = self._accepted[end.key]
         assert accepted is not None
+        self.ended += 1  # first: the other side knows as soon as it is shut down
         descriptors.shut_down(accepted.which)
-        self.ended += 1
         line = self._refusals.note(Busy(_WHY[end.why]), end.address, now)
         if line is not None:
             log.warning("%s", line)
