@@ -3,8 +3,14 @@ the figures of tests that measure, shown at the end of every run."""
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
+
+# A shell that runs the tests in the background has it ignored, and so would the commands that
+# tests interrupt: what is handled here is the default in a process started from here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
