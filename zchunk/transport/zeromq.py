@@ -69,6 +69,9 @@ _AT_ONCE_S = 1.0
 #: With the connection's name. More than any message has, which its reader then refuses.
 _PARTS = 16
 _DROPPED_AT_ONCE = 2000
+#: How the names begin that libzmq gives to connections. Who chooses one itself could be sent what
+#: is still due to another that chose it before.
+_OUR_ROUTING_ID = b"\0"
 #: A subscriber asks for everything, once; who asks for more topics than this is no friend.
 _SUBSCRIPTIONS = 64
 
@@ -341,20 +344,19 @@ class RouterSocket:
                 return None if was_rest else parts
         if not self._discards:
             self._discards = True
-            if (which := descriptors.descriptor(int(parts[1].get(zmq.SRCFD)))) is not None:
-                descriptors.shut_down(which)
+            _end_sender(parts[1])
         return None
 
     def _received(self, parts: Sequence[zmq.Frame]) -> Received | None:
-        """None for what came by a connection that is ended."""
+        """None for what came by a connection that is ended, or ends by it."""
         connection = parts[0].bytes
         if len(parts) < 2:
             return Received([b""], connection=connection)
-        # Of each message anew: who connects may choose a name that another connection had.
-        admission = _admission(parts[1])
-        known = self._shown.get(connection)
-        if known is None or known.admission != admission:
-            known = self._remember(connection, admission, parts[1])
+        if connection[:1] != _OUR_ROUTING_ID:
+            _end_sender(parts[1])
+            return None
+        known = self._shown.get(connection) or self._remember(connection, parts[1])
+        admission = known.admission
         if self._admissions.is_void(admission):
             _shut_down(known)
             return None
@@ -370,11 +372,11 @@ class RouterSocket:
                 return Suspects(tuple(connections))
         return None
 
-    def _remember(self, connection: bytes, admission: Admission | None, frame: zmq.Frame) -> _Shown:
-        self._forget(connection)
+    def _remember(self, connection: bytes, frame: zmq.Frame) -> _Shown:
         self._unread.sweep()
         number = int(frame.get(zmq.SRCFD))
-        shown = self._shown[connection] = _Shown(number, admission, descriptors.descriptor(number))
+        shown = _Shown(number, _admission(frame), descriptors.descriptor(number))
+        self._shown[connection] = shown
         self._by_descriptor.setdefault(number, {})[connection] = None
         return shown
 
@@ -397,6 +399,11 @@ class _Shown:
     number: int
     admission: Admission | None
     descriptor: Descriptor | None
+
+
+def _end_sender(frame: zmq.Frame) -> None:
+    if (which := descriptors.descriptor(int(frame.get(zmq.SRCFD)))) is not None:
+        descriptors.shut_down(which)
 
 
 def _shut_down(shown: _Shown) -> None:
