@@ -60,7 +60,8 @@ class Context:
             time.sleep(max(0.0, due - time.monotonic()))
 
     def line(self) -> Line:
-        return Line(zmq.DEALER, f"{self.at[0]}:{self.at[1]}", self.keys, self.server)
+        # Who is cut off is back at once.
+        return Line(zmq.DEALER, f"{self.at[0]}:{self.at[1]}", self.keys, self.server, reconnect_ms=1)
 
 
 def garbage(to: Context) -> None:
@@ -211,6 +212,8 @@ def claims(to: Context) -> None:
                     to.done["acts"] += 2
             while line.arrival(0.01) is not None:
                 to.done["answers"] += 1
+            line.watch()  # 500 events that nobody reads would end the attack
+        to.done["ended"] = line.told.count(zmq.EVENT_DISCONNECTED)
 
 
 def wrong_content(to: Context) -> None:

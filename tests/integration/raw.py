@@ -72,11 +72,13 @@ class Line:
         *,
         routing_id: bytes | None = None,
         subscribe: bool = True,
+        reconnect_ms: int = 100,
     ) -> None:
         """Without `keys` it speaks plain (the NULL mechanism)."""
         self._context = zmq.Context()
         self.raw = self._context.socket(kind)
         self.raw.linger = 0
+        self.raw.reconnect_ivl = reconnect_ms
         if keys is not None and server_key is not None:
             self.raw.curve_publickey, self.raw.curve_secretkey = keys.public, keys.secret
             self.raw.curve_serverkey = server_key

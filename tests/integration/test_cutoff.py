@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from typing import Any
 
@@ -15,6 +15,7 @@ from tests.integration.cluster import PATIENCE_S, Cluster, Result
 from tests.integration.doors import DOORS, SILENCE_S, Doors, set_revoked
 from tests.integration.raw import Keys, Taking, keys_of, silent
 from tests.waiting import wait_for
+from zchunk import misuse
 
 ENDED_WITHIN_S = 1.0
 
@@ -124,17 +125,19 @@ def test_a_connection_that_kept_silent_is_worth_nothing_afterwards(doors: Doors,
         silent([events], SILENCE_S)
 
 
-def test_a_member_that_connects_under_one_name_again_and_again_is_cut_off(doors: Doors) -> None:
-    """A routing id of its own choice is the same on each of its connections."""
-    cluster = doors.cluster
-    keys = keys_of(cluster.join("again").home / "client")
-    for door, ask in (("tracker", snapshots()), ("node", blocks(doors))):
-        with doors.inside(door, keys, routing_id=b"again") as first:
-            kind, values = next(ask)
-            first.ask(kind, **values)
-        with doors.inside(door, keys, routing_id=b"again") as second:
-            kind, values = next(ask)
-            second.ask(kind, **values)
-            set_revoked(cluster, keys.peer_id, True)
-            wait_for(lambda line=second: line.ended, PATIENCE_S, "the line has ended")  # type: ignore[misc]
-        let_in_again(doors, keys)
+@pytest.mark.parametrize("door", ["tracker", "node"])
+def test_who_asks_for_nonsense_without_end_is_cut_off_and_may_come_back(doors: Doors, door: str) -> None:
+    keys = keys_of(doors.cluster.join(f"nonsense-{door}").home / "client")
+    kind, values = next(snapshots() if door == "tracker" else blocks(doors))
+    with doors.inside(door, doors.keys["member"]) as other:
+        with doors.inside(door, keys) as line:
+            for _ in range(int(misuse.BURST)):
+                assert line.refusal("no_such_request") == "unknown_message"
+            assert line.ask(kind, **values)["t"] in ("snapshot", "block")
+            with suppress(AssertionError):  # some more, which came back to it meanwhile
+                while line.reply(line.send("no_such_request"), 0.5):
+                    pass
+            wait_for(lambda: line.ended, PATIENCE_S, "its line has ended")
+        with doors.inside(door, keys) as line:
+            assert line.ask(kind, **values)["t"] in ("snapshot", "block")
+        assert other.ask(kind, **values)["t"] in ("snapshot", "block")

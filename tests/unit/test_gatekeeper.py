@@ -91,6 +91,9 @@ class FakeLoop:
     def add_socket(self, socket: object, handler: Callable[[Any], None]) -> None:
         self.knock = handler
 
+    def add_timed(self, timed: object) -> None:
+        """No knock waits here; `test_knocks.py` has those that do."""
+
 
 class AtOnce:
     """Workers that have no threads."""

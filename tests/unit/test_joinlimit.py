@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from zchunk.errors import Busy
-from zchunk.tracker import joinlimit
 from zchunk.tracker.joinlimit import BURST, PER_SECOND, JoinLimit
 
 
@@ -46,11 +45,3 @@ def test_it_does_not_save_up_more_than_a_burst() -> None:
     limit = JoinLimit()
     assert tried(limit, "10.0.0.1", 0.0)
     assert sum(tried(limit, "10.0.0.1", 1e6) for _ in range(100)) == BURST
-
-
-def test_the_addresses_it_remembers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joinlimit, "_ADDRESSES", 3)
-    limit = JoinLimit()
-    for number in range(10):
-        limit.attempt(f"10.0.0.{number}", 0.0)
-    assert list(limit._left) == ["10.0.0.7", "10.0.0.8", "10.0.0.9"]

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from zchunk.errors import NotAllowed, ZchunkError
+from zchunk.knocks import Knocks
 from zchunk.loop import Loop, Workers
 from zchunk.node import allowlist
 from zchunk.node.control import ControlPlane, expect
@@ -26,7 +27,7 @@ from zchunk.protocol.messages import (
     Message,
     record_in,
 )
-from zchunk.transport.base import Arrival, BoundSocket, Gate, Knock, Received
+from zchunk.transport.base import BoundSocket, Gate, Knock, Received
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Gatekeeper:
         #: events of members so far, and the latest of each member
         self._events = 0
         self._latest: dict[str, int] = {}
-        loop.add_socket(gate, self._on_knock)
+        Knocks(loop, gate, self._on_knock)
         control.watch_events(loop, self._on_event, lambda missed: self._fetch())
         control.watch_peers(loop, lambda record: None, self._fetch)
 
@@ -89,8 +90,7 @@ class Gatekeeper:
 
     # -- knocks ---------------------------------------------------------------------
 
-    def _on_knock(self, knock: Arrival) -> None:
-        assert isinstance(knock, Knock)
+    def _on_knock(self, knock: Knock) -> None:
         owner = self._list.owner_of(knock.public_key)
         if owner is None:
             self._ask_tracker(knock)

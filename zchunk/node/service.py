@@ -26,6 +26,7 @@ from zchunk.errors import (
 )
 from zchunk.loop import Loop, Workers
 from zchunk.manifest import MAX_STORED_SIZE
+from zchunk.misuse import Misuse
 from zchunk.node.serving import MAX_OFFERS, Admission, BlockWanted, ChunkKey, Incoming, Outgoing
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.outstanding import Outstanding, Ticket
@@ -44,7 +45,7 @@ from zchunk.protocol.messages import (
     PutManifest,
 )
 from zchunk.refusals import Refusals
-from zchunk.transport.base import Arrival, Delivery, Received, Socket, Suspects
+from zchunk.transport.base import Arrival, BoundSocket, Delivery, Received, Suspects
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class ChunkService:
         self,
         *,
         loop: Loop,
-        router: Socket,
+        router: BoundSocket,
         store: ChunkStore,
         receive_chunk: ReceiveChunk,
         reading: Workers,
@@ -92,6 +93,7 @@ class ChunkService:
         self._pool = BufferPool(receive_budget // 2)
         self._buffers: dict[ChunkKey, Buffer] = {}
         self._refusals = Refusals()
+        self._misuse = Misuse()
         self._outstanding = Outstanding(MAX_OFFERS)
         #: payload bytes sent and stored since the start
         self.bytes_moved = 0
@@ -145,10 +147,7 @@ class ChunkService:
             handler(received.connection, request_id, envelope.message)
         except ZchunkError as error:
             request_id = error.details.get("request_id", request_id)
-            if request_id is not None:
-                self._refuse(received.connection, request_id, error, received.address)
-            else:
-                self._count(error, received.address)
+            self._refuse_sender(received, request_id, error)
 
     def _reply(self, connection: bytes, request_id: int, message: Message) -> Delivery:
         delivery = self._router.send(wire.encode(message, request_id), connection)
@@ -163,6 +162,16 @@ class ChunkService:
             self._give_up(chunk)
         self._pump()
         self._admit()
+
+    def _refuse_sender(self, received: Received, request_id: int | None, error: ZchunkError) -> None:
+        peer_id = received.peer_id
+        if peer_id is not None and self._misuse.is_too_much(error, peer_id, self._now()):
+            self._count(error, received.address)
+            self._router.end(peer_id)
+        elif request_id is not None:
+            self._refuse(received.connection, request_id, error, received.address)
+        else:
+            self._count(error, received.address)
 
     def _refuse(
         self, connection: bytes, request_id: int, error: ZchunkError, address: str | None = None

@@ -8,7 +8,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,9 @@ from zchunk.config import Settings
 from zchunk.disconnects import Disconnects
 from zchunk.errors import AlreadyRunning, InvalidUsage, NotFound, StorageFailure, ZchunkError
 from zchunk.interfaces import interface_addresses
+from zchunk.knocks import Knocks
 from zchunk.loop import Loop
+from zchunk.misuse import Misuse
 from zchunk.outstanding import Outstanding, Ticket
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply
@@ -174,10 +176,11 @@ class TrackerServer:
         self._loop = loop
         self._store = store
         self._refusals = Refusals()
+        self._misuse = Misuse()
         self._outstanding = Outstanding()
         self._disconnects = Disconnects(loop, router, self._gone)
         if gate is not None:
-            loop.add_socket(gate, self._on_knock)
+            Knocks(loop, gate, self._on_knock)
         loop.add_socket(router, self._on_message)
         loop.add_socket(publisher, lambda _: None)
         loop.add_timed(self)
@@ -200,8 +203,7 @@ class TrackerServer:
     def _gone(self, connection: bytes) -> None:
         self._perform(self.core.connection_gone(connection, self._now()))
 
-    def _on_knock(self, knock: Arrival) -> None:
-        assert isinstance(knock, Knock)
+    def _on_knock(self, knock: Knock) -> None:
         assert self._gate is not None
         peer_id = admitted(self._membership, knock.door, knock.public_key, self._now())
         if peer_id is None:
@@ -213,37 +215,45 @@ class TrackerServer:
             self._disconnects.suspect(received.connections)
         if not isinstance(received, Received):
             return
+        sender = Sender(received.connection, received.peer_id, received.address)
         request_id: int | None = None
         try:
             envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
             request_id = envelope.request_id
-            peer_id = envelope.claim if self._gate is None else received.peer_id
-            sender = Sender(received.connection, peer_id, received.address)
+            if self._gate is None:
+                sender = replace(sender, peer_id=envelope.claim)
             ticket = self._outstanding.begin(sender.peer_id or sender.connection, _weight(received.frames))
         except ZchunkError as error:
             request_id = error.details.get("request_id", request_id)
             if request_id is None:
-                self._refused(error, received.address)
+                self._refused(error, sender)
             else:
-                self._reply(Reply(received.connection, request_id, wire.error_reply(error)), received.address)
+                self._reply(Reply(sender.connection, request_id, wire.error_reply(error)), sender)
             return
         actions = self.core.handle(sender, request_id, envelope.message, self._now())
-        self._perform(actions, ticket, received.address)
+        self._perform(actions, ticket, sender)
         if not ticket.works:
             self._outstanding.end(ticket)
 
-    def _refused(self, error: ZchunkError, address: str | None) -> None:
-        line = self._refusals.note(error, address, self._now().mono)
+    def _refused(self, error: ZchunkError, sender: Sender | None) -> bool:
+        """Counts it. Whether the sender is cut off, and so needs no answer."""
+        now = self._now().mono
+        line = self._refusals.note(error, sender.address if sender else None, now)
         if line is not None:
             log.info("%s", line)
+        if self._gate is None or sender is None or sender.peer_id is None:
+            return False
+        if cut_off := self._misuse.is_too_much(error, sender.peer_id, now):
+            self._router.end(sender.peer_id)
+        return cut_off
 
     def _perform(
-        self, actions: list[Action], ticket: Ticket | None = None, address: str | None = None
+        self, actions: list[Action], ticket: Ticket | None = None, sender: Sender | None = None
     ) -> None:
-        """`ticket`, and who is at `address`, are those of the request that led to them."""
+        """`ticket` and `sender` are those of the request that led to them."""
         for action in actions:
             if isinstance(action, Reply):
-                self._reply(action, address)
+                self._reply(action, sender)
             elif isinstance(action, Publish):
                 event = action.event
                 self._publisher.send([event.topic.encode(), *wire.encode(event)])
@@ -251,11 +261,11 @@ class TrackerServer:
                 self._router.end(action.peer_id)
                 self._publisher.end(action.peer_id)
             else:
-                self._work(action, ticket, address)
+                self._work(action, ticket, sender)
 
-    def _work(self, action: Work, ticket: Ticket | None, address: str | None) -> None:
+    def _work(self, action: Work, ticket: Ticket | None, sender: Sender | None) -> None:
         def done(outcome: Outcome) -> None:
-            self._perform(action.then(outcome[0], outcome[1], self._now()), ticket, address)
+            self._perform(action.then(outcome[0], outcome[1], self._now()), ticket, sender)
             if ticket is not None:
                 ticket.works -= 1
                 if not ticket.works:
@@ -265,9 +275,12 @@ class TrackerServer:
             ticket.works += 1
         self._store.submit(action.run, done)
 
-    def _reply(self, action: Reply, address: str | None = None) -> None:
+    def _reply(self, action: Reply, sender: Sender | None) -> None:
         if isinstance(action.message, ErrorReply):
-            self._refused(wire.raised(action.message), address)
+            # What another waited for may end with this request: that is not the sender's doing.
+            theirs = sender if sender and sender.connection == action.connection else None
+            if self._refused(wire.raised(action.message), theirs):
+                return
         # A requester that is gone or full asks again: requests are idempotent.
         frames = wire.encode(action.message, action.request_id)
         if self._router.send(frames, action.connection) is Delivery.GONE:
