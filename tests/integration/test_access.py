@@ -199,6 +199,22 @@ def test_a_tracker_that_was_set_up_anew(folder: Path, start_s: float) -> None:
 # -- tokens -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("role", ["client", "node"])
+def test_a_token_that_does_not_go_with_the_configuration_is_not_used_up(
+    guarded: Cluster, folder: Path, role: str
+) -> None:
+    token, home, plain = (
+        guarded.token(role, "--once"),
+        folder / f"mixed-{role}",
+        {"security.transport": "plain"},
+    )
+    home.mkdir()
+    words = ["join", token] if role == "client" else ["node", "--join", token, "--bind", "127.0.0.1:0"]
+    refused = guarded.spawn([*words, "--home", str(home)], settings=plain).result().expect(2)
+    assert "security.transport is plain here, and this token is for a cluster with curve" in refused.stderr
+    assert Client(guarded, home).run("join", token).last["role"] == role
+
+
 def test_a_token_that_was_withdrawn(doors: Doors, guarded: Cluster, folder: Path) -> None:
     token, other = guarded.token("client"), guarded.token("client")
     keys = keys_in(token)
@@ -230,7 +246,9 @@ def test_a_token_that_was_withdrawn(doors: Doors, guarded: Cluster, folder: Path
 def test_all_tokens_are_withdrawn_while_the_tracker_is_away(folder: Path) -> None:
     with Cluster(folder / "cluster") as cluster:
         token = cluster.token("client")
+        cluster.client.run("info", "nothing", code=9)
         cluster.stop_tracker()
+        assert "requests refused: 1;" in cluster.tracker.process.stderr
         home = Client(cluster, cluster.tracker.home)
         assert len(home.run("tokens", "withdraw", "--all").last["tokens"]) >= 2
         assert home.run("tokens", "list", "--all").last == []

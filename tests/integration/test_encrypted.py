@@ -179,6 +179,17 @@ def test_a_key_file_and_a_hidden_name(bench: Cluster, folder: Path, key: Path, w
     assert not list(folder.glob("x*"))
 
 
+def test_a_hidden_name_is_data_like_any_other(bench: Cluster, folder: Path, key: Path) -> None:
+    source, out, client = fresh(folder, 5000), folder / "in" / "here", bench.client
+    out.mkdir(parents=True)
+    options = ["--name=../../escaped", "--encrypt", "--hide-name", "--key-file", str(key)]
+    name = client.put(source.path, *options).last["name"]
+    got = client.run("get", "--key-file", key, name, cwd=out).last
+    assert (got["name"], Path(got["target"])) == ("../../escaped", out / "escaped")
+    assert sha256_of(out / "escaped") == source.sha256
+    assert sorted(path.name for path in folder.rglob("*escaped*")) == ["escaped"]
+
+
 def test_a_secret_is_not_taken_for_a_file_that_is_not_encrypted(
     bench: Cluster, folder: Path, words: Path
 ) -> None:

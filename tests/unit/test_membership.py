@@ -70,6 +70,14 @@ def test_without_a_file_nobody_is_a_member(path: Path, clock: ManualClock) -> No
     assert fresh.token(TOKEN) is None
     assert (dict(fresh.members), dict(fresh.tokens)) == ({}, {})
     assert not path.exists()
+    assert fresh.is_new
+
+
+def test_a_list_whose_tokens_were_all_withdrawn_is_not_new(listed: Membership, path: Path) -> None:
+    """The tracker makes a first token at a new one alone."""
+    listed.withdraw(list(listed.tokens))
+    again = Membership(path, ManualClock())
+    assert (dict(again.tokens), again.is_new) == ({}, False)
 
 
 def test_everything_is_there_after_a_restart(listed: Membership, path: Path, clock: ManualClock) -> None:

@@ -38,11 +38,14 @@ def host_name() -> str:
 
 
 def join_cluster(folder: Path, token: Token, name: str, settings: Settings) -> Membership:
-    """One request to the tracker; remembered in `folder`. Raises as `joining.join` does."""
+    """One request to the tracker; remembered in `folder`. Raises as `joining.join` does, and
+    InvalidUsage for a token that does not go with the configuration."""
     from zchunk.clock import SystemClock
     from zchunk.node.joining import join
+    from zchunk.node.membership import check_token
     from zchunk.transport.zeromq import ZmqTransport
 
+    check_token(token, settings)
     transport = ZmqTransport()
     try:
         return join(folder, token, name, transport, SystemClock(), settings.client.tracker_timeout_s)

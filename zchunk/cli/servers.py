@@ -108,14 +108,18 @@ def _serve_tracker(running: Tracker, home: Path) -> None:
     if failures:
         raise failures[0]
     longest_ms = 1000 * running.loop.longest_turn_s
-    log.info("the tracker has stopped; the longest turn of its control loop took %.0f ms", longest_ms)
+    log.info(
+        "the tracker has stopped; requests refused: %d; the longest turn of its control loop took %.0f ms",
+        running.server.refused,
+        longest_ms,
+    )
 
 
 def _introduce_tracker(running: Tracker, home: Path) -> None:
     if running.settings.security.transport == "plain":
         say(_PLAIN)
     # A start that failed before this (port taken) has made the key, but was none.
-    if not running.membership.tokens and not running.membership.members:
+    if running.membership.is_new:
         _show_first_token(running)
     _ready(
         endpoint=running.reachable_at(running.endpoint)[0],
@@ -189,7 +193,7 @@ def node(
         _serve_node(process, membership, settings, invocation.home)
     finally:
         process.stop()
-    log.info("the node has stopped")
+    log.info("the node has stopped; requests refused: %d", process.parts.service.refused)
 
 
 def _membership(folder: Path, argument: str | None, settings: Settings) -> Membership:

@@ -14,7 +14,7 @@ from typing import Any
 from zchunk import addresses, disk, jsonfiles
 from zchunk.config import Settings
 from zchunk.errors import InvalidUsage, NotJoined, StorageFailure
-from zchunk.transport.auth import ROLES, load_or_make_key
+from zchunk.transport.auth import ROLES, Token, load_or_make_key
 from zchunk.transport.keys import CurveClient, CurveServer, KeyPair
 
 _FILE = "membership.json"
@@ -71,12 +71,29 @@ def identity_of(folder: Path, membership: Membership) -> Identity:
 def check_transport(membership: Membership, settings: Settings) -> None:
     """Raises InvalidUsage where the configuration asks for another transport than the
     cluster has that was joined."""
+    _check(
+        settings,
+        membership.transport,
+        f"the cluster was joined with {membership.transport}:"
+        " join with a new token from a tracker that has the same setting, or remove the setting",
+    )
+
+
+def check_token(token: Token, settings: Settings) -> None:
+    """Raises InvalidUsage where the configuration asks for another transport than the cluster
+    has that this token is for: a token that is good once is not to be used up for that."""
+    _check(
+        settings,
+        token.transport,
+        f"this token is for a cluster with {token.transport}:"
+        " use one of a tracker that has the same setting, or remove the setting",
+    )
+
+
+def _check(settings: Settings, transport: str, but: str) -> None:
     asked = settings.security.transport
-    if "transport" in settings.security.model_fields_set and asked != membership.transport:
-        raise InvalidUsage(
-            f"security.transport is {asked} here, and the cluster was joined with {membership.transport}:"
-            " join with a new token from a tracker that has the same setting, or remove the setting"
-        )
+    if "transport" in settings.security.model_fields_set and asked != transport:
+        raise InvalidUsage(f"security.transport is {asked} here, and {but}")
 
 
 def key_of(folder: Path) -> KeyPair:

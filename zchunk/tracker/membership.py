@@ -105,6 +105,11 @@ class Membership:
     # -- asking -----------------------------------------------------------------------
 
     @property
+    def is_new(self) -> bool:
+        """Whether nobody was ever listed: no member, and no token either."""
+        return self._listed.stamp is None
+
+    @property
     def members(self) -> Mapping[str, Member]:
         """peer id -> member, revoked ones too, as last read."""
         return MappingProxyType(self._listed.members)
