@@ -229,11 +229,27 @@ def wrong_content(to: Context) -> None:
             to.done["refused"] += frames is not None and b"error" in bytes(frames[0])
 
 
+def subscriptions(to: Context) -> None:
+    """Topics at random, long and short, on many connections."""
+    at = f"{to.at[0]}:{to.at[1]}"
+    while to.goes_on:
+        lines = [Line(zmq.SUB, at, to.keys, to.server) for _ in range(8)]
+        time.sleep(0.1)  # the first whole message is the usual one
+        for _ in range(60):
+            for line in lines:
+                line.raw.subscribe(os.urandom(60_000 if to.done["acts"] % 2 else 400))
+                to.done["acts"] += 1
+            time.sleep(0.002)
+        for line in lines:
+            to.done["ended"] += line.ended
+            line.__exit__(None, None, None)
+
+
 ATTACKS: dict[str, Callable[[Context], None]] = {
     act.__name__: act
     for act in (
         garbage, broken_greetings, huge_frame, connections, parts, member_parts, endless, trickle, flood,
-        claims, wrong_content,
+        claims, wrong_content, subscriptions,
     )
 }  # fmt: skip
 

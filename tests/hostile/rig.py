@@ -27,6 +27,9 @@ PLAIN = {"security.transport": "plain"}
 STRANGERS = ("garbage", "broken_greetings", "huge_frame", "connections")
 OF_PLAIN = ("parts", "endless", "trickle")
 MEMBERS = ("flood", "claims", "wrong_content", "member_parts")
+OF_EVENTS = ("subscriptions",)
+#: The tracker as a victim, at its other socket.
+EVENTS = "events"
 _ROUNDS = 3
 #: Of a file, and of its chunks: above the size that is distributed.
 _SIZE = 512 * MIB
@@ -42,10 +45,13 @@ class Rig:
     targets: int = 0
 
     def process(self, victim: str) -> Process:
-        return self.cluster.tracker.process if victim == "tracker" else self.cluster.nodes[victim].process
+        at_tracker = victim in ("tracker", EVENTS)
+        return self.cluster.tracker.process if at_tracker else self.cluster.nodes[victim].process
 
     def endpoint(self, victim: str) -> str:
         tracker = self.cluster.tracker
+        if victim == EVENTS:
+            return tracker.events
         return tracker.endpoint if victim == "tracker" else self.cluster.nodes[victim].endpoint
 
     def get(self) -> float:
@@ -58,7 +64,7 @@ class Rig:
 
     @contextmanager
     def under(self, attack: str, endpoint: str, victim: str, seconds: float) -> Iterator[Attack]:
-        keys = self.keys.get(victim) if attack in MEMBERS else None
+        keys = self.keys.get(victim) if attack in (*MEMBERS, *OF_EVENTS) else None
         with running(attack, endpoint, seconds, keys) as attacker:
             yield attacker
 
@@ -126,6 +132,7 @@ def rig(folder: Path, size: int, *, plain: bool) -> Iterator[Rig]:
         made = Rig(cluster, source)
         if not plain:
             made.keys = {victim: _member_keys(cluster, folder, victim) for victim in ("tracker", "A")}
+            made.keys[EVENTS] = made.keys["tracker"]
         made.get()  # what is taken for good at the first use
         yield made
 

@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from tests.hostile import zmtp
-from tests.hostile.rig import MEMBERS, STRANGERS, Rig, peak_since, rig
+from tests.hostile.rig import EVENTS, MEMBERS, OF_EVENTS, STRANGERS, Rig, peak_since, rig
 from tests.integration.cluster import MIB
 from tests.integration.raw import Line, keys_of
 
@@ -60,6 +60,11 @@ def test_a_stranger_costs_little(curve: Rig, attack: str, victim: str) -> None:
 @pytest.mark.parametrize("attack", MEMBERS)
 def test_a_member_costs_little(curve: Rig, attack: str, victim: str) -> None:
     assert attacked(curve, attack, victim)["acts"]
+
+
+@pytest.mark.parametrize("attack", OF_EVENTS)
+def test_a_subscriber_costs_little(curve: Rig, attack: str) -> None:
+    assert attacked(curve, attack, EVENTS)["acts"]
 
 
 @pytest.mark.parametrize("victim", ["tracker", "A"])

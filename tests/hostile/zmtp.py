@@ -27,22 +27,24 @@ def header(size: int, *, more: bool = False, command: bool = False) -> bytes:
     return bytes([flags | _LONG]) + struct.pack(">Q", size)
 
 
-def ready(kind: bytes = b"DEALER") -> bytes:
-    name = b"Socket-Type"
-    told = bytes([len(name)]) + name + struct.pack(">I", len(kind)) + kind
-    return frame(b"\x05READY" + told, command=True)
+def ready(kind: bytes = b"DEALER", **more: bytes) -> bytes:
+    """`more`: further properties, `_` for each `-` in their names."""
+    told = b"\x05READY"
+    for name, value in {"Socket_Type": kind, **more}.items():
+        told += bytes([len(name)]) + name.replace("_", "-").encode() + struct.pack(">I", len(value)) + value
+    return frame(told, command=True)
 
 
 def connect(at: At, within_s: float = 3.0) -> socket.socket:
     return socket.create_connection(at, within_s)
 
 
-def plain(at: At) -> socket.socket:
+def plain(at: At, kind: bytes = b"DEALER", **more: bytes) -> socket.socket:
     """A connection whose handshake (NULL) is done."""
     line = connect(at)
     line.sendall(greeting(b"NULL"))
     _take(line, 64)
-    line.sendall(ready())
+    line.sendall(ready(kind, **more))
     head = _take(line, 2)
     _take(line, head[1])
     return line

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import zmq
 
+from tests.hostile import zmtp
 from tests.waiting import wait_for
 from zchunk.transport.auth import new_key_pair
 from zchunk.transport.base import Delivery, Knock, Link, Received, SocketOptions
@@ -291,6 +293,50 @@ def test_a_subscription_that_comes_after_the_end_is_void(server: Server) -> None
         silent.disable_monitor()
         monitor.close(0)
         silent.close(0)
+
+
+@pytest.mark.parametrize(
+    "topics",
+    [[bytes([i]) for i in range(40)], [bytes([i]) * 500 for i in range(5)]],
+    ids=["many", "long"],
+)
+def test_who_subscribes_to_too_much_is_ended(server: Server, topics: list[bytes]) -> None:
+    first, other = (server.inside(server.member(who), "subscriber") for who in (A, B))
+    for topic in topics:
+        first.raw.setsockopt(zmq.SUBSCRIBE, topic)
+    server.until(lambda: Link.DOWN in server.links[first], "its line has ended")
+    assert server.links[other] == [Link.UP]
+
+
+@pytest.mark.parametrize("user_id", [b"a.b", b"\xff\xfe", f"{A}.1".encode()])
+@pytest.mark.parametrize("kind", [b"DEALER", b"SUB"])
+def test_in_plain_transport_nobody_is_who_his_handshake_says(kind: bytes, user_id: bytes) -> None:
+    """A User-Id in the handshake's properties comes with each message, as that of a gate does."""
+    transport = ZmqTransport()
+    bind = transport.router if kind == b"DEALER" else transport.publisher
+    socket = bind("tcp://127.0.0.1:0", OPTIONS)
+    host, _, port = socket.endpoint.removeprefix("tcp://").rpartition(":")
+    said = b"hello" if kind == b"DEALER" else b"\x01"
+    arrived: list[Received] = []
+    try:
+        with zmtp.plain((host, int(port)), kind, User_Id=user_id) as line:
+            line.sendall(zmtp.frame(said))
+
+            def turn() -> bool:
+                if isinstance(received := socket.receive(), Received):
+                    arrived.append(received)
+                if kind == b"SUB":
+                    socket.send([b"event"])
+                    line.setblocking(False)
+                    with suppress(BlockingIOError):
+                        return bool(line.recv(64))
+                return bool(arrived)
+
+            wait_for(turn, DEADLINE_S, "it is heard, or hears")
+        assert [received.peer_id for received in arrived] == [None] * len(arrived)
+    finally:
+        socket.close()
+        transport.close()
 
 
 # -- closed doors -----------------------------------------------------------------------------

@@ -51,7 +51,8 @@ from zchunk.transport.selftest import Door, prove_closed
 log = logging.getLogger(__name__)
 
 CONTROL = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, heartbeats=True)
-EVENTS = SocketOptions(max_frame_bytes=64 * 1024, send_mark=10_000, heartbeats=True)
+#: What comes here are subscriptions: short, and a few. A handshake is the longest frame.
+EVENTS = SocketOptions(max_frame_bytes=512, send_mark=10_000, receive_mark=16, heartbeats=True)
 
 Outcome = tuple[Any, ZchunkError | None]
 

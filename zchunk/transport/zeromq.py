@@ -72,8 +72,10 @@ _DROPPED_AT_ONCE = 2000
 #: How the names begin that libzmq gives to connections. Who chooses one itself could be sent what
 #: is still due to another that chose it before.
 _OUR_ROUTING_ID = b"\0"
-#: A subscriber asks for everything, once; who asks for more topics than this is no friend.
-_SUBSCRIPTIONS = 64
+#: A subscriber asks for everything, once; who asks for more topics than this is no friend, nor who
+#: asks for long ones: libzmq keeps some 32 bytes for each of a topic's bytes.
+_SUBSCRIPTIONS = 32
+_TOPIC_BYTES = 64
 
 
 class ZmqTransport:
@@ -97,7 +99,7 @@ class ZmqTransport:
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
         endpoint = _bind(raw, bind)
         delivered = self._connections.watch(endpoint, _limits(options))
-        return RouterSocket(raw, endpoint, options.unread_bytes, self._admissions, delivered)
+        return RouterSocket(raw, endpoint, options.unread_bytes, self._shown_at(curve), delivered)
 
     def publisher(
         self, bind: str, options: SocketOptions, curve: CurveServer | None = None
@@ -107,7 +109,7 @@ class ZmqTransport:
         raw.setsockopt(zmq.XPUB_VERBOSE, 1)
         endpoint = _bind(raw, bind)
         delivered = self._connections.watch(endpoint, _limits(options))
-        return PublisherSocket(raw, endpoint, self._admissions, delivered)
+        return PublisherSocket(raw, endpoint, self._shown_at(curve), delivered)
 
     def dealer(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
@@ -128,6 +130,9 @@ class ZmqTransport:
         # Never more unread than the mark, see there. What comes is what the tracker publishes.
         raw.setsockopt(zmq.RCVHWM, 0)
         return ConnectedSocket(raw, addresses, encrypts=curve is not None)
+
+    def _shown_at(self, curve: CurveServer | None) -> _Showing:
+        return _Showing(self._admissions, encrypts=curve is not None)
 
     def close(self) -> None:
         """Ends the context; every loop has closed its own sockets before."""
@@ -217,14 +222,15 @@ class PublisherSocket:
     member subscribed, to be able to end it."""
 
     def __init__(
-        self, raw: zmq.Socket[bytes], endpoint: str, admissions: Admissions, delivered: Delivered
+        self, raw: zmq.Socket[bytes], endpoint: str, showing: _Showing, delivered: Delivered
     ) -> None:
         self.raw = raw
         self.endpoint = endpoint
-        self._admissions = admissions
+        self._showing = showing
+        self._admissions = showing.admissions
         self._delivered = delivered
-        #: member -> its connections, and how often each has subscribed
-        self._subscribers: dict[str, dict[Descriptor, int]] = {}
+        #: member -> its connections, and for how many usual topics each has asked
+        self._subscribers: dict[str, dict[Descriptor, float]] = {}
 
     def pollable(self) -> list[zmq.Socket[bytes]]:
         return [self.raw]
@@ -238,7 +244,7 @@ class PublisherSocket:
             number = _metadata(frame, "__fd")
             if number is not None:  # else libzmq tells of a connection that ended
                 self._delivered.add(int(number), 1, len(frame))
-                self._note(_admission(frame), descriptors.descriptor(int(number)))
+                self._note(self._showing.admission(frame), descriptors.descriptor(int(number)), len(frame))
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         _send_frames(self.raw, frames)
@@ -252,7 +258,7 @@ class PublisherSocket:
     def close(self) -> None:
         self.raw.close()
 
-    def _note(self, admission: Admission | None, which: Descriptor | None) -> None:
+    def _note(self, admission: Admission | None, which: Descriptor | None, size: int) -> None:
         if which is None:
             return
         if self._admissions.is_void(admission):
@@ -262,7 +268,7 @@ class PublisherSocket:
         if which not in theirs:
             for other in [known for known in theirs if not descriptors.is_open(known)]:
                 del theirs[other]
-        theirs[which] = theirs.get(which, 0) + 1
+        theirs[which] = theirs.get(which, 0) + max(1.0, size / _TOPIC_BYTES)
         if theirs[which] > _SUBSCRIPTIONS:
             descriptors.shut_down(which)
 
@@ -279,7 +285,7 @@ class RouterSocket:
         raw: zmq.Socket[bytes],
         endpoint: str,
         unread_bytes: int,
-        admissions: Admissions,
+        showing: _Showing,
         delivered: Delivered,
     ) -> None:
         self.raw = raw
@@ -287,7 +293,8 @@ class RouterSocket:
         self._delivered = delivered
         self._discards = False
         self._unread = Unread(unread_bytes)
-        self._admissions = admissions
+        self._showing = showing
+        self._admissions = showing.admissions
         self._monitor = raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         #: descriptor -> connections that came by it, in this order; most are the latest's
         self._by_descriptor: dict[int, dict[bytes, None]] = {}
@@ -375,7 +382,7 @@ class RouterSocket:
     def _remember(self, connection: bytes, frame: zmq.Frame) -> _Shown:
         self._unread.sweep()
         number = int(frame.get(zmq.SRCFD))
-        shown = _Shown(number, _admission(frame), descriptors.descriptor(number))
+        shown = _Shown(number, self._showing.admission(frame), descriptors.descriptor(number))
         self._shown[connection] = shown
         self._by_descriptor.setdefault(number, {})[connection] = None
         return shown
@@ -431,12 +438,20 @@ def _close_monitored(raw: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None
 def _metadata(frame: zmq.Frame, name: str) -> str | None:
     try:
         return str(frame.get(name))
-    except zmq.ZMQError:
+    except (zmq.ZMQError, UnicodeDecodeError):
         return None
 
 
-def _admission(frame: zmq.Frame) -> Admission | None:
-    return parse_admission(_metadata(frame, "User-Id"))
+@dataclass(frozen=True, slots=True)
+class _Showing:
+    """What the messages of a bound socket show of who sends them."""
+
+    admissions: Admissions
+    encrypts: bool
+
+    def admission(self, frame: zmq.Frame) -> Admission | None:
+        """In plain transport whoever connects may write a User-Id of his own into his handshake."""
+        return parse_admission(_metadata(frame, "User-Id")) if self.encrypts else None
 
 
 def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[Large]:
