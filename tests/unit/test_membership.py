@@ -365,6 +365,15 @@ def test_a_members_own_key_is_no_token(listed: Membership) -> None:
         listed.join(member.peer_id, key(2), "B", NOW)
 
 
+@pytest.mark.parametrize("token", [TOKEN, CLIENTS])
+def test_a_tokens_own_key_becomes_no_member(listed: Membership, token: bytes) -> None:
+    with pytest.raises(InvalidUsage, match="a key of its own"):
+        listed.join(TOKEN, token, "A", NOW)
+    with pytest.raises(InvalidUsage, match="a key of its own"):
+        listed.add_member(token, "A", "client")
+    assert not listed.members
+
+
 @pytest.mark.parametrize(("late_ms", "refused"), [(-1, False), (0, True), (DAY, True)])
 def test_a_token_ends_when_it_expires(listed: Membership, late_ms: int, refused: bool) -> None:
     if not refused:

@@ -190,7 +190,8 @@ class Membership:
         the token is used up or has expired since: its first answer may have been lost.
         Raises TokenRefused for a token that is unknown, expired or used up; NameTaken
         (`details["suggestion"]`) for a second node of that name; InvalidUsage for a
-        name that cannot be shown on one line; NotAllowed for a revoked key.
+        name that cannot be shown on one line, and for a token's own key; NotAllowed for a
+        revoked key.
         """
         token_id = _token_id(token)
         with self._change() as change:
@@ -257,6 +258,9 @@ class Membership:
     def _new(self, public_key: bytes, name: str, role: str, now_ms: int) -> Member:
         if not (name.isprintable() and name.strip() and len(name) <= _NAME_LENGTH):
             raise InvalidUsage(f"a name has 1 to {_NAME_LENGTH} printable characters, which {name!r} has not")
+        if peer_id_of(public_key) in self._listed.tokens:
+            # Else all who ever had the token would be that member, also when it has expired.
+            raise InvalidUsage("a join token's key is no member's; a PC joins with a key of its own")
         if len(self._listed.members) >= MAX_MEMBERS:
             raise NotAllowed(
                 f"this cluster has {MAX_MEMBERS} members, revoked ones with them, and takes no more"
