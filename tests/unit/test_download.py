@@ -729,6 +729,7 @@ def test_an_ended_job_stays_ended(end: Callable[[DownloadJob], list[Action]], st
         job.pause(2.0),
         job.resume(2.0),
         job.lost([0], 2.0),
+        job.unwant([1, 2], 2.0),
         job.complete(2.0),
         end(job),
     ]
@@ -753,6 +754,53 @@ def test_chunks_whose_bytes_on_disk_were_wrong_are_fetched_again() -> None:
         *blocks(A, 1, attempt=2),
     ]
     assert AllHeld() in settle(job, blocks(A, 1, attempt=2))
+
+
+# -- a reader's chunks ---------------------------------------------------------------------------------
+
+
+def test_a_reader_fetches_the_chunks_that_it_wants_and_no_other() -> None:
+    job = make([[A]] * 5, held=range(5))
+    assert job.start(0.0) == [StateChanged(JobState.VERIFYING), AllHeld()]
+    assert (job.deadline(), job.missing_chunks()) == (None, [])
+    actions = job.want([3], 1.0)
+    assert actions == [StateChanged(JobState.RUNNING), BeginChunk(3, 1), *blocks(A, 3)]
+    assert AllHeld() in settle(job, actions)
+    again = job.want([3, 0], 2.0)
+    assert [(a.chunk, a.attempt) for a in again if isinstance(a, BeginChunk)] == [(0, 1), (3, 2)]
+
+
+def test_what_nobody_wants_any_more_is_dropped_and_makes_room() -> None:
+    job = make([[A]] * 5, held=range(5), budget=2 * CHUNK)
+    job.start(0.0)
+    job.want([0, 1, 2], 1.0)
+    assert job.begun_bytes == 2 * CHUNK
+    actions = job.unwant([0, 1], 2.0)
+    assert actions[:2] == [DropChunk(0, 1), DropChunk(1, 1)]
+    assert [a.chunk for a in actions if isinstance(a, BeginChunk)] == [2]
+    assert job.block(0, 1, 0, BLOCK, 3.0) == []
+    assert job.unwant([2], 4.0) == [DropChunk(2, 1), StateChanged(JobState.VERIFYING), AllHeld()]
+    assert job.begun_bytes == 0
+
+
+def test_what_is_being_checked_is_not_dropped() -> None:
+    """A thread is at its buffer."""
+    job = make([[A]], held=[0])
+    job.start(0.0)
+    job.want([0], 1.0)
+    answer(job, blocks(A, 0), SLOW)
+    assert job.unwant([0], 2.0) == []
+    assert job.chunk_state(0) is ChunkState.VERIFYING
+    assert job.verified(0, True, 3.0) == [WriteChunk(0, 1)]
+
+
+def test_a_reader_waits_only_for_who_holds_what_it_wants() -> None:
+    job = make([[A], [B]], up=[A], held=[0, 1])
+    job.start(0.0)
+    assert job.want([1], 1.0) == [StateChanged(JobState.RUNNING), StateChanged(JobState.WAITING)]
+    assert job.missing() == {B: 1}
+    assert job.unwant([1], 2.0) == [StateChanged(JobState.VERIFYING), AllHeld()]
+    assert job.missing() == {}
 
 
 # -- flow --------------------------------------------------------------------------------------------
@@ -1090,6 +1138,11 @@ class World:
         self.proven -= set(chunks)
         self.do(self.job.lost(chunks, now))
 
+    def unwanted(self, chunks: Collection[int], now: float) -> None:
+        """What is not being checked or written counts as held."""
+        self.proven |= set(chunks) - self.verifying.keys() - self.writing.keys()
+        self.do(self.job.unwant(chunks, now))
+
     # what must always hold
 
     def check(self, limits: Limits, now: float) -> None:
@@ -1292,6 +1345,15 @@ class Downloads(RuleBasedStateMachine):
         for chunk in sorted(self.world.kept):
             self.world.freed(chunk, self.now)
         self.world.lost(bad, self.now)
+
+    @precondition(lambda self: self.job.state in (JobState.RUNNING, JobState.WAITING, JobState.VERIFYING))
+    @rule(data=st.data())
+    def a_reader_goes_elsewhere(self, data: st.DataObject) -> None:
+        some = st.sets(st.sampled_from(range(len(self.truth))))
+        self.world.unwanted(data.draw(some), self.now)
+        wanted = data.draw(some) - set(self.world.kept) - self.world.writing.keys()
+        self.world.proven -= wanted
+        self.world.do(self.job.want(wanted, self.now))
 
     def _must_be_honest(self, peer_id: str) -> bool:
         return self.honest and peer_id == HONEST

@@ -265,6 +265,8 @@ class DownloadJob:
         self._begun_bytes = 0
         self._held = 0
         self._in_work: set[int] = set()
+        #: the chunks in that state: few of many, where a reader wants some of a large file
+        self._wanted = set(range(len(sizes))).difference(held)
         self._relocate_at: float | None = None
         for index in held:
             self._chunks[index].state = ChunkState.HELD
@@ -344,7 +346,7 @@ class DownloadJob:
 
     def missing_chunks(self) -> list[int]:
         """Wanted chunks without a live holder."""
-        return [index for index in range(len(self._chunks)) if self.is_missing(index)]
+        return [index for index in sorted(self._wanted) if self.is_missing(index)]
 
     def cannot_wait(self, index: int, now: float) -> bool:
         """Whether whole chunks that wait in memory for this one to come hold up the rest: nothing
@@ -500,6 +502,10 @@ class DownloadJob:
 
     def lost(self, chunk_indexes: Collection[int], now: float) -> list[Action]:
         """The whole file's SHA-256 was wrong and these chunks are why: fetch them again."""
+        return self.want(chunk_indexes, now)
+
+    def want(self, chunk_indexes: Collection[int], now: float) -> list[Action]:
+        """Fetch these chunks, which counted as held until now."""
         if self.state in (JobState.FAILED, JobState.CANCELLED):
             return []
         for index in chunk_indexes:
@@ -508,9 +514,26 @@ class DownloadJob:
                 if chunk.source:
                     self._peers[chunk.source].completed -= 1
                 chunk.state, chunk.source = ChunkState.WANTED, ""
+                self._wanted.add(index)
                 self._held -= 1
         self._queue_all()
         actions = self._enter(JobState.RUNNING, now)
+        return actions + self._go_on(now)
+
+    def unwant(self, chunk_indexes: Collection[int], now: float) -> list[Action]:
+        """Nobody needs these chunks any more: they count as held. What is in flight of them is
+        dropped; what is being checked goes on, and is written."""
+        actions: list[Action] = []
+        for index in chunk_indexes:
+            chunk = self._chunks[index]
+            if chunk.state is ChunkState.IN_FLIGHT:
+                for fetch in list(chunk.fetches):
+                    actions += self._give_up(index, fetch)
+            if chunk.state is ChunkState.WANTED:
+                chunk.state = ChunkState.HELD
+                self._wanted.discard(index)
+                self._held += 1
+        self._queue_all()
         return actions + self._go_on(now)
 
     def complete(self, now: float) -> list[Action]:
@@ -600,8 +623,8 @@ class DownloadJob:
         """Wanted chunks that no holder, up or down, can still be asked for."""
         return [
             index
-            for index, chunk in enumerate(self._chunks)
-            if chunk.state is ChunkState.WANTED and chunk.strikes and not self._askable(index)
+            for index in sorted(self._wanted)
+            if self._chunks[index].strikes and not self._askable(index)
         ]
 
     def _askable(self, index: int) -> list[str]:
@@ -679,6 +702,7 @@ class DownloadJob:
     def _begin(self, index: int, peer_id: str, now: float) -> Action:
         chunk, peer = self._chunks[index], self._peers[peer_id]
         chunk.state = ChunkState.IN_FLIGHT
+        self._wanted.discard(index)
         chunk.attempts += 1
         ranges = block_ranges(chunk.size, peer.flow.block)[::-1]
         chunk.fetches.append(_Fetch(peer_id, chunk.attempts, now, ranges))
@@ -786,6 +810,7 @@ class DownloadJob:
         self._begun_bytes -= chunk.size
         if not chunk.fetches:
             chunk.state = ChunkState.WANTED
+            self._wanted.add(index)
             self._in_work.discard(index)
         return [DropChunk(index, fetch.attempt)]
 
@@ -817,11 +842,10 @@ class DownloadJob:
         rarest first."""
         for peer in self._peers.values():
             peer.queue = []
-        for index, chunk in enumerate(self._chunks):
-            if chunk.state is ChunkState.WANTED:
-                live = self._live(index)
-                for peer_id in live:
-                    self._peers[peer_id].queue.append((len(live), index))
+        for index in sorted(self._wanted):
+            live = self._live(index)
+            for peer_id in live:
+                self._peers[peer_id].queue.append((len(live), index))
         for peer in self._peers.values():
             heapq.heapify(peer.queue)
 
