@@ -1,11 +1,8 @@
-"""Carries out a download job: blocks into buffers, checks, the part file, the finish.
+"""Carries out a download job: the part file, the file's digest, the finish.
 
-Decisions are `DownloadJob`'s. Everything here runs in the bulk loop; blocking work goes
-to its threads. What the user sees comes out as events (dicts, SPEC "Machine-readable
-output") through `tell`.
-
-A chunk of an encrypted file is decrypted where it stands, once its SHA-256 was right: the
-part file and the running digest see plain bytes only, and its size on the wire nothing else.
+Decisions are `DownloadJob`'s; how its chunks come is `Fetching`'s. Everything here runs in
+the bulk loop; blocking work goes to its threads. What the user sees comes out as events
+(dicts, SPEC "Machine-readable output") through `tell`.
 """
 
 from __future__ import annotations
@@ -15,40 +12,27 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from zchunk import disk, hashing
-from zchunk.buffers import Buffer, BufferPool
+from zchunk import hashing
 from zchunk.clock import iso_utc
 from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, PartialDownload, ZchunkError
 from zchunk.manifest import TAG_BYTES
-from zchunk.node.control import expect
 from zchunk.node.download import (
     Action,
     AllHeld,
-    BeginChunk,
     ChunkState,
-    DownloadJob,
-    DropChunk,
     Failed,
     JobState,
-    Limits,
-    Relocate,
-    ReportCorrupt,
-    RequestBlock,
-    Resumed,
     StateChanged,
-    VerifyChunk,
     WriteChunk,
-    corrupt_everywhere,
 )
-from zchunk.node.driver import JobDriver, Tell
+from zchunk.node.driver import Tell
+from zchunk.node.fetching import Fetching
 from zchunk.node.filedigest import RunningDigest
-from zchunk.node.located import MAX_LISTED, Location, location
+from zchunk.node.located import MAX_LISTED, Location
 from zchunk.node.partfile import PartFile
 from zchunk.node.progress import Progress
-from zchunk.node.transfer import TRACKER_TIMEOUT_S, BulkPlane
-from zchunk.protocol.messages import Block, Locate, Located, Message, PeerRecord
-from zchunk.protocol.messages import ReportCorrupt as ReportMessage
-from zchunk.sealing import opened
+from zchunk.node.transfer import BulkPlane
+from zchunk.protocol.messages import PeerRecord
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +42,7 @@ _SAVE_EVERY_S = 10.0
 _BAD_ROUNDS = 3
 
 
-class Download(JobDriver[Action]):
+class Download(Fetching):
     """One download into one part file. `start`, then events; ends with exactly one `done`
     or `error` event. `stop` makes it end early, kept."""
 
@@ -77,12 +61,8 @@ class Download(JobDriver[Action]):
         `wait`: stay for missing peers; else end as partial when only they are left.
         `auto_resume`: go on by itself when one is back; else only after `resume`.
         `on_state` hears of each change of the job's state."""
-        super().__init__(bulk, tell)
-        self.where = where
+        super().__init__(bulk=bulk, where=where, tell=tell)
         self.part = part
-        self.manifest = where.manifest
-        #: payload bytes per peer in this run
-        self.received_from: dict[str, int] = {}
         #: wall time since when nothing but missing peers is left; None while it is not so
         self.waiting_since: float | None = None
         self._wait = wait
@@ -91,14 +71,6 @@ class Download(JobDriver[Action]):
         #: told to pause before there was a job
         self._pause_at_start = False
         self._digested_in_pause: bytes | None = None
-        self._job: DownloadJob | None = None
-        #: (chunk, attempt) -> its memory
-        self._buffers: dict[tuple[int, int], Buffer] = {}
-        self._opened = opened(self.manifest)
-        budget, chunk_size = bulk.settings.transfer.receive_budget, self.manifest.chunk_size
-        # One chunk may be larger than the budget, and each is rounded up to pages.
-        rounding = disk.ALIGNMENT * (budget // chunk_size + 1)
-        self._pool = BufferPool(budget + chunk_size + TAG_BYTES + rounding)
         self._digest: RunningDigest | None = None
         self._progress = Progress(tell, self.manifest.size, len(self.manifest.chunks))
         self._started = 0.0
@@ -218,24 +190,7 @@ class Download(JobDriver[Action]):
         if error is not None:
             self._end(error)
             return
-        transfer, chunking = self.bulk.settings.transfer, self.bulk.settings.chunking
-        for record in self.where.peers.values():
-            self.bulk.learn(record)
-        self._job = DownloadJob(
-            sizes=[row.stored_size for row in self.manifest.chunks],
-            holders=self.where.holder_ids(),
-            up=self.bulk.up(),
-            unreachable=self.bulk.unreachable,
-            held=held or set(),
-            limits=Limits(
-                budget=transfer.receive_budget,
-                block_min=transfer.block_size_min,
-                block_max=transfer.block_size_max,
-                stall_s=transfer.request_timeout_s,
-                relocate_s=chunking.resume_check_interval,
-                auto_resume=self._auto_resume,
-            ),
-        )
+        self._job = self.new_job(held or set(), self._auto_resume)
         self._new_digest()
         self.follow(self._job)
         self.tell(self._plan_event(held or set()))
@@ -282,31 +237,7 @@ class Download(JobDriver[Action]):
             on_error=self.fail,
         )
 
-    # -- what happens ---------------------------------------------------------------
-
-    def _on_block(self, ask: RequestBlock, reply: Message | None, error: ZchunkError | None) -> None:
-        job = self._job
-        if job is None or self.ended:
-            return
-        now = self.now()
-        if error is None:
-            error = expect(reply, Block)
-        if error is None and len(reply.data) != ask.length:  # type: ignore[union-attr]
-            error = IntegrityError(f"peer {ask.peer_id[:8]} sent a block of the wrong length")
-        if error is not None:
-            self.perform(job.refused(ask.chunk, ask.attempt, error, now))
-            return
-        if job.expects(ask.chunk, ask.attempt, ask.offset, ask.length):
-            view = self._buffers[ask.chunk, ask.attempt].view(ask.offset + ask.length)
-            view[ask.offset :] = reply.data  # type: ignore[union-attr]
-            self.received_from[ask.peer_id] = self.received_from.get(ask.peer_id, 0) + ask.length
-        self.perform(job.block(ask.chunk, ask.attempt, ask.offset, ask.length, now))
-
     # -- actions --------------------------------------------------------------------
-
-    def carry_out(self, action: Action) -> None:
-        if not self.ended or isinstance(action, DropChunk):
-            self._perform_one(action)
 
     def after_actions(self) -> None:
         if (
@@ -317,73 +248,15 @@ class Download(JobDriver[Action]):
         ):
             self._digest.make_room()
 
-    def _perform_one(self, action: Action) -> None:
-        if isinstance(action, RequestBlock):
-            self._request(action)
-        elif isinstance(action, BeginChunk):
-            self._begin(action)
-        elif isinstance(action, DropChunk):
-            self._buffers.pop((action.chunk, action.attempt)).release()
-        elif isinstance(action, VerifyChunk):
-            self._verify(action)
-        elif isinstance(action, WriteChunk):
+    def carry_out_own(self, action: Action) -> None:
+        if isinstance(action, WriteChunk):
             self._write(action)
-        else:
-            self._perform_rare(action)
-
-    def _perform_rare(self, action: Action) -> None:
-        if isinstance(action, StateChanged):
+        elif isinstance(action, StateChanged):
             self._state_changed(action.state)
-        elif isinstance(action, Resumed):
-            self.tell({"event": "resumed", "peer_id": action.peer_id, "name": self.peer_name(action.peer_id)})
-        elif isinstance(action, Relocate):
-            ask = Locate(name_or_id=self.manifest.file_id, unique=False)
-            self.bulk.control.request(ask, TRACKER_TIMEOUT_S, self.bulk.loop, self._relocated)
-        elif isinstance(action, ReportCorrupt):
-            self._report(action)
         elif isinstance(action, AllHeld):
             self._all_held()
         elif isinstance(action, Failed):
             self._end(self._with_names(action.error))
-
-    def _with_names(self, error: ZchunkError) -> ZchunkError:
-        """The job knows ids only; people know names."""
-        peers = error.details.get("peers")
-        if not isinstance(error, IntegrityError) or not peers:
-            return error
-        return corrupt_everywhere(error.details["chunks"], peers, [self.peer_name(peer) for peer in peers])
-
-    def _request(self, ask: RequestBlock) -> None:
-        self.bulk.links.get_block(
-            ask.peer_id,
-            self.manifest.chunks[ask.chunk].sha256,
-            ask.offset,
-            ask.length,
-            # The job notices a stall itself; this ends what it has given up.
-            2 * self.bulk.settings.transfer.request_timeout_s,
-            lambda reply, error: self._on_block(ask, reply, error),
-        )
-
-    def _begin(self, action: BeginChunk) -> None:
-        buffer = self._pool.try_reserve(self.manifest.chunks[action.chunk].stored_size)
-        assert buffer is not None  # the job's budget is less than the pool's
-        self._buffers[action.chunk, action.attempt] = buffer
-
-    def _verify(self, action: VerifyChunk) -> None:
-        index, row = action.chunk, self.manifest.chunks[action.chunk]
-        view = self._buffers[index, action.attempt].view(row.stored_size)
-
-        def then(good: bool) -> None:
-            assert self._job is not None
-            self.perform(self._job.verified(index, good, self.now()))
-
-        def work() -> bool:
-            good = hashing.sha256(view) == row.sha256
-            if good and self._opened is not None:
-                self._opened.open_chunk(index, view)
-            return good
-
-        self.submit(self.bulk.pools.hashing, work, then)
 
     def _write(self, action: WriteChunk) -> None:
         index, key = action.chunk, (action.chunk, action.attempt)
@@ -418,36 +291,6 @@ class Download(JobDriver[Action]):
             self._end(error)
         else:
             self.perform(self._job.fail(error, self.now()))
-
-    def _report(self, action: ReportCorrupt) -> None:
-        sha256 = self.manifest.chunks[action.chunk].sha256
-        log.info("peer %s sent a corrupt chunk %d", self.peer_name(action.peer_id), action.chunk)
-        message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
-        self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, _reported)
-        others = [peer_id for peer_id, _ in self.where.holders[action.chunk] if peer_id != action.peer_id]
-        self.tell(
-            {
-                "event": "corrupt",
-                "peer_id": action.peer_id,
-                "name": self.peer_name(action.peer_id),
-                "chunk_index": action.chunk,
-                "other_holders": len(others),
-            }
-        )
-
-    def _relocated(self, reply: Message | None, error: ZchunkError | None) -> None:
-        if self._job is None or self.ended or not isinstance(reply, Located):
-            return  # the known holders do (SPEC D9)
-        try:
-            where = location(reply)
-        except ZchunkError as problem:
-            log.warning("the tracker's answer is of no use: %s", problem.message)
-            return
-        if where.manifest.file_id != self.manifest.file_id:
-            return
-        for record in where.peers.values():
-            self.bulk.learn(record)
-        self.perform(self._job.located(where.holder_ids(), self.now()))
 
     def _state_changed(self, state: JobState) -> None:
         self.part.state = state.value
@@ -639,11 +482,6 @@ class Download(JobDriver[Action]):
         if self._digest is not None:
             self._digest.close()
         self.bulk.links.acknowledge_all()
-
-
-def _reported(_: Message | None, error: ZchunkError | None) -> None:
-    if error is not None:  # the download does without: the chunk comes from another holder
-        log.info("the tracker did not take the report: %s", error.message)
 
 
 def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
