@@ -11,6 +11,7 @@ thread of its own. All methods block; they raise `zchunk.errors.ZchunkError`.
 
 from __future__ import annotations
 
+import io
 import logging
 import queue
 import secrets
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -71,6 +72,9 @@ from zchunk.protocol.messages import (
 from zchunk.sealing import Lock, Secret, head_of, open_manifest
 from zchunk.transport.zeromq import ZmqTransport
 
+if TYPE_CHECKING:
+    from zchunk.node.rangefile import ChunkStream
+
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
@@ -80,6 +84,8 @@ Unlock = Secret | Callable[[Lock], Secret]
 
 #: A large file's plan, manifest or listing may take the tracker a while.
 _REQUEST_S = 30.0
+#: Bytes that small reads of an open file are served from; larger ones go past it.
+_FILE_BUFFER = 64 * 1024
 
 
 class PlannedUpload:
@@ -151,6 +157,7 @@ class Client:
         check_transport(self.membership, self.settings)
         self.events_in: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._followers: list[queue.SimpleQueue[dict[str, Any]]] = []
+        self._streams: set[ChunkStream] = set()
         self._answered_once = False
         clock, identity = SystemClock(), identity_of(self.folder, self.membership)
         self._control_transport = ZmqTransport()
@@ -189,6 +196,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Also closes the files that `open` returned."""
+        for stream in list(self._streams):
+            stream.close()
         for thread in self._threads:
             thread.stop()
         self._bulk_transport.close()
@@ -386,6 +396,54 @@ class Client:
         )
         kept.attach(download)
         return self.drive(kept.start, kept.stop, on_event)
+
+    # -- ranges ---------------------------------------------------------------------
+
+    def open(
+        self,
+        name_or_id: str,
+        *,
+        wait: bool = True,
+        unlock: Unlock | None = None,
+        on_event: OnEvent | None = None,
+    ) -> io.BufferedReader:
+        """A file of the cluster as a read-only, seekable binary file object, to be closed.
+
+        Only the chunks that are read are fetched, and each is verified before a byte of it is
+        returned; who reads on in order has the next ones fetched ahead. Chunks stay in memory
+        within `transfer.receive_budget` (64 MiB), for each open file.
+        `wait`: a read stays for missing peers; else it raises PartialDownload, and reads of
+        what is there go on. `unlock` as for `get`. `on_event` hears of `waiting`, `resumed` and
+        `corrupt` while a read waits. Reads raise IntegrityError for a chunk that no holder has
+        right. Raises as `get` does.
+        """
+        from zchunk.node.rangefile import RangeFile
+
+        where = self.opened(self.locate(name_or_id), unlock)
+        file = RangeFile(self.stream(where, wait=wait, on_event=on_event))
+        return io.BufferedReader(file, _FILE_BUFFER)
+
+    def stream(self, where: Location, *, wait: bool = True, on_event: OnEvent | None = None) -> ChunkStream:
+        """Pieces of a file that `locate` and `opened` returned; to be closed."""
+        from zchunk.node.rangefile import ChunkStream
+        from zchunk.node.reading import Reader, room_of
+
+        self._check_fetches()
+        stream = ChunkStream(
+            loop=self.bulk.loop,
+            manifest=where.manifest,
+            room=room_of(self.bulk, where),
+            make_reader=lambda tell: Reader(bulk=self.bulk, where=where, wait=wait, tell=tell),
+            on_event=on_event,
+            on_close=self._stream_closed,
+        )
+        self._streams.add(stream)
+        self._followers.append(stream.events)
+        return stream
+
+    def _stream_closed(self, stream: ChunkStream) -> None:
+        self._streams.discard(stream)
+        self._followers.remove(stream.events)
 
     # -- jobs -----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from zchunk.cli.access import rotate_key
+from zchunk.cli.cat import cat
 from zchunk.cli.common import emit_json, everywhere
 from zchunk.cli.events import events
 from zchunk.cli.files import get, info, ls, put, rm
@@ -139,6 +140,7 @@ for _command in (
     token,
     put,
     get,
+    cat,
     jobs,
     pause,
     resume,

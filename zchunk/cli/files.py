@@ -111,10 +111,7 @@ def _tell(line: progress.ProgressLine, event: dict[str, Any]) -> None:
     elif kind == "continued":
         line.note("going on")
     elif kind == "corrupt":
-        then = (
-            "taken from another holder" if event["other_holders"] else "asked for again, nobody else has it"
-        )
-        line.note(f"chunk {event['chunk_index']} from {event['name']} came corrupt: {then}")
+        line.note(render.corrupt_text(event))
 
 
 def _waiting_hint(event: dict[str, Any]) -> str:

@@ -408,6 +408,12 @@ def waiting_text(event: dict[str, Any]) -> str:
     return f"{wait} for {between.join(each)}{more}"
 
 
+def corrupt_text(event: dict[str, Any]) -> str:
+    """`chunk 3 from LAB-PC3 came corrupt: taken from another holder` (SPEC D8)."""
+    then = "taken from another holder" if event["other_holders"] else "asked for again, nobody else has it"
+    return f"chunk {event['chunk_index']} from {event['name']} came corrupt: {then}"
+
+
 def event_line(event: dict[str, Any]) -> str:
     """`14:02:05 #17 peer.up LAB-PC3 (hello)`: an event for people."""
     what = [str(event[key]) for key in ("name", "file_id", "sha256") if event.get(key)][:1]

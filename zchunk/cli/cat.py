@@ -1,0 +1,68 @@
+"""`zchunk cat`: a file, or a range of it, to stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zchunk.cli import render
+from zchunk.cli.common import Invocation, as_size, everywhere, pass_invocation, say
+from zchunk.cli.keys import keys_given, secret_options
+
+
+@click.command()
+@click.argument("name_or_id")
+@click.option("--offset", metavar="N", default="0", callback=as_size, help="Begin at this byte; else at 0.")
+@click.option("--length", metavar="N", callback=as_size, help="At most so many bytes; else to the end.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for missing peers: exit 4 where one is needed.")
+@secret_options
+@everywhere()
+@pass_invocation
+def cat(
+    invocation: Invocation,
+    name_or_id: str,
+    offset: int,
+    length: int | None,
+    no_wait: bool,
+    passphrase_file: str | None,
+    key_file: Path | None,
+) -> None:
+    """Write a file, or a range of it, to stdout.
+
+    Only the chunks that the range touches are fetched, and each is verified before a byte of
+    it is written. A range behind the end of the file is empty. Sizes like 10MiB may be given.
+    """
+    keys = keys_given(passphrase_file, key_file)
+    with invocation.client() as client:
+        where = client.opened(client.locate(name_or_id), keys.named or keys.for_get)
+        rest = where.manifest.size if length is None else length
+        with closing(client.stream(where, wait=not no_wait, on_event=_tell)) as stream:
+            _write(stream.pieces(offset, rest))
+
+
+def _write(pieces: Iterable[memoryview]) -> None:
+    """To stdout. Who closes it has enough, and that is no error."""
+    out = sys.stdout.buffer
+    try:
+        for piece in pieces:
+            out.write(piece)
+        out.flush()
+    except BrokenPipeError:
+        # What Python flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(event: dict[str, Any]) -> None:
+    kind = event["event"]
+    if kind == "waiting":
+        say(f"{render.waiting_text(event)} (goes on by itself when it is back; Ctrl-C stops)")
+    elif kind == "resumed":
+        say(f"{event['name']} is back: going on")
+    elif kind == "corrupt":
+        say(render.corrupt_text(event))
