@@ -61,7 +61,7 @@ def cat(
 def received(file: io.BufferedReader) -> int:
     """Payload bytes that came over the wire for it."""
     assert isinstance(file.raw, RangeFile)
-    return sum(file.raw._stream._reader.received_from.values())
+    return file.raw.bytes_received
 
 
 # -- zchunk cat --------------------------------------------------------------------------

@@ -58,6 +58,13 @@ class ChunkStream:
         #: the chunk that was read last, and its bytes
         self._current: tuple[int, memoryview] | None = None
         self._number = 0
+        #: of readers that have ended
+        self._received_before = 0
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes of chunks that came over the wire for it."""
+        return self._received_before + sum(list(self._reader.received_from.values()))
 
     def pieces(self, offset: int, length: int) -> Iterator[memoryview]:
         """The bytes from `offset` on, at most `length`, less at the file's end. A piece is
@@ -111,6 +118,7 @@ class ChunkStream:
                 if event["view"] is not None:
                     view: memoryview = event["view"]
                     return view
+                self._received_before = self.bytes_received
                 self._reader = self._make_reader(self.events.put)
                 self._need(chunks)
 
@@ -137,6 +145,11 @@ class RangeFile(io.RawIOBase):
     @property
     def size(self) -> int:
         return self._stream.manifest.size
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes of chunks that came over the wire for it."""
+        return self._stream.bytes_received
 
     def readable(self) -> bool:
         self._check_open()
