@@ -84,8 +84,6 @@ Unlock = Secret | Callable[[Lock], Secret]
 
 #: A large file's plan, manifest or listing may take the tracker a while.
 _REQUEST_S = 30.0
-#: Bytes that small reads of an open file are served from; larger ones go past it.
-_FILE_BUFFER = 64 * 1024
 
 
 class PlannedUpload:
@@ -417,11 +415,10 @@ class Client:
         `corrupt` while a read waits. Reads raise IntegrityError for a chunk that no holder has
         right. Raises as `get` does.
         """
-        from zchunk.node.rangefile import RangeFile
+        from zchunk.node.rangefile import file_object
 
         where = self.opened(self.locate(name_or_id), unlock)
-        file = RangeFile(self.stream(where, wait=wait, on_event=on_event))
-        return io.BufferedReader(file, _FILE_BUFFER)
+        return file_object(self.stream(where, wait=wait, on_event=on_event))
 
     def stream(self, where: Location, *, wait: bool = True, on_event: OnEvent | None = None) -> ChunkStream:
         """Pieces of a file that `locate` and `opened` returned; to be closed."""

@@ -51,43 +51,39 @@ def test_there_is_room_for_one_chunk_less_than_the_budget_holds_and_for_one_alwa
 # -- read ahead --------------------------------------------------------------------------
 
 
+def read_on(ahead: ReadAhead, first: int, last: int, count: int = 100) -> list[list[int]]:
+    """Chunk by chunk: what is fetched ahead each time."""
+    return [list(ahead.behind(range(at, at + 1), count)) for at in range(first, last + 1)]
+
+
 def test_who_reads_in_order_has_twice_as_much_fetched_ahead_each_time() -> None:
-    ahead = ReadAhead(most=4)
-    found = [list(ahead.behind(range(at, at + 1), 100)) for at in range(5)]
-    assert found == [[], [2], [3, 4], [4, 5, 6, 7], [5, 6, 7, 8]]
+    found = read_on(ReadAhead(most=4), 0, 5)
+    assert found == [[], [], [3], [4, 5], [5, 6, 7, 8], [6, 7, 8, 9]]
 
 
-def test_nothing_is_fetched_ahead_of_the_first_read_wherever_it_is() -> None:
-    for first in (0, 7):
-        assert not ReadAhead(most=4).behind(range(first, first + 1), 100)
+@pytest.mark.parametrize("first", [0, 7])
+def test_nothing_is_fetched_ahead_of_a_read_or_of_one_across_two_chunks(first: int) -> None:
+    assert read_on(ReadAhead(most=4), first, first + 1) == [[], []]
+    assert not ReadAhead(most=4).behind(range(first, first + 2), 100)
 
 
 def test_a_jump_ends_it() -> None:
     ahead = ReadAhead(most=4)
-    for at in range(3):
-        ahead.behind(range(at, at + 1), 100)
-    assert not ahead.behind(range(50, 51), 100)
-    assert not ahead.behind(range(3, 4), 100)
-    assert list(ahead.behind(range(4, 5), 100)) == [5]
+    assert read_on(ahead, 0, 3)[-1] == [4, 5]
+    assert read_on(ahead, 50, 51) == [[], []]
+    assert read_on(ahead, 4, 6) == [[], [], [7]]
 
 
 def test_reading_on_in_the_same_chunk_changes_nothing() -> None:
     ahead = ReadAhead(most=4)
-    ahead.behind(range(0, 1), 100)
-    assert list(ahead.behind(range(1, 2), 100)) == [2]
-    assert list(ahead.behind(range(1, 2), 100)) == [2]
-    assert list(ahead.behind(range(1, 3), 100)) == [3, 4]
+    assert read_on(ahead, 0, 2) == [[], [], [3]]
+    assert list(ahead.behind(range(2, 3), 100)) == [3]
+    assert list(ahead.behind(range(2, 4), 100)) == [4, 5]
 
 
 def test_it_ends_with_the_file_and_at_its_limit() -> None:
-    ahead = ReadAhead(most=4)
-    for at in range(6):
-        ahead.behind(range(at, at + 1), 8)
-    assert list(ahead.behind(range(6, 7), 8)) == [7]
-    assert not ahead.behind(range(7, 8), 8)
-    none = ReadAhead(most=0)
-    none.behind(range(0, 1), 8)
-    assert not none.behind(range(1, 2), 8)
+    assert read_on(ReadAhead(most=4), 0, 7, count=8)[-2:] == [[7], []]
+    assert not any(read_on(ReadAhead(most=0), 0, 7))
 
 
 # -- what stays in memory ------------------------------------------------------------------

@@ -61,8 +61,9 @@ class Fetching(JobDriver[Action]):
         rounding = disk.ALIGNMENT * (budget // chunk_size + 1)
         self._pool = BufferPool(budget + chunk_size + TAG_BYTES + rounding)
 
-    def new_job(self, held: Collection[int], auto_resume: bool) -> DownloadJob:
-        """For the chunks that are not held, with what is known of peers now."""
+    def new_job(self, held: Collection[int], auto_resume: bool, block_max: int | None = None) -> DownloadJob:
+        """For the chunks that are not held, with what is known of peers now. `block_max`: if it is
+        less than `transfer.block_size_max`."""
         transfer, chunking = self.bulk.settings.transfer, self.bulk.settings.chunking
         for record in self.where.peers.values():
             self.bulk.learn(record)
@@ -75,7 +76,7 @@ class Fetching(JobDriver[Action]):
             limits=Limits(
                 budget=transfer.receive_budget,
                 block_min=transfer.block_size_min,
-                block_max=transfer.block_size_max,
+                block_max=min(transfer.block_size_max, block_max or transfer.block_size_max),
                 stall_s=transfer.request_timeout_s,
                 relocate_s=chunking.resume_check_interval,
                 auto_resume=auto_resume,

@@ -3,8 +3,8 @@
 A `ChunkStream` asks a `Reader` (reading.py), which lives in the bulk loop, for one chunk after
 the other, and waits. `RangeFile` makes a file object of it: read-only, seekable, binary.
 
-Only from one thread at a time; `zchunk.Client.open` puts an `io.BufferedReader` around it,
-which has a lock.
+Only from one thread at a time; `file_object` puts an `io.BufferedReader` around it, which has
+a lock.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from zchunk.node.reading import Reader
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+#: Bytes that small reads of a file object are served from; larger ones go past them.
+_BUFFER = 64 * 1024
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -132,14 +135,22 @@ class ChunkStream:
         self._loop.post(lambda: reader.need(chunks, answer))
 
 
+def file_object(stream: ChunkStream, buffer: int = _BUFFER) -> io.BufferedReader:
+    """Read-only, seekable, binary. Its end is that of the stream."""
+    return io.BufferedReader(RangeFile(stream, buffer), buffer)
+
+
 class RangeFile(io.RawIOBase):
     """The content of a file in the cluster. Reads raise ZchunkError."""
 
     mode = "rb"
 
-    def __init__(self, stream: ChunkStream) -> None:
+    def __init__(self, stream: ChunkStream, buffer: int) -> None:
+        """`buffer`: reads of so many bytes, or less, may be for a buffer and go farther than
+        anybody needs: they ask for no second chunk."""
         self.name = stream.manifest.name
         self._stream = stream
+        self._buffer = buffer
         self._position = 0
 
     @property
@@ -180,7 +191,11 @@ class RangeFile(io.RawIOBase):
         into = memoryview(buffer).cast("B")
         if not len(into):
             return 0
-        piece = self._stream.at(self._position, len(into))
+        length = len(into)
+        if length <= self._buffer:
+            chunk_size = self._stream.manifest.chunk_size
+            length = min(length, chunk_size - self._position % chunk_size)
+        piece = self._stream.at(self._position, length)
         into[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)

@@ -27,22 +27,24 @@ def room_for(budget: int, stored_size: int) -> int:
 
 
 class ReadAhead:
-    """How far ahead of a reader to fetch: nothing until it goes on in order, then twice as far
-    with each chunk, up to `most` chunks."""
+    """How far ahead of a reader to fetch: nothing until it went on in order twice (once is what a
+    small read across two chunks looks like), then twice as far with each chunk, up to `most`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._depth = 0
         self._last: int | None = None
+        #: how many times it went on in order
+        self._steps = 0
 
     def behind(self, chunks: range, count: int) -> range:
         """The chunks to fetch behind a read of `chunks`, of a file that has `count`."""
         if self._last is None or not self._last <= chunks[0] <= self._last + 1:
-            self._depth = 0
+            self._steps = 0
         elif chunks[-1] > self._last:
-            self._depth = min(self._most, max(1, 2 * self._depth))
+            self._steps += 1
         self._last = chunks[-1]
-        return range(chunks[-1] + 1, min(chunks[-1] + 1 + self._depth, count))
+        depth = min(self._most, 2 ** min(self._steps - 2, 20)) if self._steps > 1 else 0
+        return range(chunks[-1] + 1, min(chunks[-1] + 1 + depth, count))
 
 
 class Window:

@@ -24,6 +24,10 @@ from zchunk.node.located import Location
 from zchunk.node.ranges import Window, room_for
 from zchunk.node.transfer import BulkPlane
 
+#: Of a chunk that comes alone, the second block is read while the first is sent: with larger ones
+#: a read takes longer (docs/performance.md).
+_BLOCK_MAX = 2 * 1024**2
+
 #: The chunk's plain bytes, valid until the next `need`; or why there are none; or neither: this
 #: reader had ended before, of a failure that was told, and another one may do better.
 Answer = Callable[[memoryview | None, ZchunkError | None], None]
@@ -81,7 +85,9 @@ class Reader(Fetching):
 
     def _begin_job(self) -> DownloadJob:
         """All chunks count as held, until they are wanted."""
-        self._job = job = self.new_job(range(len(self.manifest.chunks)), auto_resume=True)
+        every = range(len(self.manifest.chunks))
+        # Without a job to `resume`, it goes on by itself.
+        self._job = job = self.new_job(every, auto_resume=True, block_max=_BLOCK_MAX)
         self.follow(job)
         self.perform(job.start(self.now()))
         return job
