@@ -67,6 +67,8 @@ class Reads:
     seconds: list[float] = field(default_factory=list)
     #: bytes of whole chunks that were read or fetched for it; 0 where nobody knows
     moved: int = 0
+    #: VmHWM of the command, bytes; 0 where it is this process
+    peak: int = 0
 
     def add(self, seconds: float, moved: int) -> None:
         self.seconds.append(seconds)
@@ -83,6 +85,7 @@ class Reads:
             "payload_megabytes_per_s": round(len(self.seconds) * self.length / total / 1e6, 1),
             "chunks_megabytes_per_s": round(self.moved / total / 1e6, 1) if self.moved else None,
             "floor_over_this": self._ratio(floor),
+            "peak_bytes": self.peak or None,
         }
 
     def _ratio(self, floor: Reads) -> float | None:
@@ -92,7 +95,7 @@ class Reads:
         return round(median(floor.seconds) / median(self.seconds), 3)
 
 
-HEAD = ["", "reads", "median ms", "p99 ms", "MB/s read", "MB/s of chunks", "floor/it"]
+HEAD = ["", "reads", "median ms", "p99 ms", "MB/s read", "MB/s of chunks", "floor/it", "peak MB"]
 
 
 def table(all_reads: Sequence[Reads], floor: Reads) -> list[list[str]]:
@@ -109,6 +112,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['payload_megabytes_per_s']:.0f}",
         "" if moved is None else f"{moved:.0f}",
         "" if ratio is None else f"{ratio:.2f}",
+        "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
     ]
 
 
@@ -198,7 +202,9 @@ class Way:
     def _cat(self, reads: Reads, target: Path, *options: str) -> None:
         command = [*ZCHUNK, "cat", rig.NAME, *options, "--home", str(self.lab.cluster.home)]
         words = ["sh", "-c", 'target=$1; shift; exec "$@" >"$target"', "sh", str(target), *command]
-        reads.add(Command(words, self.lab.env).wait().seconds, 0)
+        ended = Command(words, self.lab.env).wait()
+        reads.add(ended.seconds, 0)
+        reads.peak = max(reads.peak, ended.use.peak)
 
 
 def check(data: bytes, expected: bytes) -> None:

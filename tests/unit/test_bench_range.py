@@ -49,13 +49,15 @@ def test_figures_are_of_all_reads_and_next_to_the_floor() -> None:
         "payload_megabytes_per_s": 30.0,
         "chunks_megabytes_per_s": 300.0,
         "floor_over_this": 0.25,
+        "peak_bytes": None,
     }
     whole = Reads("command", 10**9)
     whole.add(2.0, 0)
+    whole.peak = 120 * 10**6
     rows = table([floor, reads, whole], floor)
     assert rows == [
         HEAD,
-        ["floor", "3", "5.0", "6.0", "200", "2000", "1.00"],
-        ["it", "3", "20.0", "70.0", "30", "300", "0.25"],
-        ["command", "1", "2000.0", "2000.0", "500", "", ""],
+        ["floor", "3", "5.0", "6.0", "200", "2000", "1.00", ""],
+        ["it", "3", "20.0", "70.0", "30", "300", "0.25", ""],
+        ["command", "1", "2000.0", "2000.0", "500", "", "", "120"],
     ]
