@@ -11,7 +11,8 @@ from pathlib import Path
 from tests.integration.cluster import Cluster, Node
 
 _QUERY = """
-    SELECT hex(chunk_hash) FROM Holding JOIN Peer ON Holding.peer = Peer.id
+    SELECT hex(chunk_hash) FROM Holding
+    JOIN Chunk ON Holding.chunk = Chunk.id JOIN Peer ON Holding.peer = Peer.id
     WHERE is_available AND peer_id = ?
 """
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.unit import test_store
-from tests.unit.test_store import A, B, commit, digests, make, register
+from tests.unit.test_store import A, B, C, commit, digests, make, register
 from zchunk.tracker.health import Slice
 from zchunk.tracker.store import TrackerStore
 
@@ -38,16 +40,36 @@ def file_of(store: TrackerStore, first: int, chunks: int) -> str:
     return commit(store, make(f"f{first}", numbers))[0].file_id
 
 
+def cold(store: TrackerStore, file_id: str) -> int:
+    store._listing.remembered.clear()
+    return steps(store, lambda: store.locate(file_id))
+
+
 def test_locate_grows_with_the_file_and_no_faster(store: TrackerStore) -> None:
     small, large = file_of(store, 0, 1_000), file_of(store, 1_000, 10_000)
-    first, second = steps(store, lambda: store.locate(small)), steps(store, lambda: store.locate(large))
+    first, second = cold(store, small), cold(store, large)
     assert first < second < 20 * first
 
 
-def test_a_file_located_again_costs_next_to_nothing(store: TrackerStore) -> None:
-    file_id = file_of(store, 0, 1_000)
-    first, again = steps(store, lambda: store.locate(file_id)), steps(store, lambda: store.locate(file_id))
-    assert 10 * again < first
+@pytest.mark.parametrize("when", ["committed", "located", "a copy came", "a copy went"])
+def test_a_file_that_is_remembered_is_located_for_next_to_nothing(store: TrackerStore, when: str) -> None:
+    file_id = file_of(store, 0, 10_000)
+    if when == "located":
+        cold(store, file_id)
+    elif when == "a copy came":
+        store.add_holdings(C, digests([5_000]), 1)
+    elif when == "a copy went":
+        store.drop_holdings(A, digests([5_000]))
+    again = steps(store, lambda: store.locate(file_id))
+    assert 100 * again < cold(store, file_id)
+
+
+def test_the_numbers_of_what_was_reported_together_are_read_in_a_row(store: TrackerStore) -> None:
+    """And not by looking for each digest."""
+    hashes = digests(range(10_000))
+    store.add_holdings(A, hashes, 1)
+    read = steps(store, lambda: store._chunks.numbers(hashes))
+    assert 3 * read < 2 * steps(store, lambda: store._chunks.known(hashes))
 
 
 def test_counting_copies_costs_no_more_with_many_nodes_up(store: TrackerStore) -> None:

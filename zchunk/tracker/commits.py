@@ -7,15 +7,19 @@ its transactions: a file is visible whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from itertools import chain
+from array import array
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
+
+import peewee
 
 from zchunk.errors import ManifestInvalid
 from zchunk.manifest import Manifest
 from zchunk.outline import Outline
 from zchunk.protocol.messages import FileRecord
-from zchunk.tracker.database import MAX_NUMBER, PARAMETERS, Database, batches
+from zchunk.tracker.chunks import Chunks
+from zchunk.tracker.database import MAX_NUMBER, PARAMETERS, Database
+from zchunk.tracker.holdercolumns import ColumnsBuilder, HolderColumns, Row
 from zchunk.tracker.holders import Demand, Holders
 from zchunk.tracker.listing import Listing, shown
 from zchunk.tracker.storedpeers import StoredPeers
@@ -35,10 +39,11 @@ class Removals(NamedTuple):
 class Commits:
     """The tables of files and tombstones, to write."""
 
-    def __init__(self, database: Database, peers: StoredPeers, listing: Listing) -> None:
+    def __init__(self, database: Database, peers: StoredPeers, chunks: Chunks, listing: Listing) -> None:
         self._database = database
         self._m = database.models
         self._peers = peers
+        self._chunks = chunks
         self._listing = listing
 
     @property
@@ -66,17 +71,17 @@ class Commits:
         return self._listing.find(same)[0], bool(known)
 
     def _insert_file(self, manifest: Content, demand: Demand, live: Collection[str], now_ms: int) -> None:
-        holders = self._holders(manifest, live)
+        numbers = self._chunks.numbers(manifest.hashes)
+        holders, columns = self._holders(manifest, numbers, live)
         holders.check(demand)
         if "\0" in manifest.name:  # a name may be any text, but PostgreSQL's text has no NUL
             raise ManifestInvalid("the file's name contains a NUL character")
         chunk, grave = self._m.FileChunk, self._m.Tombstone
         key = self._m.File.insert(self._file_values(manifest, demand, holders, now_ms)).execute()
-        # In order of the hashes, so that each page of their index is changed once.
-        hashes = manifest.hashes
-        rows = ((key, index, hashes[index]) for index in _in_order(hashes))
-        self._database.insert(chunk, [chunk.file, chunk.chunk_index, chunk.chunk_hash], rows)
+        rows = ((key, index, number) for index, number in enumerate(numbers))
+        self._database.insert(chunk, [chunk.file, chunk.chunk_index, chunk.chunk], rows)
         grave.delete().where(grave.file_id == manifest.file_id).execute()
+        self._listing.remembered.put(manifest.file_id, columns)
 
     def _file_values(
         self, manifest: Content, demand: Demand, holders: Holders, now_ms: int
@@ -114,28 +119,39 @@ class Commits:
             file.replicas: max(demand.replicas, known.replicas),
             file.is_chunked: demand.distributed or known.is_chunked,
         }
-        holders = self._holders(manifest, live)
+        holders, _ = self._holders(manifest, self._chunks.numbers(manifest.hashes), live)
         if not holders.missing:  # else what was true at the first commit is the better answer
             values[file.is_distributed] = holders.spread
             values[file.minimum_peers_required] = holders.minimum()
         file.update(values).where(same).execute()
 
-    def _holders(self, manifest: Content, live: Collection[str]) -> Holders:
-        """In order of the hashes, as the database keeps them, and a batch at a time, since
-        a file may have a million chunks."""
-        holding, up = self._m.Holding, self._peers.live_ids(live)
-        query = holding.select(holding.chunk_hash, holding.peer).where(holding.is_available)
-        hashes, found = manifest.hashes, Holders(shown(manifest.name), len(manifest.hashes))
-        order = _in_order(hashes)
-        cursors = self._database.among(query, holding.chunk_hash, (hashes[index] for index in order))
-        for indexes, cursor in zip(batches(order, PARAMETERS), cursors, strict=True):
-            holders: dict[bytes, list[str]] = {}
-            for chunk_hash, key in cursor.fetchall():
-                if key in up:  # and some drivers give a memoryview
-                    holders.setdefault(bytes(chunk_hash), []).append(up[key])
-            for index in indexes:
-                found.note(index, holders.get(hashes[index], ()))
-        return found
+    def _holders(
+        self, manifest: Content, numbers: array[int], live: Collection[str]
+    ) -> tuple[Holders, HolderColumns]:
+        """The live holders of each chunk, and all holders as they are located."""
+        up, found = self._peers.live_ids(live), Holders(shown(manifest.name), len(numbers))
+        builder = ColumnsBuilder(self._peers.ids())
+        for run, rows in self._holder_runs(numbers):
+            builder.add(run, rows)
+            holders: dict[int, tuple[str, ...]] = dict.fromkeys(run, ())
+            for index, _, peer in rows:
+                if peer in up:
+                    holders[index] += (up[peer],)
+            found.note(holders)
+        return found, builder.built()
+
+    def _holder_runs(self, numbers: array[int]) -> Iterator[tuple[range, list[Row]]]:
+        """As `Listing._holder_runs`, of a file that is not there yet."""
+        holding, first = self._m.Holding, 0
+        query = holding.select(holding.chunk, holding.stored_at_ms, holding.peer)
+        query = query.where(holding.is_available)
+        for cursor in self._database.among(query, holding.chunk, numbers):
+            copies: dict[int, list[tuple[int, int]]] = {}
+            for number, stored_at, peer in cursor.fetchall():
+                copies.setdefault(number, []).append((stored_at, peer))
+            run = range(first, min(first + PARAMETERS, len(numbers)))
+            yield run, [(index, *copy) for index in run for copy in copies.get(numbers[index], ())]
+            first = run.stop
 
     # -- removal --------------------------------------------------------------------------
 
@@ -148,12 +164,22 @@ class Commits:
         record = self._listing.file(file_id)
         number = self._next_number()
         key = file.select(file.id).where(file.file_id == file_id)
+        unheld = self._unheld(key)
         chunk.delete().where(chunk.file == key).execute()
+        self._chunks.forget(unheld)
         file.delete().where(file.file_id == file_id).execute()
         values = (file_id, record.name, number, now_ms)
         fields = [grave.file_id, grave.name, grave.commit_number, grave.removed_at_ms]
         self._database.insert(grave, fields, [values])
         return number
+
+    def _unheld(self, key: Any) -> list[int]:
+        """The numbers of the file's chunks that nobody holds."""
+        chunk, holding = self._m.FileChunk, self._m.Holding
+        query = chunk.select(chunk.chunk).distinct()
+        query = query.join(holding, peewee.JOIN.LEFT_OUTER, on=(holding.chunk == chunk.chunk))
+        rows = self._database.all(query.where(chunk.file == key, holding.chunk.is_null()))
+        return [row[0] for row in rows]
 
     def removals(self, since: int, limit: int) -> Removals:
         """See `TrackerStore.removals`."""
@@ -164,14 +190,3 @@ class Commits:
         page, more = rows[:limit], len(rows) > limit
         last = page[-1][1] if more else self.number
         return Removals([row[0] for row in page], last, more)
-
-
-def _in_order(hashes: Sequence[bytes]) -> list[int]:
-    """Indexes of `hashes`, ascending by hash. Of 100,000 one sort would keep the interpreter, and
-    so the control loop, for longer than it may wait; of each first byte's it does not."""
-    by_first: list[list[int]] = [[] for _ in range(256)]
-    for index, chunk_hash in enumerate(hashes):
-        by_first[chunk_hash[0]].append(index)
-    for indexes in by_first:
-        indexes.sort(key=hashes.__getitem__)
-    return list(chain.from_iterable(by_first))

@@ -81,7 +81,7 @@ class CopyCounter:
         chunk, holding = self._m.FileChunk, self._m.Holding
         # As text, since peers may be more than the parameters of a statement.
         up = [peewee.SQL(str(key)) for key in sorted(self._peers.live_ids(asked.live))]
-        same = holding.chunk_hash == chunk.chunk_hash
+        same = holding.chunk == chunk.chunk
         # Who is up is asked of a row that was found: as a condition of the join it makes SQLite
         # look for each chunk once for each peer.
         live = peewee.Case(None, [(holding.peer.in_(up), 1)])

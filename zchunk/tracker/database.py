@@ -140,20 +140,20 @@ class Database:
                 texts[len(batch)] = model.insert_many(batch, fields).sql()[0]
             self.connection.execute_sql(texts[len(batch)], list(chain.from_iterable(batch)))
 
-    def rows_among(self, query: Any, column: Any, hashes: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
-        for cursor in self.among(query, column, hashes):
+    def rows_among(self, query: Any, column: Any, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        for cursor in self.among(query, column, values):
             yield from cursor.fetchall()
 
-    def run_among(self, query: Any, column: Any, hashes: Sequence[bytes]) -> None:
-        for _ in self.among(query, column, hashes):
+    def run_among(self, query: Any, column: Any, values: Sequence[Any]) -> None:
+        for _ in self.among(query, column, values):
             pass
 
-    def among(self, query: Any, column: Any, hashes: Iterable[bytes]) -> Iterator[Any]:
-        """Run `query` for the rows whose `column` is in `hashes`, `PARAMETERS` of them at a
+    def among(self, query: Any, column: Any, values: Iterable[Any]) -> Iterator[Any]:
+        """Run `query` for the rows whose `column` is in `values`, `PARAMETERS` of them at a
         time, its text made once for each batch length; a cursor for each batch. It must not
         end in a clause with parameters."""
         texts: dict[int, tuple[str, list[Any]]] = {}
-        for batch in batches(hashes, PARAMETERS):
+        for batch in batches(values, PARAMETERS):
             if len(batch) not in texts:
                 text, parameters = query.where(column.in_(batch)).sql()
                 texts[len(batch)] = text, list(parameters)[: -len(batch)]

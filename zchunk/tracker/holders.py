@@ -6,7 +6,7 @@ knows and asks for the verdict. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zchunk.errors import NotYetStored, TooFewPeers
@@ -32,12 +32,10 @@ class Holders:
         self._sets: set[frozenset[str]] = set()
         self._missing: list[int] = []
 
-    def note(self, index: int, peers: Collection[str]) -> None:
-        """`peers` are the live ones with an available copy of chunk `index`."""
-        if peers:
-            self._sets.add(frozenset(peers))
-        else:
-            self._missing.append(index)
+    def note(self, holders: Mapping[int, tuple[str, ...]]) -> None:
+        """Of some chunks, by index, the live ones with an available copy."""
+        self._sets.update(map(frozenset, set(holders.values()) - {()}))
+        self._missing += [index for index, peers in holders.items() if not peers]
 
     @property
     def peers(self) -> list[str]:

@@ -9,86 +9,74 @@ released, `store.py` asks the listing first. Called by `store.py`, inside its tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from zchunk import hashing
 from zchunk.errors import NotFound
+from zchunk.tracker.chunks import Chunks
 from zchunk.tracker.database import Database
 
 
 class Holdings:
     """The table, and the inventory columns of `models.Peer`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, chunks: Chunks) -> None:
         self._database = database
+        self._chunks = chunks
         self._table = database.models.Holding
+        self._chunk = database.models.Chunk
         self._peers = database.models.Peer
 
     def add(self, key: int, hashes: Sequence[bytes], stored_at_ms: int) -> int:
         """Returns how many are new. One that is unavailable stays so."""
-        holding = self._table
-        query = holding.select(holding.chunk_hash).where(holding.peer == key)
-        rows = self._database.rows_among(query, holding.chunk_hash, sorted(set(hashes)))
-        fresh = sorted(set(hashes) - {bytes(row[0]) for row in rows})
-        self._insert(key, fresh, stored_at_ms)
-        self._count(key, added=fresh)
+        old, new = self._chunks.numbered(hashes)
+        held = self._held(key, old)
+        fresh = {**{chunk_hash: old[chunk_hash] for chunk_hash in old.keys() - held.keys()}, **new}
+        self._insert(key, fresh.values(), stored_at_ms)
+        self._count(key, added=list(fresh))
         return len(fresh)
 
     def drop(self, key: int, hashes: Iterable[bytes]) -> int:
         """Deletes the peer's rows of `hashes`; returns how many there were."""
-        holding = self._table
-        query = holding.select(holding.chunk_hash).where(holding.peer == key)
-        rows = self._database.rows_among(query, holding.chunk_hash, sorted(set(hashes)))
-        held = [bytes(row[0]) for row in rows]
+        held = self._held(key, self._chunks.known(hashes))
         self._delete(key, held)
-        self._count(key, removed=held)
         return len(held)
 
     def replace(self, key: int, hashes: Sequence[bytes], now_ms: int) -> tuple[list[bytes], list[bytes]]:
         """Rows of exactly these afterwards; (added, lost), both ascending."""
-        holding = self._table
-        held = holding.select(holding.chunk_hash).where(holding.peer == key).order_by(holding.chunk_hash)
         wanted = [chunk_hash for chunk_hash, _ in groupby(sorted(hashes))]
-        have = (bytes(row[0]) for row in self._database.connection.execute(held))
+        query = self._mine(key, self._chunk.chunk_hash).order_by(self._chunk.chunk_hash)
+        have = (bytes(row[0]) for row in self._database.connection.execute(query))
         added, lost = _difference(have, wanted)
-        self._insert(key, added, now_ms)
-        self._delete(key, lost)
-        self._count(key, added=added, removed=lost)
+        if added:
+            self.add(key, added, now_ms)
+        if lost:
+            self.drop(key, lost)
         return added, lost
 
     def mark_unavailable(self, key: int, sha256: bytes) -> bool:
         """Whether it was available until now."""
-        holding = self._table
-        which = (holding.peer == key) & (holding.chunk_hash == sha256) & holding.is_available
-        return bool(holding.update({holding.is_available: False}).where(which).execute())
+        return bool(self._mark(key, [sha256], available=False))
 
     def mark_whole(self, key: int, hashes: Iterable[bytes]) -> list[bytes]:
         """Those of `hashes` that were unavailable and count again."""
-        holding = self._table
-        mine = (holding.peer == key) & (holding.is_available == False)  # noqa: E712 - peewee's
-        query = holding.select(holding.chunk_hash).where(mine)
-        rows = self._database.rows_among(query, holding.chunk_hash, sorted(set(hashes)))
-        again = [bytes(row[0]) for row in rows]
-        update = holding.update({holding.is_available: True}).where(mine)
-        self._database.run_among(update, holding.chunk_hash, again)
-        return again
+        return self._mark(key, hashes, available=True)
 
     def counts_on(self, key: int, sha256: bytes) -> bool:
         """Raises NotFound."""
-        holding = self._table
-        which = (holding.peer == key) & (holding.chunk_hash == sha256)
-        rows = self._database.all(holding.select(holding.is_available).where(which))
+        query = self._mine(key, self._table.is_available)
+        rows = self._database.all(query.where(self._chunk.chunk_hash == sha256))
         if not rows:
             raise NotFound(f"that peer is not known to hold chunk {sha256.hex()[:12]}; locate the file again")
         return bool(rows[0][0])
 
     def unavailable(self, key: int, limit: int) -> list[bytes]:
         """Ascending."""
-        holding = self._table
-        mine = (holding.peer == key) & (holding.is_available == False)  # noqa: E712 - peewee's
-        query = holding.select(holding.chunk_hash).where(mine).order_by(holding.chunk_hash)
-        return [bytes(row[0]) for row in self._database.all(query.limit(limit))]
+        query = self._mine(key, self._chunk.chunk_hash).where(self._is(available=False))
+        rows = self._database.all(query.order_by(self._chunk.chunk_hash).limit(limit))
+        return [bytes(row[0]) for row in rows]
 
     def inventory(self, key: int) -> tuple[int, bytes]:
         """Count and digest of the peer's rows, available or not."""
@@ -97,15 +85,45 @@ class Holdings:
         count, digest = self._database.all(query)[0]
         return int(count), bytes(digest)
 
-    def _insert(self, key: int, hashes: Iterable[bytes], stored_at_ms: int) -> None:
+    # -- statements ---------------------------------------------------------------------
+
+    def _mine(self, key: int, *columns: Any) -> Any:
+        """The peer's rows, beside those of their chunks."""
+        holding, chunk = self._table, self._chunk
+        query = holding.select(*columns).join(chunk, on=(holding.chunk == chunk.id))
+        return query.where(holding.peer == key)
+
+    def _is(self, *, available: bool) -> Any:
+        return self._table.is_available == available
+
+    def _held(self, key: int, numbers: Mapping[bytes, int], *which: Any) -> dict[bytes, int]:
+        """Those of the chunks that the peer has a row of."""
         holding = self._table
-        fields = [holding.chunk_hash, holding.peer, holding.stored_at_ms, holding.is_available]
-        rows = ((chunk_hash, key, stored_at_ms, True) for chunk_hash in hashes)
+        query = holding.select(holding.chunk).where(holding.peer == key, *which)
+        rows = self._database.rows_among(query, holding.chunk, sorted(numbers.values()))
+        held = {row[0] for row in rows}
+        return {chunk_hash: number for chunk_hash, number in numbers.items() if number in held}
+
+    def _insert(self, key: int, numbers: Iterable[int], stored_at_ms: int) -> None:
+        holding = self._table
+        fields = [holding.chunk, holding.peer, holding.stored_at_ms, holding.is_available]
+        rows = ((number, key, stored_at_ms, True) for number in sorted(numbers))
         self._database.insert(holding, fields, rows)
 
-    def _delete(self, key: int, hashes: Sequence[bytes]) -> None:
+    def _delete(self, key: int, held: Mapping[bytes, int]) -> None:
         holding = self._table
-        self._database.run_among(holding.delete().where(holding.peer == key), holding.chunk_hash, hashes)
+        mine = holding.delete().where(holding.peer == key)
+        self._database.run_among(mine, holding.chunk, sorted(held.values()))
+        self._count(key, removed=list(held))
+        self._chunks.forget(held.values())
+
+    def _mark(self, key: int, hashes: Iterable[bytes], *, available: bool) -> list[bytes]:
+        """Those that were not so until now, ascending."""
+        holding, other = self._table, self._is(available=not available)
+        changed = self._held(key, self._chunks.known(hashes), other)
+        update = holding.update({holding.is_available: available}).where(holding.peer == key, other)
+        self._database.run_among(update, holding.chunk, sorted(changed.values()))
+        return sorted(changed)
 
     def _count(self, key: int, added: Sequence[bytes] = (), removed: Sequence[bytes] = ()) -> None:
         peer = self._peers

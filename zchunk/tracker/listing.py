@@ -6,7 +6,6 @@ Changes nothing. `commits.py` writes what is read here; who is up, callers say. 
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,10 +16,11 @@ from zchunk.errors import AmbiguousName, MalformedMessage, NotFound
 from zchunk.protocol import columns
 from zchunk.protocol.messages import FileRecord
 from zchunk.tracker.database import MAX_NUMBER, Database
-from zchunk.tracker.remembered import HolderColumns, Remembered
+from zchunk.tracker.holdercolumns import ColumnsBuilder, HolderColumns, Row, mended
+from zchunk.tracker.remembered import Kept, Remembered
 from zchunk.tracker.storedpeers import StoredPeers
 
-_BLOCK_CHUNKS = 10_000
+_RUN_CHUNKS = 10_000
 #: Hex digits that a prefix of a file id needs at least (SPEC "Command line").
 _MIN_PREFIX = 8
 _MAX_CANDIDATES = 20
@@ -117,14 +117,15 @@ class Listing:
         return [_record(row) for row in rows[:limit]], more
 
     def files_of(self, hashes: Iterable[bytes]) -> list[str]:
-        chunk, file = self._m.FileChunk, self._m.File
-        query = chunk.select(file.file_id).distinct().join(file, on=(chunk.file == file.id))
+        named, file, chunk = self._m.FileChunk, self._m.File, self._m.Chunk
+        query = named.select(file.file_id).distinct().join(file, on=(named.file == file.id))
+        query = query.join_from(named, chunk, on=(named.chunk == chunk.id))
         rows = self._database.rows_among(query, chunk.chunk_hash, sorted(set(hashes)))
         return sorted({row[0] for row in rows})
 
     def files_on(self, peer_id: str) -> list[str]:
         chunk, file, holding = self._m.FileChunk, self._m.File, self._m.Holding
-        mine = chunk.select(chunk.chunk_index).join(holding, on=(holding.chunk_hash == chunk.chunk_hash))
+        mine = chunk.select(chunk.chunk_index).join(holding, on=(holding.chunk == chunk.chunk))
         mine = mine.where(
             chunk.file == file.id, holding.peer == self._peers.key(peer_id), holding.is_available
         )
@@ -133,8 +134,9 @@ class Listing:
 
     def named(self, hashes: Sequence[bytes]) -> set[bytes]:
         """Those of `hashes` that a file names."""
-        chunk = self._m.FileChunk
-        query = chunk.select(chunk.chunk_hash).distinct()
+        chunk, named = self._m.Chunk, self._m.FileChunk
+        names = named.select(peewee.Value(1)).where(named.chunk == chunk.id)
+        query = chunk.select(chunk.chunk_hash).where(peewee.fn.EXISTS(names))
         return {bytes(row[0]) for row in self._database.rows_among(query, chunk.chunk_hash, hashes)}
 
     # -- holders --------------------------------------------------------------------------
@@ -144,40 +146,41 @@ class Listing:
         record = self.file(file_id)
         query = file.select(file.id, file.manifest).where(file.file_id == file_id)
         key, manifest = self._database.all(query)[0]
-        columns_of = self.remembered.get(file_id)
-        if columns_of is None:
-            columns_of = self._columns(int(key), record.chunks_count)
-            self.remembered.put(file_id, columns_of)
-        return LocatedRows(record, bytes(manifest), *columns_of)
+        return LocatedRows(record, bytes(manifest), *self._columns(file_id, int(key), record.chunks_count))
 
-    def _columns(self, key: int, chunks_count: int) -> HolderColumns:
-        peer_ids = self._peers.ids()
-        ordered = sorted(peer_ids.values())
-        rank_of = {peer_id: rank for rank, peer_id in enumerate(ordered)}
-        ranks = {peer: rank_of[peer_id] for peer, peer_id in peer_ids.items()}
-        counts, peers, times = [0] * chunks_count, array("H"), array("Q")
-        for rows in self._holder_blocks(key, chunks_count):
-            block = sorted([(index, stored_at, ranks[peer]) for index, stored_at, peer in rows])
-            for index, _, _ in block:
-                counts[index] += 1
-            times.extend([stored_at for _, stored_at, _ in block])
-            peers.extend([rank for _, _, rank in block])
-        used = sorted(set(peers))
-        place = {rank: at for at, rank in enumerate(used)}
-        return HolderColumns(
-            tuple(ordered[rank] for rank in used),
-            columns.pack(2, counts),
-            columns.pack(2, [place[rank] for rank in peers]),
-            columns.pack(8, times),
-        )
+    def _columns(self, file_id: str, key: int, chunks_count: int) -> HolderColumns:
+        kept = self.remembered.get(file_id)
+        if kept is not None and not kept.changed:
+            return kept.columns
+        if kept is None:
+            builder = ColumnsBuilder(self._peers.ids())
+            for run, rows in self._holder_runs(key, chunks_count):
+                builder.add(run, rows)
+            found = builder.built()
+        else:
+            found = self._mended(key, kept)
+        self.remembered.put(file_id, found)
+        return found
+
+    def _mended(self, key: int, kept: Kept) -> HolderColumns:
+        named, chunk, holding = self._m.FileChunk, self._m.Chunk, self._m.Holding
+        query = named.select(named.chunk_index, holding.stored_at_ms, holding.peer)
+        query = query.join(chunk, on=(named.chunk == chunk.id))
+        same = (holding.chunk == named.chunk) & holding.is_available
+        query = query.join_from(named, holding, peewee.JOIN.LEFT_OUTER, on=same)
+        # The sum hides the file from SQLite, which would go through all of its chunks else.
+        query = query.where(named.file + 0 == key)
+        rows = list(self._database.rows_among(query, chunk.chunk_hash, sorted(kept.changed)))
+        changed = sorted({index for index, _, _ in rows})
+        held = [row for row in rows if row[2] is not None]
+        return mended(kept.columns, changed, held, self._peers.ids())
 
     def find_chunks(self, hashes: Sequence[bytes], live: Collection[str], limit: int) -> FoundRows:
         """See `TrackerStore.find_chunks`."""
-        holding, up = self._m.Holding, self._peers.live_ids(live)
-        query = holding.select(holding.chunk_hash, holding.stored_at_ms, holding.peer)
-        rows = self._database.rows_among(
-            query.where(holding.is_available), holding.chunk_hash, sorted(set(hashes))
-        )
+        chunk, holding, up = self._m.Chunk, self._m.Holding, self._peers.live_ids(live)
+        query = chunk.select(chunk.chunk_hash, holding.stored_at_ms, holding.peer)
+        query = query.join(holding, on=(holding.chunk == chunk.id)).where(holding.is_available)
+        rows = self._database.rows_among(query, chunk.chunk_hash, sorted(set(hashes)))
         found: dict[bytes, list[tuple[int, str]]] = {}
         for chunk_hash, stored_at, peer in rows:
             if peer in up:
@@ -198,22 +201,22 @@ class Listing:
         up = self._peers.live_ids(live)
         key = self._database.all(file.select(file.id).where(file.file_id == file_id))[0][0]
         copies = [0] * record.chunks_count
-        for rows in self._holder_blocks(int(key), record.chunks_count):
+        for _, rows in self._holder_runs(int(key), record.chunks_count):
             for index, _, peer in rows:
                 copies[index] += peer in up
         low = sum(count < record.replicas for count in copies)
         return HealthCounts(record.chunks_count, record.chunks_count - copies.count(0), low)
 
-    def _holder_blocks(self, key: int, chunks_count: int) -> Iterator[list[tuple[int, int, int]]]:
-        """(chunk index, stored_at_ms, peer's key) of each available copy, some thousand
-        chunks at a time, in no order: a million rows at once would be 200 MB of objects."""
+    def _holder_runs(self, key: int, chunks_count: int) -> Iterator[tuple[range, list[Row]]]:
+        """Some thousand chunks at a time, and each available copy of them, in no order: a million
+        rows at once would be 200 MB of objects."""
         chunk, holding = self._m.FileChunk, self._m.Holding
         query = chunk.select(chunk.chunk_index, holding.stored_at_ms, holding.peer)
-        query = query.join(holding, on=(holding.chunk_hash == chunk.chunk_hash))
+        query = query.join(holding, on=(holding.chunk == chunk.chunk))
         query = query.where(chunk.file == key, holding.is_available)
-        for first in range(0, chunks_count, _BLOCK_CHUNKS):
-            block = chunk.chunk_index.between(first, first + _BLOCK_CHUNKS - 1)
-            yield self._database.all(query.where(block))
+        for first in range(0, chunks_count, _RUN_CHUNKS):
+            run = range(first, min(first + _RUN_CHUNKS, chunks_count))
+            yield run, self._database.all(query.where(chunk.chunk_index.between(first, run.stop - 1)))
 
 
 # -- helpers --------------------------------------------------------------------------

@@ -5,24 +5,26 @@ that several stores can be open in one process, in different threads. The connec
 (`tracker/database.py`) alone calls this module. Only SQL that any database understands.
 
 Times (`*_ms`) are milliseconds since 1970 UTC, sizes bytes, digests 32 raw bytes.
-`file` and `peer` in a table are the `id` of its row, not the public id: rows of chunks
-are many, and an integer is small.
+`file`, `peer` and `chunk` in a table are the `id` of its row, not the public id or the
+digest: rows of chunks are many, and an integer is small.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import peewee
 
 from zchunk.errors import StorageFailure, UnsupportedVersion
+from zchunk.tracker.upgrades import UPGRADES, Step
 
-#: Raise it with every change of a table, and add the step to `UPGRADES`.
-SCHEMA_VERSION = 1
+#: Raise it with every change of a table, and add the step to `upgrades.py`.
+SCHEMA_VERSION = 2
 
+_OF_CHUNK = peewee.SQL('REFERENCES "Chunk" ("id")')
 _OF_FILE = peewee.SQL('REFERENCES "File" ("id")')
 _OF_PEER = peewee.SQL('REFERENCES "Peer" ("id")')
 
@@ -86,12 +88,19 @@ class File(Table):
         indexes = ((("created_at_ms", "commit_number"), False),)
 
 
+class Chunk(Table):
+    """The number of a chunk that a node holds or a file names, see `chunks.py`."""
+
+    id = peewee.BigIntegerField(primary_key=True)
+    chunk_hash = peewee.BlobField(unique=True)
+
+
 class FileChunk(Table):
     """Which chunk a committed file has at which place: one row for each index."""
 
     file = peewee.IntegerField(constraints=[_OF_FILE])
     chunk_index = peewee.IntegerField()
-    chunk_hash = peewee.BlobField(index=True)
+    chunk = peewee.BigIntegerField(constraints=[_OF_CHUNK], index=True)
 
     class Meta:
         primary_key = peewee.CompositeKey("file", "chunk_index")
@@ -103,13 +112,13 @@ class Holding(Table):
     `is_available` is False for a copy that was found damaged since.
     """
 
-    chunk_hash = peewee.BlobField()
+    chunk = peewee.BigIntegerField(constraints=[_OF_CHUNK])
     peer = peewee.IntegerField(constraints=[_OF_PEER], index=True)
     stored_at_ms = peewee.BigIntegerField()
     is_available = peewee.BooleanField()
 
     class Meta:
-        primary_key = peewee.CompositeKey("chunk_hash", "peer")
+        primary_key = peewee.CompositeKey("chunk", "peer")
 
 
 class Tombstone(Table):
@@ -124,7 +133,7 @@ class Tombstone(Table):
 class ChunkLocation(Table):
     """SPEC's ChunkDistribution under its public names: a view, so it can only be read.
 
-    It is the join of FileChunk and Holding and can never differ from them. `file_id`
+    It is the join of FileChunk, Chunk and Holding and can never differ from them. `file_id`
     and `peer_id` are the public ids, `stored_at` is in milliseconds.
     """
 
@@ -147,6 +156,7 @@ class Models:
     MetaValue: type[MetaValue]
     Peer: type[Peer]
     File: type[File]
+    Chunk: type[Chunk]
     FileChunk: type[FileChunk]
     Holding: type[Holding]
     Tombstone: type[Tombstone]
@@ -155,7 +165,8 @@ class Models:
     @property
     def tables(self) -> list[type[Table]]:
         """The real tables; what others refer to comes first."""
-        return [self.MetaValue, self.Peer, self.File, self.FileChunk, self.Holding, self.Tombstone]
+        files = [self.File, self.Chunk, self.FileChunk, self.Holding, self.Tombstone]
+        return [self.MetaValue, self.Peer, *files]
 
 
 _M = TypeVar("_M", bound=Table)
@@ -172,6 +183,7 @@ def bind(database: Any) -> Models:
         MetaValue=_bound(MetaValue, database),
         Peer=_bound(Peer, database),
         File=_bound(File, database),
+        Chunk=_bound(Chunk, database),
         FileChunk=_bound(FileChunk, database),
         Holding=_bound(Holding, database),
         Tombstone=_bound(Tombstone, database),
@@ -191,12 +203,6 @@ def _bound(model: type[_M], database: Any) -> type[_M]:
 
 
 # -- versions -------------------------------------------------------------------------
-
-Step = Callable[[Models], None]
-
-#: version -> what turns the tables of the version before into that one. A step speaks
-#: to the tables as they were then, so it uses SQL or playhouse.migrate, not the models.
-UPGRADES: Mapping[int, Step] = {}
 
 
 def prepare(
@@ -253,7 +259,7 @@ def _upgrade(models: Models, stored: int, version: int, upgrades: Mapping[int, S
     # The view names columns, and a database may refuse to change what a view names.
     models.database.execute_sql(_view_sql(models, "DROP VIEW IF EXISTS "))
     for step in steps:
-        upgrades[step](models)
+        upgrades[step](models.database)
     _create_view(models)
     meta = models.MetaValue
     meta.update({meta.value: str(version)}).where(meta.key == "schema_version").execute()
@@ -275,15 +281,17 @@ def _view_sql(models: Models, verb: str) -> str:
 
 
 def _location_query(models: Models) -> Any:
-    chunk, file, holding, peer = models.FileChunk, models.File, models.Holding, models.Peer
+    named, file, chunk = models.FileChunk, models.File, models.Chunk
+    holding, peer = models.Holding, models.Peer
     columns = (
         file.file_id,
-        chunk.chunk_index,
+        named.chunk_index,
         peer.peer_id,
         chunk.chunk_hash,
         holding.stored_at_ms.alias("stored_at"),
         holding.is_available,
     )
-    query = chunk.select(*columns).join(file, on=(chunk.file == file.id))
-    query = query.join_from(chunk, holding, on=(chunk.chunk_hash == holding.chunk_hash))
+    query = named.select(*columns).join(file, on=(named.file == file.id))
+    query = query.join_from(named, chunk, on=(named.chunk == chunk.id))
+    query = query.join_from(named, holding, on=(named.chunk == holding.chunk))
     return query.join_from(holding, peer, on=(holding.peer == peer.id))

@@ -3,8 +3,8 @@
 Responsible for what must be true together (a file names only chunks that a live peer
 has confirmed; a chunk that a file names is never released; inventory digests are exact)
 and for durability: what is one transaction is said here. The statements stand in
-`storedpeers.py`, `holdings.py`, `commits.py`, `listing.py` and `copies.py`, the connection
-in `database.py`. Not responsible for who is up: callers pass the live peers in.
+`storedpeers.py`, `chunks.py`, `holdings.py`, `commits.py`, `listing.py` and `copies.py`, the
+connection in `database.py`. Not responsible for who is up: callers pass the live peers in.
 `tracker/core.py` decides, its writer thread calls.
 
 All methods block, and are called by one thread at a time. Each changing method is one
@@ -26,6 +26,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from zchunk.clock import Clock
 from zchunk.protocol.messages import FileRecord
+from zchunk.tracker.chunks import Chunks
 from zchunk.tracker.commits import Commits, Content, Removals
 from zchunk.tracker.copies import CopyCounter
 from zchunk.tracker.database import Database
@@ -97,9 +98,10 @@ class TrackerStore:
         self._database = database
         self._clock = clock
         self._peers = StoredPeers(database)
-        self._holdings = Holdings(database)
+        self._chunks = Chunks(database)
+        self._holdings = Holdings(database, self._chunks)
         self._listing = Listing(database, self._peers)
-        self._commits = Commits(database, self._peers, self._listing)
+        self._commits = Commits(database, self._peers, self._chunks, self._listing)
         self._copies = CopyCounter(database, self._peers)
         #: the chunks of the last change, and the files that name any of them
         self._touched: tuple[Sequence[bytes], list[str]] | None = None
@@ -134,7 +136,7 @@ class TrackerStore:
             self._listing.remembered.clear()
         elif len(self._listing.remembered):
             self._touched = hashes, self._listing.files_of(hashes)
-            self._listing.remembered.forget(self._touched[1])
+            self._listing.remembered.change(self._touched[1], hashes)
 
     def now_ms(self) -> int:
         """The time to record with a change: wall time, read when the change is made."""
