@@ -124,7 +124,7 @@ def publish(client: Asker, nodes: list[Asker], manifest: Manifest, number: int) 
     )
     _, planned = client.ask(plan, Planned)
     stored = sum(
-        node.ask(Stored(upload_id=upload_id, hashes=hashes), Ok)[1]
+        report(node, number, hashes)
         for node, hashes in _reports(nodes, [row.sha256 for row in manifest.chunks])
     )
     commit = Commit(
@@ -137,6 +137,11 @@ def publish(client: Asker, nodes: list[Asker], manifest: Manifest, number: int) 
     )
     _, committed = client.ask(commit, Committed)
     return Published(planned, stored, committed)
+
+
+def report(node: Asker, number: int, hashes: bytes) -> float:
+    """`node` has stored these chunks for that upload."""
+    return node.ask(Stored(upload_id=_UPLOAD.format(number), hashes=hashes), Ok)[1]
 
 
 def _reports(nodes: list[Asker], hashes: list[bytes]) -> list[tuple[Asker, bytes]]:
