@@ -15,7 +15,7 @@ from annotated_types import Ge, Le, Len, MinLen
 from hypothesis import strategies as st
 from pydantic import StringConstraints
 
-from zchunk.protocol.messages import PAYLOAD
+from zchunk.protocol.messages import PAYLOAD, ready
 
 # -- any valid message, from the types of its fields ------------------------------------------
 
@@ -103,6 +103,7 @@ def _text(rules: list[Any]) -> st.SearchStrategy[str]:
 
 @functools.cache
 def messages(cls: type[Any]) -> st.SearchStrategy[Any]:
+    ready(cls)
     hints = typing.get_type_hints(cls, include_extras=True)
     return st.builds(cls, **{f.name: values(hints[f.name]) for f in fields(cls)})
 

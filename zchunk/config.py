@@ -18,9 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zchunk import addresses
@@ -28,6 +27,9 @@ from zchunk.clock import MAX_PERIOD_S, MIN_PERIOD_S
 from zchunk.errors import ConfigError, InvalidUsage
 from zchunk.manifest import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, chunk_size_problem
 from zchunk.placement import MAX_COPIES, Strategy
+
+if TYPE_CHECKING:  # imported where there is a file
+    import yaml
 
 PREFIX = "ZCHUNK_"
 TRACKER_PORT = 7700
@@ -421,6 +423,8 @@ def _from_environ(environ: Mapping[str, str]) -> _Layer:
 
 
 def _from_file(path: Path) -> _Layer:
+    import yaml
+
     layer = _Layer()
     root = _compose(path)
     if root is None:
@@ -439,6 +443,8 @@ def _from_file(path: Path) -> _Layer:
 
 def _compose(path: Path) -> yaml.Node | None:
     """The file's YAML tree, all scalars as text; None for an empty file."""
+    import yaml
+
     try:
         loader = yaml.BaseLoader(path.read_text(encoding="utf-8-sig"))
         return loader.get_single_node()
@@ -466,6 +472,8 @@ def _pairs(
     node: yaml.Node, path: Path, what: str, allowed: str
 ) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
     """(key, value) of a map whose keys are text, each given once."""
+    import yaml
+
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{_line(path, node)}: {what} holds no keys; allowed: {allowed}")
     lines: dict[str, int] = {}
@@ -487,6 +495,8 @@ def _line(path: Path, node: yaml.Node) -> str:
 
 def _plain(node: yaml.Node) -> Any:
     """A scalar's text or a list of texts; for a map, which no key takes, an empty one."""
+    import yaml
+
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item) if isinstance(item, yaml.ScalarNode) else {} for item in node.value]
     return node.value if isinstance(node, yaml.ScalarNode) else {}

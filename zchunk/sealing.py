@@ -38,12 +38,8 @@ from functools import cached_property
 from typing import Any
 
 import msgpack
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from zchunk import hashing
+from zchunk import ciphers, hashing
 from zchunk.errors import ChunkCorrupt, InvalidUsage, ManifestInvalid, WrongKey
 from zchunk.manifest import (
     AES256GCM,
@@ -63,8 +59,6 @@ _NONCE_BYTES = 12
 _MAX_PASSPHRASE_BYTES = 4096
 #: Names are padded to a multiple of it: their length is nobody's business either.
 _NAME_PADDING = 256
-#: So much at a time, so that other threads get their turn in between.
-_PIECE = 1024 * 1024
 #: Keys that wrap are used for one message.
 _ONLY_NONCE = bytes(_NONCE_BYTES)
 
@@ -231,7 +225,7 @@ class FileKey:
         digest = hashing.blake3(plain)
         place = _place(index, chunk_size)
         stored = into[: len(plain) + TAG_BYTES]
-        _encrypt(self._chunks, self._nonce(place, digest), place, plain, stored)
+        ciphers.encrypt(self._chunks, self._nonce(place, digest), place, plain, stored)
         return stored, digest
 
     def open_chunk(self, index: int, chunk_size: int, digest: bytes, stored: memoryview) -> memoryview:
@@ -239,8 +233,8 @@ class FileKey:
         BLAKE3, from the sealed part. Raises ChunkCorrupt (then `stored` is of no use)."""
         place = _place(index, chunk_size)
         try:
-            return _decrypt(self._chunks, self._nonce(place, digest), place, stored)
-        except InvalidTag:
+            return ciphers.decrypt(self._chunks, self._nonce(place, digest), place, stored)
+        except ciphers.WrongTag:
             raise ChunkCorrupt(
                 f"chunk {index} has the right SHA-256 but does not open: it was not made with"
                 " this file's key; put the file again from its source",
@@ -253,13 +247,13 @@ class FileKey:
         """`bound` is the digest of what the body is sealed together with."""
         nonce = self._nonce(bound, hashlib.sha256(content).digest())
         sealed = memoryview(bytearray(len(content) + TAG_BYTES))
-        _encrypt(self._body, nonce, bound, memoryview(content), sealed)
+        ciphers.encrypt(self._body, nonce, bound, memoryview(content), sealed)
         return nonce + bytes(sealed)
 
     def open_body(self, body: bytes, bound: bytes) -> bytes:
-        """Raises InvalidTag."""
+        """Raises ciphers.WrongTag."""
         nonce, sealed = body[:_NONCE_BYTES], memoryview(bytearray(body[_NONCE_BYTES:]))
-        return bytes(_decrypt(self._body, nonce, bound, sealed))
+        return bytes(ciphers.decrypt(self._body, nonce, bound, sealed))
 
     def _nonce(self, bound: bytes, digest: bytes) -> bytes:
         """Both are of fixed length for one of the two keys they are used with."""
@@ -270,7 +264,7 @@ def new_key(secret: Secret, cost: Cost = COST) -> tuple[Head, FileKey]:
     """A fresh key for one file, locked by `secret`. Takes a moment for a passphrase."""
     salt, key = secrets.token_bytes(SALT_BYTES), secrets.token_bytes(KEY_BYTES)
     lock = Lock(salt, cost=cost) if isinstance(secret, Passphrase) else Lock(salt, key_id=secret.key_id)
-    wrapped = AESGCM(_wrapping_key(lock, secret)).encrypt(_ONLY_NONCE, key, _packed(lock.parts))
+    wrapped = ciphers.wrap(_wrapping_key(lock, secret), _ONLY_NONCE, key, _packed(lock.parts))
     return Head(lock, wrapped), FileKey(key)
 
 
@@ -278,10 +272,10 @@ def unlock(head: Head, secret: Secret, name: str) -> FileKey:
     """The file's key; `name` is for the message. Takes a moment for a passphrase.
     Raises WrongKey."""
     _check_kind(head.lock, secret, name)
-    wrapping = AESGCM(_wrapping_key(head.lock, secret))
+    wrapping = _wrapping_key(head.lock, secret)
     try:
-        return FileKey(wrapping.decrypt(_ONLY_NONCE, head.wrapped, _packed(head.lock.parts)))
-    except InvalidTag:
+        return FileKey(ciphers.unwrap(wrapping, _ONLY_NONCE, head.wrapped, _packed(head.lock.parts)))
+    except ciphers.WrongTag:
         what = "passphrase" if isinstance(secret, Passphrase) else "key file"
         raise WrongKey(f"wrong {what} for {name!r}: it was encrypted with another one") from None
 
@@ -302,7 +296,7 @@ def _wrapping_key(lock: Lock, secret: Secret) -> bytes:
         return _derived(secret.key, b"zchunk wrap " + lock.salt)
     assert lock.cost is not None
     n, r, p = 1 << lock.cost.log2_n, lock.cost.r, lock.cost.p
-    return Scrypt(salt=lock.salt, length=KEY_BYTES, n=n, r=r, p=p).derive(secret.bytes)
+    return ciphers.scrypt(secret.bytes, lock.salt, KEY_BYTES, n=n, r=r, p=p)
 
 
 # -- the sealed part of a manifest ------------------------------------------------------
@@ -359,7 +353,7 @@ def open_manifest(manifest: Manifest, secret: Secret) -> OpenManifest:
     key = unlock(head, secret, manifest.name)
     try:
         content = key.open_body(body, _bound(manifest, head))
-    except InvalidTag:
+    except ciphers.WrongTag:
         raise ManifestInvalid(
             f"the manifest of {manifest.name!r} was changed by somebody without its key"
         ) from None
@@ -456,26 +450,3 @@ def _place(index: int, chunk_size: int) -> bytes:
     file is told by its key. Not its size: what an upload stored stays of use when the file
     has grown since."""
     return b"zchunk chunk" + struct.pack("<IQ", chunk_size, index)
-
-
-def _encrypt(key: bytes, nonce: bytes, bound: bytes, plain: memoryview, into: memoryview) -> None:
-    """Ciphertext and tag; the only place where chunks and bodies are encrypted."""
-    encryptor = Cipher(algorithms.AES(key), modes.GCM(nonce)).encryptor()
-    encryptor.authenticate_additional_data(bound)
-    for at in range(0, len(plain), _PIECE):
-        piece = plain[at : at + _PIECE]
-        encryptor.update_into(piece, into[at : at + len(piece)])
-    encryptor.finalize()
-    into[len(plain) :] = encryptor.tag
-
-
-def _decrypt(key: bytes, nonce: bytes, bound: bytes, sealed: memoryview) -> memoryview:
-    """In place. Raises InvalidTag."""
-    plain, tag = sealed[:-TAG_BYTES], bytes(sealed[-TAG_BYTES:])
-    decryptor = Cipher(algorithms.AES(key), modes.GCM(nonce, tag)).decryptor()
-    decryptor.authenticate_additional_data(bound)
-    for at in range(0, len(plain), _PIECE):
-        piece = plain[at : at + _PIECE]
-        decryptor.update_into(piece, piece)
-    decryptor.finalize()
-    return plain

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome
-from zchunk import hashing, sealing
+from zchunk import ciphers, hashing, sealing
 from zchunk.errors import ChunkCorrupt
 from zchunk.node.sealkeys import SealKeys
 from zchunk.sealing import FileKey, KeyFile, Passphrase
@@ -29,13 +29,13 @@ FAULTS = Faults(delay_min=0.0002, delay_max=0.03, loss=0.01, double=0.02, corrup
 def encryptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[bytes, bytes], set[bytes]]]:
     """(key, nonce) -> the digests of all that was encrypted and authenticated with it."""
     used: dict[tuple[bytes, bytes], set[bytes]] = defaultdict(set)
-    encrypt = sealing._encrypt
+    encrypt = ciphers.encrypt
 
     def watched(key: bytes, nonce: bytes, bound: bytes, plain: memoryview, into: memoryview) -> None:
         used[key, nonce].add(hashlib.sha256(bytes([len(bound)]) + bound + plain).digest())
         encrypt(key, nonce, bound, plain, into)
 
-    monkeypatch.setattr(sealing, "_encrypt", watched)
+    monkeypatch.setattr(ciphers, "encrypt", watched)
     yield used
     assert used
     assert all(len(inputs) == 1 for inputs in used.values()), "a nonce served two plaintexts"
@@ -203,13 +203,13 @@ def test_the_fixture_notices_nonces_that_are_counted(
     """What the test above proves: with nonces that are the chunk's number it fails."""
     monkeypatch.setattr(FileKey, "_nonce", lambda self, bound, digest: bound[-8:].ljust(12, b"\0"))
     used: dict[tuple[bytes, bytes], set[bytes]] = defaultdict(set)
-    encrypt = sealing._encrypt
+    encrypt = ciphers.encrypt
 
     def watched(key: bytes, nonce: bytes, bound: bytes, plain: memoryview, into: memoryview) -> None:
         used[key, nonce].add(bytes(plain))
         encrypt(key, nonce, bound, plain, into)
 
-    monkeypatch.setattr(sealing, "_encrypt", watched)
+    monkeypatch.setattr(ciphers, "encrypt", watched)
     cluster = make_cluster(root, 1, monkeypatch)
     path = cluster.make_file(NAME, 16 * CHUNK)
     for _ in range(2):

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from zchunk import cli as program
 from zchunk import errors
 from zchunk.cli import cli, common, files, members
 from zchunk.cli.common import Invocation, interruptible, parse_duration, token_text
@@ -380,3 +382,18 @@ def test_a_declined_plan_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Interrupted, match="nothing was stored"):
         files._agree(Invocation(json=True), None, plan, yes=False)  # type: ignore[arg-type]
     assert plan.abandoned == 1
+
+
+def test_a_command_ends_at_once_but_not_before_what_must_be_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(program.os, "_exit", ended.append)
+    monkeypatch.setattr(program.threading, "enumerate", lambda: [threading.main_thread()])
+    program._leave(6)
+    assert ended == [6]
+    waited = threading.Thread()
+    monkeypatch.setattr(program.threading, "enumerate", lambda: [threading.main_thread(), waited])
+    program._leave(6)
+    program._leave("a text, which the interpreter prints")
+    assert ended == [6]

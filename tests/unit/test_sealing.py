@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from zchunk import hashing, sealing
+from zchunk import ciphers, hashing, sealing
 from zchunk.errors import ChunkCorrupt, InvalidUsage, ManifestInvalid, WrongKey, ZchunkError
 from zchunk.manifest import MAX_CHUNK_SIZE, MAX_SEALED_CHUNKS, MIN_CHUNK_SIZE, ChunkRow, Manifest, parse
 from zchunk.sealing import (
@@ -107,11 +107,11 @@ def test_a_chunk_comes_back_from_where_it_stands(plain: bytes, index: int) -> No
 
 def test_a_chunk_of_several_pieces_is_that_of_one() -> None:
     """GCM as the standard has it, whatever it is fed by."""
-    plain, nonce, key, into = os.urandom(2 * sealing._PIECE + 77), b"n" * 12, b"k" * 32, bytearray()
+    plain, nonce, key, into = os.urandom(2 * ciphers._PIECE + 77), b"n" * 12, b"k" * 32, bytearray()
     into.extend(bytes(len(plain) + 16))
-    sealing._encrypt(key, nonce, b"bound", memoryview(plain), memoryview(into))
+    ciphers.encrypt(key, nonce, b"bound", memoryview(plain), memoryview(into))
     assert bytes(into) == AESGCM(key).encrypt(nonce, plain, b"bound")
-    assert sealing._decrypt(key, nonce, b"bound", memoryview(into)) == plain
+    assert ciphers.decrypt(key, nonce, b"bound", memoryview(into)) == plain
 
 
 @given(plain=st.binary(min_size=1, max_size=300), bit=st.integers(0, 10_000))
@@ -142,13 +142,13 @@ def test_a_chunk_opens_nowhere_else(index: int, chunk_size: int, key: bytes) -> 
 def encryptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[bytes, bytes], set[bytes]]]:
     """(key, nonce) -> everything that was encrypted and authenticated with it."""
     used: dict[tuple[bytes, bytes], set[bytes]] = {}
-    encrypt = sealing._encrypt
+    encrypt = ciphers.encrypt
 
     def watched(key: bytes, nonce: bytes, bound: bytes, plain: memoryview, into: memoryview) -> None:
         used.setdefault((key, nonce), set()).add(msgpack.packb((bound, bytes(plain))))
         encrypt(key, nonce, bound, plain, into)
 
-    monkeypatch.setattr(sealing, "_encrypt", watched)
+    monkeypatch.setattr(ciphers, "encrypt", watched)
     yield used
     assert all(len(inputs) == 1 for inputs in used.values()), "a nonce served two plaintexts"
 

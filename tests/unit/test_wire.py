@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, ClassVar, get_type_hints
 
 import msgpack
 import pytest
@@ -24,6 +26,7 @@ from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import (
     BY_TYPE,
     HEADER_FIELDS,
+    PAYLOAD,
     PAYLOAD_FIELDS,
     PROTOCOL_VERSION,
     Block,
@@ -38,6 +41,8 @@ from zchunk.protocol.messages import (
     PutBlock,
     Request,
     Snapshot,
+    message,
+    ready,
 )
 
 TYPED = (MalformedMessage, UnknownMessage, UnsupportedVersion)
@@ -124,7 +129,39 @@ def test_types_are_unique_and_all_classes_are_listed() -> None:
 @by_class
 def test_no_field_has_a_default(cls: type[Message]) -> None:
     """A message with a field left out is another version's, not this one's."""
+    ready(cls)
     assert all(f.default is MISSING and f.default_factory is MISSING for f in fields(cls))  # type: ignore[arg-type]
+
+
+@by_class
+def test_the_fields_that_are_read_off_the_text_are_those_of_the_class(cls: type[Message]) -> None:
+    ready(cls)
+    hints = get_type_hints(cls, include_extras=True)
+    payload = [f.name for f in fields(cls) if PAYLOAD in getattr(hints[f.name], "__metadata__", ())]  # type: ignore[arg-type]
+    assert list(PAYLOAD_FIELDS[cls]) == payload
+    assert [*HEADER_FIELDS[cls], *payload] == [f.name for f in fields(cls)]  # type: ignore[arg-type]
+
+
+def test_the_first_messages_of_a_class_are_checked_in_every_thread_that_builds_one() -> None:
+    @message
+    class Late(Message):
+        TYPE: ClassVar[str] = "late"
+        number: int
+
+    threads = 8
+    together = threading.Barrier(threads)
+
+    def build(_: int) -> bool:
+        together.wait(10)
+        try:
+            Late(number="7")  # type: ignore[arg-type]
+        except ValidationError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert all(pool.map(build, range(threads)))
+    assert Late(number=7).number == 7
 
 
 def test_payload_is_not_copied_on_the_way_out() -> None:

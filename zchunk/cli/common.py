@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -40,13 +40,32 @@ F = TypeVar("F", bound=Callable[..., Any])
 @contextmanager
 def importing() -> Iterator[None]:
     """Around the import of the engine: its objects stay until the process ends, and to look
-    through them for garbage again and again is a tenth of a short command."""
+    through them for garbage again and again is a tenth of a short command. And pydantic would
+    look through all installed packages for plugins, to use none."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _keep_freed_memory() -> None:
+    """A message of megabytes is memory of glibc's, which would give it back to the system after
+    each, and take it anew, page by page; in another place for each thread. Before threads start.
+    Does nothing where there is another C library."""
+    import ctypes
+
+    with suppress(OSError, TypeError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 32 * 1024**2)  # the most it takes
+        mallopt(_M_TRIM_THRESHOLD, 64 * 1024**2)
+
+
+#: of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 @dataclass
@@ -91,6 +110,7 @@ class Invocation:
         with importing():
             from zchunk.client import Client
 
+            _keep_freed_memory()
         return Client(self.home, settings)
 
     def say(self, text: str) -> None:

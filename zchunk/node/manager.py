@@ -19,7 +19,6 @@ from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, Zc
 from zchunk.manifest import MAX_SEALED_CHUNKS, block_ranges, chunk_count, name_problem
 from zchunk.node.control import expect
 from zchunk.node.driver import Tell
-from zchunk.node.put import Upload
 from zchunk.node.sealkeys import Sealing
 from zchunk.node.source import SourceFile
 from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
@@ -36,6 +35,7 @@ from zchunk.protocol.messages import (
 from zchunk.sealing import Secret
 
 if TYPE_CHECKING:
+    from zchunk.node.put import Upload
     from zchunk.node.store.chunkstore import ChunkStore
 
 Sent = Callable[[ZchunkError | None], None]
@@ -119,6 +119,8 @@ class DistributedChunkManager:
     ) -> Upload:
         """The upload that carries out an agreed plan; `start` it in the bulk loop. `sealing`
         encrypts it."""
+        from zchunk.node.put import Upload
+
         return Upload(
             bulk=self.bulk,
             source=source,

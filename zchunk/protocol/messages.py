@@ -1,10 +1,11 @@
 """Every message between zchunk processes, defined once. docs/protocol.md describes them.
 
 Each class is a frozen, validated dataclass: one that breaks its field types or limits
-cannot be built, on either side. A class's `TYPE` is its name on the wire. Fields of
-type `Payload` do not travel in the header but as frames of their own behind it, in
-the order of their definition. Requests name their `REPLY`; the other possible answer
-to any request is an `ErrorReply`.
+cannot be built, on either side. A message's checks are made when the first one of its class is
+built: a command needs some ten of the sixty, and all of them would be a sixth of its start.
+A class's `TYPE` is its name on the wire. Fields of type `Payload` do not travel in the header
+but as frames of their own behind it, in the order of their definition. Requests name their
+`REPLY`; the other possible answer to any request is an `ErrorReply`.
 
 Units: bytes for sizes, seconds for durations, milliseconds since 1970 UTC for
 `*_ms`. Tables are columns of little-endian integers (`columns.py`), since a file may
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from math import isfinite
-from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 from annotated_types import Ge, Le, Len, MaxLen
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, StringConstraints
@@ -23,6 +24,7 @@ from pydantic.dataclasses import dataclass
 
 from zchunk.clock import MAX_PERIOD_S, MAX_WALL_MS, MIN_PERIOD_S
 from zchunk.placement import MAX_COPIES
+from zchunk.protocol.unready import Unready
 
 #: Version 1. A reader ignores unknown keys of a known type, refuses unknown types.
 PROTOCOL_VERSION = 1
@@ -32,9 +34,25 @@ _T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True)
-def message(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass whose fields are checked when it is built."""
+def record(cls: type[_T]) -> type[_T]:
+    """A frozen dataclass whose fields are checked when it is built: a part of messages."""
     return dataclass(frozen=True, config=_config)(cls)  # type: ignore[return-value]
+
+
+@dataclass_transform(frozen_default=True)
+def message(cls: type[_T]) -> type[_T]:
+    """The same, from the first of its class on (`ready`)."""
+    _unready.add(cls)
+    return cls
+
+
+#: messages that are plain classes so far
+_unready = Unready(record)
+
+
+def ready(cls: type) -> None:
+    """Makes the class what `message` promises, if it is not yet. From any thread."""
+    _unready.make_ready(cls)
 
 
 class _PayloadMarker:
@@ -110,6 +128,12 @@ Facts = Annotated[dict[str, Any], AfterValidator(_only_facts)]
 class Message:
     TYPE: ClassVar[str]
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Python looks for `__init__` after this, and finds the one that checks."""
+        if cls in _unready:
+            ready(cls)
+        return super().__new__(cls)
+
 
 class Request(Message):
     REPLY: ClassVar[type[Message]]
@@ -146,7 +170,7 @@ class Probe(Message):
 # -- parts ----------------------------------------------------------------------------
 
 
-@message
+@record
 class PeerRecord:
     """What the tracker knows of a storing node. `endpoints` are tried in order; whoever
     connects there expects `public_key` (None where the tracker knows none)."""
@@ -164,7 +188,7 @@ class PeerRecord:
     public_key: HexId | None = None
 
 
-@message
+@record
 class MemberRecord:
     """A member of the cluster, cut off or not. `public_key` is the one that it has now."""
 
@@ -175,7 +199,7 @@ class MemberRecord:
     revoked: bool
 
 
-@message
+@record
 class FileRecord:
     """FileInfo of SPEC "Data" without its per-chunk lists."""
 
@@ -395,7 +419,7 @@ class GetSnapshot(Request):
     REPLY: ClassVar[type[Message]] = Snapshot
 
 
-@message
+@record
 class EventRecord:
     """An event of the tracker's history; its epoch is the list's."""
 
@@ -859,15 +883,14 @@ def _subclasses(base: type[Message]) -> list[type[Message]]:
 BY_TYPE: dict[str, type[Message]] = {cls.TYPE: cls for cls in _subclasses(Message) if "TYPE" in vars(cls)}
 
 
-def _payload_fields(cls: type[Message]) -> tuple[str, ...]:
-    hints = get_type_hints(cls, include_extras=True)
-    return tuple(f.name for f in fields(cls) if PAYLOAD in getattr(hints[f.name], "__metadata__", ()))  # type: ignore[arg-type]
+def _fields(cls: type[Message], payload: bool) -> tuple[str, ...]:
+    """By how they are written here: a class is asked for them before it is ready."""
+    own = vars(cls).get("__annotations__", {}).items()
+    told = [(name, kind) for name, kind in own if not kind.startswith("ClassVar[")]
+    return tuple(name for name, kind in told if (kind == "Payload") is payload)
 
 
 #: class -> names of its payload fields, in frame order
-PAYLOAD_FIELDS: dict[type[Message], tuple[str, ...]] = {cls: _payload_fields(cls) for cls in BY_TYPE.values()}
+PAYLOAD_FIELDS: dict[type[Message], tuple[str, ...]] = {cls: _fields(cls, True) for cls in BY_TYPE.values()}
 #: class -> names of its header fields
-HEADER_FIELDS: dict[type[Message], tuple[str, ...]] = {
-    cls: tuple(f.name for f in fields(cls) if f.name not in PAYLOAD_FIELDS[cls])  # type: ignore[arg-type]
-    for cls in BY_TYPE.values()
-}
+HEADER_FIELDS: dict[type[Message], tuple[str, ...]] = {cls: _fields(cls, False) for cls in BY_TYPE.values()}
