@@ -5,6 +5,9 @@ from __future__ import annotations
 import selectors
 import socket
 from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
 
 from zchunk.transport.connections import Connections
 from zchunk.transport.guard import Limits
@@ -27,4 +30,43 @@ def test_connections_above_the_limit_are_ended_and_others_are_not() -> None:
         assert len(ready) == 1
         assert isinstance(ready[0], socket.socket)
         assert ready[0].recv(1) == b""
+        assert connections.ended == 1
+
+
+def test_a_connection_in_the_place_of_a_closed_file_is_seen_soon(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Descriptors are as many as before, so only a new list of them shows it."""
+    monkeypatch.setattr(Connections, "_run", lambda self: None)
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        address = listener.getsockname()
+        connections = Connections()
+        stack.callback(connections.close)
+        connections.watch(f"tcp://127.0.0.1:{address[1]}", Limits(connections=0))
+        line = stack.enter_context(socket.create_connection(address))
+        file = stack.enter_context((tmp_path / "file").open("wb"))
+        connections.look(100.0)
+        file.close()
+        stack.enter_context(listener.accept()[0])
+        connections.look(100.05)
+        assert connections.ended == 0
+        connections.look(100.11)
+        assert connections.ended == 1
+        line.settimeout(10)
+        assert line.recv(1) == b""
+
+
+def test_one_descriptor_more_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connections, "_run", lambda self: None)
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        address = listener.getsockname()
+        connections = Connections()
+        stack.callback(connections.close)
+        connections.watch(f"tcp://127.0.0.1:{address[1]}", Limits(connections=0))
+        stack.enter_context(socket.create_connection(address))
+        connections.look(100.0)
+        stack.enter_context(listener.accept()[0])
+        connections.look(100.01)
         assert connections.ended == 1

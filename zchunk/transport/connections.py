@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import mmap
 import os
 import socket
 import struct
@@ -24,7 +25,7 @@ from zchunk.errors import Busy
 from zchunk.refusals import Refusals
 from zchunk.transport import descriptors
 from zchunk.transport.descriptors import Descriptor
-from zchunk.transport.guard import End, Guard, Limits, Seen
+from zchunk.transport.guard import MIB, End, Guard, Limits, Seen
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,13 @@ _WHY = {
 }
 _FOLDER = "/proc/self/fd"
 _MEMORY = "/proc/self/statm"
+_PAGE = mmap.PAGESIZE
 _LOOK_S = 0.025
 _BUSY_LOOK_S = 0.008
+#: So often at least all descriptors are listed. In between that is done when their number
+#: changed, or the process grew: else who was there is who is there.
+_LIST_S = 0.1
+_GREW = 4 * MIB
 #: A look pauses so many times as long as it took: it takes a small share of a processor.
 _PAUSES = 20
 #: Of ZMTP and CURVE around a frame, at most.
@@ -87,6 +93,10 @@ class Connections:
         self._refusals = Refusals()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        #: when descriptors were listed, how many there were, and the process's memory then
+        self._listed_at = 0.0
+        self._listed = 0
+        self._resident_then = 0
         self._gone = 0
         self._trimmed_at = 0.0
 
@@ -109,11 +119,12 @@ class Connections:
         while not self._stop.wait(pause):
             began = time.thread_time()
             self.look(time.monotonic())
-            wished = _BUSY_LOOK_S if any(door.guard.busy for door in self._doors.values()) else _LOOK_S
+            wished = _BUSY_LOOK_S if self._busy else _LOOK_S
             pause = max(wished, _PAUSES * (time.thread_time() - began))
 
     def look(self, now: float) -> None:
-        found, resident = self._find(), _resident()
+        resident = _resident()
+        found = self._find(now, resident)
         for port, door in self._doors.items():
             mine = found.get(port, [])
             by_number = door.delivered.take()
@@ -140,7 +151,31 @@ class Connections:
 
     # -- what the operating system knows ------------------------------------------------
 
-    def _find(self) -> dict[int, list[Seen]]:
+    def _find(self, now: float, resident: int) -> dict[int, list[Seen]]:
+        """The connections at each port."""
+        count = os.stat(_FOLDER).st_size  # 0 before Linux 6.2
+        same = 0 < count == self._listed and now < self._listed_at + _LIST_S
+        if same and resident < self._resident_then + _GREW and not self._busy:
+            with suppress(OSError, LookupError):
+                return self._seen_again()
+        self._listed_at, self._listed, self._resident_then = now, count, resident
+        return self._list()
+
+    @property
+    def _busy(self) -> bool:
+        return any(door.guard.busy for door in self._doors.values())
+
+    def _seen_again(self) -> dict[int, list[Seen]]:
+        """Raises OSError or LookupError where one of them is gone."""
+        found: dict[int, list[Seen]] = {}
+        for key, accepted in self._accepted.items():
+            if accepted is not None:
+                if os.fstat(key[0]).st_ino != key[1]:
+                    raise LookupError
+                self._add(found, key, accepted)
+        return found
+
+    def _list(self) -> dict[int, list[Seen]]:
         before, self._accepted = self._accepted, {}
         found: dict[int, list[Seen]] = {}
         for number in map(int, os.listdir(_FOLDER)):
@@ -149,10 +184,13 @@ class Connections:
                 accepted = before.pop(key) if key in before else self._identify(number)
                 self._accepted[key] = accepted
                 if accepted is not None:
-                    seen = Seen(key, accepted.which.other_end[0], self._received(number))
-                    found.setdefault(accepted.port, []).append(seen)
+                    self._add(found, key, accepted)
         self._gone += sum(accepted is not None for accepted in before.values())
         return found
+
+    def _add(self, found: dict[int, list[Seen]], key: tuple[int, int], accepted: _Accepted) -> None:
+        seen = Seen(key, accepted.which.other_end[0], _received(key[0]))
+        found.setdefault(accepted.port, []).append(seen)
 
     def _identify(self, number: int) -> _Accepted | None:
         name = descriptors.own_end(number)
@@ -161,12 +199,14 @@ class Connections:
         which = descriptors.descriptor(number)
         return _Accepted(name[1], which) if which is not None else None
 
-    def _received(self, number: int) -> int:
-        info, size = ctypes.create_string_buffer(_INFO_BYTES), ctypes.c_uint32(_INFO_BYTES)
-        failed = _libc().getsockopt(number, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size))
-        if failed or size.value < _INFO_BYTES:
-            return 0
-        return int(struct.unpack_from("<Q", info, _RECEIVED_AT)[0])
+
+def _received(number: int) -> int:
+    """Bytes that came by this connection, as TCP_INFO has it; 0 where it is none."""
+    info, size = ctypes.create_string_buffer(_INFO_BYTES), ctypes.c_uint32(_INFO_BYTES)
+    failed = _libc().getsockopt(number, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size))
+    if failed or size.value < _INFO_BYTES:
+        return 0
+    return int(struct.unpack_from("<Q", info, _RECEIVED_AT)[0])
 
 
 @cache
@@ -177,5 +217,10 @@ def _libc() -> ctypes.CDLL:
 
 def _resident() -> int:
     """Bytes of this process that lie in memory."""
-    with open(_MEMORY, "rb") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(os.pread(_memory(), 128, 0).split()[1]) * _PAGE
+
+
+@cache
+def _memory() -> int:
+    """A descriptor that stays open."""
+    return os.open(_MEMORY, os.O_RDONLY | os.O_CLOEXEC)
