@@ -168,8 +168,9 @@ class LoanPool:
 
     def lend(self, length: int) -> memoryview:
         """`length` writable bytes with old content in them."""
-        # Few capacities, so that what came back fits; pages that are not touched cost nothing.
-        capacity = max(ALIGNMENT, 1 << max(0, length - 1).bit_length())
+        # Few capacities, so that what came back fits.
+        grid = max(ALIGNMENT, 1 << max(0, length - 1).bit_length() >> 3)
+        capacity = max(1, -(-length // grid)) * grid
         with self._lock:
             self._take_returned()
             memory = self._kept.take(capacity)

@@ -241,7 +241,7 @@ class Transfer(_Section):
     receive_budget: Bytes = _key(64 * 1024**2, _BYTES)
     send_budget: Bytes = _key(32 * 1024**2, _BYTES)
     block_size_min: BlockSize = _key(256 * 1024, _BLOCK)
-    block_size_max: BlockSize = _key(4 * 1024**2, _BLOCK)
+    block_size_max: BlockSize = _key(10 * 1024**2, _BLOCK)
     request_timeout_s: Seconds = _key(10.0, _SECONDS)
     workers: Number = _key(2, "a whole number of threads from 1 to 64", ge=1, le=64)
 

@@ -78,7 +78,7 @@ def test_shipped_file_explains_every_key() -> None:
         for before, line in pairwise(lines)
         if re.match(r"  \w+:", line) and not before.lstrip().startswith("#")
     ]
-    assert bare == ["  block_size_max: 4MiB"]  # explained together with block_size_min
+    assert bare == ["  block_size_max: 10MiB"]  # explained together with block_size_min
 
 
 def test_sections_are_the_fields_of_the_settings() -> None:
@@ -328,9 +328,9 @@ def test_transport_is_curve_unless_it_is_given_as_plain() -> None:
             ("lease_s 3", "heartbeat_interval_s 2"),
         ),
         (
-            {"transfer.block_size_min": "8MiB"},
+            {"transfer.block_size_min": "12MiB"},
             "transfer.block_size_min",
-            ("block_size_max 4194304", "block_size_min 8388608"),
+            ("block_size_max 10485760", "block_size_min 12582912"),
         ),
         (
             {"transfer.block_size_min": "128KiB", "chunking.chunk_size": "64KiB"},
@@ -345,7 +345,7 @@ def test_transport_is_curve_unless_it_is_given_as_plain() -> None:
         (
             {"transfer.send_budget": "1MiB"},
             "transfer.send_budget",
-            ("send_budget 1048576", "block_size_max 4194304"),
+            ("send_budget 1048576", "block_size_max 10485760"),
         ),
         (
             {"tracker.bind": "*:7700", "tracker.events": "10.0.0.1:7700"},

@@ -23,7 +23,6 @@ from enum import Enum
 from statistics import median
 
 from zchunk.errors import IllegalEvent, IntegrityError, ZchunkError
-from zchunk.manifest import block_ranges
 from zchunk.node.flow import Flow
 
 #: A peer that sent this many corrupt chunks is asked only for what nobody else has, and for
@@ -179,19 +178,24 @@ class _Fetch:
     peer_id: str
     attempt: int
     begun_at: float
-    #: blocks not asked for yet, as (offset, length), in reverse order
-    unasked: list[tuple[int, int]]
+    #: bytes of the chunk, and how many of them were asked for
+    size: int
+    begun: int = 0
     #: offset -> (length, when asked)
     asked: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
-        return not self.asked and not self.unasked
+        return not self.asked and self.begun == self.size
 
     @property
     def left(self) -> int:
         """Bytes that have not arrived."""
-        return sum(length for length, _ in self.asked.values()) + sum(length for _, length in self.unasked)
+        return sum(length for length, _ in self.asked.values()) + self.size - self.begun
+
+    def next_length(self, block: int) -> int:
+        """Of the next block to ask for: cut only now, as large as blocks are by now. 0: none is left."""
+        return min(block, self.size - self.begun)
 
 
 @dataclass(slots=True)
@@ -704,8 +708,7 @@ class DownloadJob:
         chunk.state = ChunkState.IN_FLIGHT
         self._wanted.discard(index)
         chunk.attempts += 1
-        ranges = block_ranges(chunk.size, peer.flow.block)[::-1]
-        chunk.fetches.append(_Fetch(peer_id, chunk.attempts, now, ranges))
+        chunk.fetches.append(_Fetch(peer_id, chunk.attempts, now, chunk.size))
         peer.begun += 1
         self._begun_bytes += chunk.size
         self._in_work.add(index)
@@ -719,8 +722,9 @@ class DownloadJob:
                 continue
             for fetch in chunk.fetches:
                 flow = self._peers[fetch.peer_id].flow
-                while fetch.unasked and flow.takes(fetch.unasked[-1][1]):
-                    offset, length = fetch.unasked.pop()
+                while (length := fetch.next_length(flow.block)) and flow.takes(length):
+                    offset = fetch.begun
+                    fetch.begun += length
                     fetch.asked[offset] = (length, now)
                     flow.sent(length, now)
                     actions.append(RequestBlock(fetch.peer_id, index, fetch.attempt, offset, length))

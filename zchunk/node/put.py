@@ -97,6 +97,11 @@ def assignment(planned: Planned, count: int) -> list[list[str]]:
     return [[planned.peers[at].peer_id for at in row if at != columns.NOBODY] for row in rows]
 
 
+#: Of an upload's blocks. Each lies in memory up to three times: in its chunk's buffer, on its way,
+#: and encrypted.
+_MAX_BLOCK = 4 * 1024**2
+
+
 class Upload(JobDriver[Action]):
     """One upload of one file by one plan; ends with exactly one `done` or `error` event."""
 
@@ -197,7 +202,7 @@ class Upload(JobDriver[Action]):
             limits=Limits(
                 budget=transfer.receive_budget // share,
                 block_min=transfer.block_size_min,
-                block_max=transfer.block_size_max,
+                block_max=max(transfer.block_size_min, min(transfer.block_size_max, _MAX_BLOCK)),
                 stall_s=transfer.request_timeout_s,
             ),
         )
