@@ -40,10 +40,13 @@ MAX_CHUNK_SIZE = 64 * 1024 * 1024
 MAX_STORED_SIZE = MAX_CHUNK_SIZE + TAG_BYTES
 CHUNK_SIZE_STEP = 4096
 MAX_NAME_BYTES = 4096
-#: So that a manifest (84 bytes a row) fits the largest frame on the wire, 64 MiB.
+#: So that a manifest (84 bytes a row) fits the largest frame of an answer, 64 MiB.
 MAX_CHUNKS = 700_000
-#: Of an encrypted file: a row has 85 bytes, and the sealed part 32 more.
-MAX_SEALED_CHUNKS = 550_000
+#: Of a file that is put today: so that its manifest fits the largest frame of a request, 16 MiB.
+#: Earlier ones may have more, and are read.
+MAX_NEW_CHUNKS = 150_000
+#: Of an encrypted file that is put: a row has 85 bytes, and the sealed part 32 more.
+MAX_NEW_SEALED_CHUNKS = 120_000
 #: Of a manifest: what fits that frame.
 MAX_BYTES = 64 * 1024 * 1024
 

@@ -15,10 +15,10 @@ from zchunk.errors import Busy
 
 #: Of one who asks the tracker.
 MAX_REQUESTS = 256
-#: Of one who asks, wherever.
-MAX_BYTES = 96 * 1024 * 1024
+#: Of one who asks, wherever: a request of the largest size, and small ones.
+MAX_BYTES = 20 * 1024 * 1024
 #: Of all together. What is smaller than `_SMALL` is bounded by the number of requests alone.
-MAX_BYTES_OF_ALL = 256 * 1024 * 1024
+MAX_BYTES_OF_ALL = 64 * 1024 * 1024
 _SMALL = 64 * 1024
 
 

@@ -223,7 +223,7 @@ def test_a_member_that_does_not_wait_for_answers_is_told_to(tmp_path: Path) -> N
 
 
 def test_large_requests_are_held_only_so_far(tmp_path: Path) -> None:
-    """Of each 30 MiB, for chunks that nobody has."""
+    """Of each 6 MiB, for chunks that nobody has."""
     shell = TrackerShell(tmp_path)
     commit = Commit(
         upload_id=UPLOADS[0],
@@ -231,7 +231,7 @@ def test_large_requests_are_held_only_so_far(tmp_path: Path) -> None:
         min_peers=1,
         distribute=False,
         file_id="f" * 64,
-        manifest=bytes(30 * 2**20),
+        manifest=bytes(6 * 2**20),
     )
     asked = [shell.ask(commit, b"1", peer_id("client")) for _ in range(5)]
     beat = shell.ask(GetSnapshot(), b"1", peer_id("client"))

@@ -13,8 +13,9 @@ import os
 import selectors
 import socket
 import sys
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ from tests.integration.raw import Keys, Line
 MIB = 1024 * 1024
 CONNECTIONS = 5000
 PARTS = 1_000_000
+#: A request's frame may have 16 MiB.
+_LARGE = 16 * MIB - 64
 #: Connections opened a second, of those that are opened again and again.
 _RATE = 200.0
 
@@ -216,6 +219,73 @@ def claims(to: Context) -> None:
         to.done["ended"] = line.told.count(zmq.EVENT_DISCONNECTED)
 
 
+def large(to: Context) -> None:
+    """Whole requests of the largest size, one after the other."""
+    with to.line() as line:
+        while to.goes_on:
+            with suppress(zmq.Again):
+                line.send("put_manifest", bytes(_LARGE), upload_id="0" * 32, file_id="0" * 64)
+                to.done["acts"] += 1
+            to.done["answers"] += line.arrival(1.0) is not None
+            line.watch()
+
+
+def unfinished(to: Context) -> None:
+    """Such requests that stop short of their end, on one connection after the other."""
+    lines: deque[tuple[Line, _Short]] = deque()
+    while to.goes_on:
+        short = _Short(to.at, _LARGE - 256 * 1024)
+        line = Line(zmq.DEALER, f"127.0.0.1:{short.port}", to.keys, to.server, reconnect_ms=-1)
+        lines.append((line, short))
+        line.send("no_such_request")
+        to.done["answers"] += line.arrival(1.0) is not None
+        line.send("put_manifest", bytes(_LARGE), upload_id="0" * 32, file_id="0" * 64)
+        to.done["acts"] += short.stopped.wait(1.0)
+        if len(lines) > 8:
+            _end(*lines.popleft())
+    for line, short in lines:
+        _end(line, short)
+
+
+def _end(line: Line, short: _Short) -> None:
+    line.__exit__(None, None, None)
+    short.close()
+
+
+class _Short:
+    """On the way of one connection: passes on so many bytes of it, and no more."""
+
+    def __init__(self, at: At, limit: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.stopped = threading.Event()
+        self._far = zmtp.connect(at, 20.0)
+        self._near: socket.socket | None = None
+        self._limit = limit
+        threading.Thread(target=self._out, daemon=True).start()
+
+    def _out(self) -> None:
+        with suppress(OSError):
+            self._near, _ = self._listener.accept()
+            threading.Thread(target=self._back, daemon=True).start()
+            passed = 0
+            while passed < self._limit and (data := self._near.recv(65536)):
+                self._far.sendall(data)
+                passed += len(data)
+            self.stopped.set()
+
+    def _back(self) -> None:
+        with suppress(OSError):
+            while data := self._far.recv(65536):
+                assert self._near is not None
+                self._near.sendall(data)
+
+    def close(self) -> None:
+        for line in (self._listener, self._far, self._near):
+            if line is not None:
+                line.close()
+
+
 def wrong_content(to: Context) -> None:
     """Chunks that are offered and admitted, and are other bytes."""
     with to.line() as line:
@@ -249,7 +319,7 @@ ATTACKS: dict[str, Callable[[Context], None]] = {
     act.__name__: act
     for act in (
         garbage, broken_greetings, huge_frame, connections, parts, member_parts, endless, trickle, flood,
-        claims, wrong_content, subscriptions,
+        claims, wrong_content, large, unfinished, subscriptions,
     )
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 from tests.sim.cluster import CHUNK, Cluster, Outcome
 from zchunk import hashing
 from zchunk.errors import ChunkCorrupt, InvalidUsage, StoreOffline
-from zchunk.manifest import MAX_SEALED_CHUNKS
+from zchunk.manifest import MAX_NEW_SEALED_CHUNKS
 from zchunk.node.manager import DistributedChunkManager, PutOptions
 from zchunk.sealing import Passphrase
 
@@ -104,8 +104,8 @@ def test_encryption_is_not_for_uploads_that_start_in_a_loop(cluster: Cluster) ->
 def test_what_no_encrypted_file_can_be(cluster: Cluster) -> None:
     manager, encrypt = manager_of(cluster), Passphrase("pale blue dot")
     most = PutOptions(encrypt=encrypt, chunk_size=CHUNK)
-    manager.plan_request(MAX_SEALED_CHUNKS * CHUNK, most, None)
+    manager.plan_request(MAX_NEW_SEALED_CHUNKS * CHUNK, most, None)
     with pytest.raises(InvalidUsage, match="larger --chunk-size"):
-        manager.plan_request(MAX_SEALED_CHUNKS * CHUNK + 1, most, None)
+        manager.plan_request(MAX_NEW_SEALED_CHUNKS * CHUNK + 1, most, None)
     with pytest.raises(InvalidUsage, match="only the name of a file that is encrypted"):
         manager.plan_request(CHUNK, PutOptions(hide_name=True), None)

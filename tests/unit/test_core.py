@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from zchunk.clock import ManualClock, Now, read
 from zchunk.errors import StorageFailure, ZchunkError
 from zchunk.hashing import inventory_digest
-from zchunk.manifest import MAX_CHUNKS, ChunkRow, Manifest
+from zchunk.manifest import MAX_NEW_CHUNKS, ChunkRow, Manifest
 from zchunk.node.located import location
 from zchunk.placement import MAX_COPIES
 from zchunk.protocol import columns
@@ -806,7 +806,7 @@ def test_a_plan_for_single_chunks_adds_to_the_copies_that_stay(cluster: Cluster)
         {"only": columns.pack(4, [0]), "held": b"x"},
         {"size": 2**63 - 1, "chunk_size": CHUNK},
         {"size": 2**63 - 1, "chunk_size": 1},
-        {"size": (MAX_CHUNKS + 1) * CHUNK},
+        {"size": (MAX_NEW_CHUNKS + 1) * CHUNK},
         {"replicas": MAX_COPIES},
         {"min_peers": MAX_COPIES},
         {"avoid": tuple(peer_id(name) for name in NODES)},
@@ -1479,8 +1479,8 @@ def test_whatever_comes_in_whatever_order_each_request_has_one_answer(
         {"only": columns.pack(4, [0]) * 5, "held": columns.pack(2, [columns.NOBODY]) * 5},
         {"only": bytes(64 * 2**20)},
         {"only": columns.pack(4, [0]), "held": bytes(64 * 2**20)},
-        {"size": MAX_CHUNKS * CHUNK, "replicas": 6},
-        {"size": MAX_CHUNKS * CHUNK, "replicas": MAX_COPIES},
+        {"size": MAX_NEW_CHUNKS * CHUNK, "replicas": 11},
+        {"size": MAX_NEW_CHUNKS * CHUNK, "replicas": MAX_COPIES},
     ],
     ids=["repeated", "many", "held", "copies", "more copies"],
 )

@@ -73,6 +73,15 @@ def test_members_hold_so_much_together() -> None:
     assert numbers(guard, [seen(1, received=9 * MIB), seen(2, received=8 * MIB)], now=1) == {1}
 
 
+def test_those_of_one_address_hold_so_much_together() -> None:
+    """Frames that stop short of their end, on many connections of one member."""
+    guard = Guard(Limits())
+    sizes = {1: 15, 2: 9, 3: 12, 4: 1}
+    assert not numbers(guard, [seen(n) for n in sizes] + [seen(9, "b")], dict.fromkeys((*sizes, 9), 1))
+    found = [seen(n, received=size * MIB) for n, size in sizes.items()]
+    assert numbers(guard, [*found, seen(9, "b", 16 * MIB)], now=1) == {1}
+
+
 def test_heartbeats_of_a_year_are_no_message() -> None:
     guard = Guard(LIMITS)
     for day in range(366):
@@ -95,7 +104,7 @@ def test_a_message_that_makes_the_process_grow_is_ended() -> None:
     small = [seen(1, received=10 + MIB), seen(2, received=10)]
     for at in (2.0, 2.05):
         assert not guard.look(small, {}, at, resident=100 * MIB)
-    assert [end.why for end in guard.look(small, {}, 2.1, resident=122 * MIB)] == ["growth"]
+    assert [end.why for end in guard.look(small, {}, 2.1, resident=123 * MIB)] == ["growth"]
     assert not guard.look([small[1]], {}, 2.3, resident=200 * MIB), "the other one brings nothing"
 
 
@@ -112,3 +121,9 @@ def test_a_message_that_was_handed_on_begins_anew() -> None:
     assert not guard.look([seen(1, received=MIB)], {(1, 1): 10}, 1.0, resident=10 * MIB)
     assert not guard.look([seen(1, received=2 * MIB)], {(1, 1): MIB}, 2.0, resident=60 * MIB)
     assert not guard.look([seen(1, received=2 * MIB)], {}, 3.0, resident=70 * MIB)
+
+
+def test_a_large_frame_may_be_there_three_times_while_it_is_decrypted() -> None:
+    guard = Guard(Limits())
+    assert not guard.look([seen(1)], {(1, 1): 10}, 1.0, resident=100 * MIB)
+    assert not guard.look([seen(1, received=16 * MIB)], {}, 2.0, resident=(100 + 3 * 16) * MIB)

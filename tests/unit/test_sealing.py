@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from zchunk import ciphers, hashing, sealing
 from zchunk.errors import ChunkCorrupt, InvalidUsage, ManifestInvalid, WrongKey, ZchunkError
-from zchunk.manifest import MAX_CHUNK_SIZE, MAX_SEALED_CHUNKS, MIN_CHUNK_SIZE, ChunkRow, Manifest, parse
+from zchunk.manifest import MAX_CHUNK_SIZE, MAX_NEW_SEALED_CHUNKS, MIN_CHUNK_SIZE, ChunkRow, Manifest, parse
+from zchunk.protocol import wire
 from zchunk.sealing import (
     COST,
     Cost,
@@ -363,7 +364,9 @@ def test_the_longest_manifest_fits_a_frame(secret: Secret) -> None:
         return len(seal_manifest(true, head, key, hide_name=False).canonical)
 
     a_row = (length(70_000) - length(10_000)) / 60_000
-    assert length(70_000) + a_row * (MAX_SEALED_CHUNKS - 70_000) < 64 * 1024**2 - 64 * 1024
+    assert (
+        length(70_000) + a_row * (MAX_NEW_SEALED_CHUNKS - 70_000) < wire.MAX_REQUEST_FRAME_BYTES - 64 * 1024
+    )
 
 
 # -- hostile heads -------------------------------------------------------------------------

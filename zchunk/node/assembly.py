@@ -19,8 +19,9 @@ from zchunk.node.manager import DistributedChunkManager
 from zchunk.node.membership import Identity, Membership, identity_of
 from zchunk.node.planes import MakeWorkers, bulk_plane, control_plane
 from zchunk.node.server import NodeServer, raise_incarnation
-from zchunk.node.service import ChunkService
+from zchunk.node.service import ChunkService, admitted
 from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.protocol import wire
 from zchunk.transport.base import Transport
 
 
@@ -63,7 +64,12 @@ def node_parts(
     # What is on its way to one receiver is within the budget; libzmq tells late what it has sent.
     unread = max(BULK.unread_bytes, 2 * settings.transfer.send_budget)
     bind = addresses.parse(settings.node.bind).tcp
-    options = replace(BULK, unread_bytes=unread, receive_bytes=settings.transfer.receive_budget)
+    options = replace(
+        BULK,
+        max_frame_bytes=wire.MAX_REQUEST_FRAME_BYTES,
+        unread_bytes=unread,
+        receive_bytes=admitted(settings.transfer.receive_budget),
+    )
     router = bulk_transport.router(bind, options, curve)
     at = addresses.parse(router.endpoint)
     server: NodeServer

@@ -27,6 +27,7 @@ from zchunk.protocol.messages import (
     Message,
     record_in,
 )
+from zchunk.refusals import Refusals
 from zchunk.transport.base import BoundSocket, Gate, Knock, Received
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Gatekeeper:
         self._list = allowlist.load(path)
         self._checked: dict[bytes, list[Knock]] = {}
         self._by_address: Counter[str] = Counter()
+        self._refused_keys = Refusals()
         self._fetching = False
         self._fetched: list[MemberRecord] = []
         #: something was heard while the list was fetched: it may be older than that
@@ -129,7 +131,10 @@ class Gatekeeper:
     def _answer(self, knock: Knock, owner: MemberRecord | None) -> None:
         let_in = owner is not None and not owner.revoked and knock.door == DOOR
         if not let_in:
-            log.info("refused a key from %s: %s", knock.address, owner.name if owner else "unknown")
+            error = NotAllowed(f"the key of {owner.name if owner else 'nobody known'}")
+            line = self._refused_keys.note(error, knock.address, self._loop.clock.monotonic())
+            if line is not None:
+                log.info("%s", line)
         self._gate.answer(knock, owner.peer_id if owner is not None and let_in else None)
 
     # -- the list -------------------------------------------------------------------

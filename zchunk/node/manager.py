@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from zchunk import hashing
 from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, ZchunkError
-from zchunk.manifest import MAX_SEALED_CHUNKS, block_ranges, chunk_count, name_problem
+from zchunk.manifest import MAX_NEW_SEALED_CHUNKS, block_ranges, chunk_count, name_problem
 from zchunk.node.control import expect
 from zchunk.node.driver import Tell
 from zchunk.node.sealkeys import Sealing
@@ -247,9 +247,9 @@ def _check_encryption(size: int, chunk_size: int, options: PutOptions) -> None:
         if options.hide_name:
             raise InvalidUsage("only the name of a file that is encrypted can be hidden")
         return
-    if chunk_size > 0 and (count := chunk_count(size, chunk_size)) > MAX_SEALED_CHUNKS:
+    if chunk_size > 0 and (count := chunk_count(size, chunk_size)) > MAX_NEW_SEALED_CHUNKS:
         raise InvalidUsage(
-            f"the file would have {count} chunks, more than the {MAX_SEALED_CHUNKS} that an encrypted one"
+            f"the file would have {count} chunks, more than the {MAX_NEW_SEALED_CHUNKS} that an encrypted one"
             " can have; put it with a larger --chunk-size"
         )
 

@@ -59,6 +59,11 @@ OnStored = Callable[[str, bytes], None]
 ReceiveChunk = Callable[[bytes, bytes, memoryview, str, int], None]
 
 
+def admitted(receive_budget: int) -> int:
+    """Bytes of chunks that senders may have on the way to a node."""
+    return receive_budget // 2
+
+
 class ChunkService:
     def __init__(
         self,
@@ -89,12 +94,14 @@ class ChunkService:
         self._blocks = LoanPool(send_budget)
         # A byte that comes in may lie in its socket and in its chunk's buffer at one time:
         # a sender sends all it was admitted for, however busy this loop is.
-        self._incoming = Incoming(receive_budget // 2)
-        self._pool = BufferPool(receive_budget // 2)
+        self._incoming = Incoming(admitted(receive_budget))
+        self._pool = BufferPool(admitted(receive_budget))
         self._buffers: dict[ChunkKey, Buffer] = {}
         self._refusals = Refusals()
         self._misuse = Misuse()
         self._outstanding = Outstanding(MAX_OFFERS)
+        #: whose request is being handled: the member where it is proven, else the connection
+        self._asker: str | bytes = b""
         #: payload bytes sent and stored since the start
         self.bytes_moved = 0
         self._handlers: dict[type[Message], Callable[[bytes, int, Any], None]] = {
@@ -144,6 +151,7 @@ class ChunkService:
             self.check_sender(received)
             if handler is None:
                 raise UnknownMessage(f"a node does not answer {envelope.message.TYPE!r}")
+            self._asker = received.peer_id or received.connection
             handler(received.connection, request_id, envelope.message)
         except ZchunkError as error:
             request_id = error.details.get("request_id", request_id)
@@ -244,7 +252,7 @@ class ChunkService:
         """The copy counts for this upload, so it is read again: a "have" from the index alone
         would publish a file on what a disk has lost (SPEC U5)."""
         now_wall = self._loop.clock.wall()
-        ticket = self._outstanding.begin(connection, 0)
+        ticket = self._outstanding.begin(self._asker, 0)
 
         def work() -> bool:
             # Leased first: what is being looked at is not freed meanwhile.
@@ -337,12 +345,12 @@ class ChunkService:
 
     def _put_manifest(self, connection: bytes, request_id: int, message: PutManifest) -> None:
         size = len(message.manifest)
-        ticket = self._outstanding.begin(connection, size)  # before it is copied
+        ticket = self._outstanding.begin(self._asker, size)  # before it is copied
         work = partial(self._store.put_manifest, message.file_id, bytes(message.manifest))
         self._do(connection, request_id, work, ticket)
 
     def _conclude(self, connection: bytes, request_id: int, message: Conclude) -> None:
-        ticket = self._outstanding.begin(connection, 0)
+        ticket = self._outstanding.begin(self._asker, 0)
         self._do(connection, request_id, partial(self._store.end_leases, message.upload_id), ticket)
 
     def _do(self, connection: bytes, request_id: int, work: Callable[[], None], ticket: Ticket) -> None:

@@ -37,8 +37,10 @@ MAX_REQUEST_HEADER_BYTES = 1024 * 1024
 MAX_VALUES = 400_000
 #: A smaller header cannot become much, whatever is in it.
 _SMALL_HEADER = 64 * 1024
-#: The largest frame: the manifest of a file with 500,000 chunks, more than any block.
+#: The largest frame of an answer: the manifest of a file with `manifest.MAX_CHUNKS`.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+#: And of a request, more than any block: what one sender can make others hold is bounded by it.
+MAX_REQUEST_FRAME_BYTES = 16 * 1024 * 1024
 MAX_FRAMES = 8
 MAX_REQUEST_ID = 2**63 - 1
 

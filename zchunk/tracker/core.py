@@ -118,7 +118,7 @@ _OFFLINE = "offline-store"
 _MAX_INVENTORY_BYTES = 32 * 4_000_000
 #: Commits that wait, and the bytes of their manifests: one large file, or many small ones.
 _MAX_PARKED = 256
-_MAX_PARKED_BYTES = 128 * 1024 * 1024
+_MAX_PARKED_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

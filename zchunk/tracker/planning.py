@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from zchunk.errors import InvalidUsage, MalformedMessage
-from zchunk.manifest import MAX_CHUNKS, chunk_count, chunk_length, chunk_size_problem
+from zchunk.manifest import MAX_NEW_CHUNKS, chunk_count, chunk_length, chunk_size_problem
 from zchunk.placement import Candidate, Placement, place, place_missing, place_whole
 from zchunk.protocol import columns
 from zchunk.protocol.messages import PeerRecord, Plan, Planned
 
-#: Copies that one plan places: five of each chunk of the largest file.
-MAX_PLACES = 3_500_000
+#: Copies that one plan places: ten of each chunk of the largest file.
+MAX_PLACES = 1_500_000
 #: Uploads of one member whose space is promised at a time; of more, the oldest's is not.
 MAX_PROMISES = 1_000
 #: Without a sign of the upload for so long, its space is no longer promised.
@@ -115,9 +115,10 @@ def _sizes(plan: Plan) -> list[int]:
     if (problem := chunk_size_problem(plan.chunk_size)) is not None:
         raise MalformedMessage(f"a plan with {problem}")
     count = chunk_count(plan.size, plan.chunk_size)
-    if count > MAX_CHUNKS:
+    if count > MAX_NEW_CHUNKS:
         raise InvalidUsage(
-            f"the file would have {count} chunks, more than {MAX_CHUNKS}; put it with a larger --chunk-size"
+            f"the file would have {count} chunks, more than {MAX_NEW_CHUNKS};"
+            " put it with a larger --chunk-size"
         )
     if len(plan.only) > 4 * count:
         raise MalformedMessage("a plan for more chunks than the file has")

@@ -18,7 +18,7 @@ from zchunk import addresses, disk, jsonfiles
 from zchunk.clock import Clock, Now, read
 from zchunk.config import Settings
 from zchunk.disconnects import Disconnects
-from zchunk.errors import AlreadyRunning, InvalidUsage, NotFound, StorageFailure, ZchunkError
+from zchunk.errors import AlreadyRunning, InvalidUsage, NotAllowed, NotFound, StorageFailure, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.knocks import Knocks
 from zchunk.loop import Loop
@@ -50,7 +50,7 @@ from zchunk.transport.selftest import Door, prove_closed
 
 log = logging.getLogger(__name__)
 
-CONTROL = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, heartbeats=True)
+CONTROL = SocketOptions(max_frame_bytes=wire.MAX_REQUEST_FRAME_BYTES, heartbeats=True)
 #: What comes here are subscriptions: short, and a few. A handshake is the longest frame.
 EVENTS = SocketOptions(max_frame_bytes=512, send_mark=10_000, receive_mark=16, heartbeats=True)
 
@@ -176,7 +176,7 @@ class TrackerServer:
         self._publisher = publisher
         self._loop = loop
         self._store = store
-        self._refusals = Refusals()
+        self._refusals, self._refused_keys = Refusals(), Refusals()
         self._misuse = Misuse()
         self._outstanding = Outstanding()
         self._disconnects = Disconnects(loop, router, self._gone)
@@ -208,7 +208,10 @@ class TrackerServer:
         assert self._gate is not None
         peer_id = admitted(self._membership, knock.door, knock.public_key, self._now())
         if peer_id is None:
-            log.info("refused a key at %s, from %s", knock.door, knock.address)
+            error = NotAllowed(f"a key at {knock.door}")
+            line = self._refused_keys.note(error, knock.address, self._now().mono)
+            if line is not None:
+                log.info("%s", line)
         self._gate.answer(knock, peer_id)
 
     def _on_message(self, received: Arrival) -> None:

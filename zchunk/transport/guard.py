@@ -21,16 +21,20 @@ class Limits:
     #: connections of one bound socket, and of one address among them
     connections: int = 1024
     of_an_address: int = 256
-    #: Bytes that came by a connection and are in no message that was handed on. The largest
-    #: manifest has 56.1 MiB (`manifest.MAX_CHUNKS`).
-    held: int = 58 * MIB
+    #: Bytes that came by a connection and are in no message that was handed on: a frame of the
+    #: largest size (`wire.MAX_REQUEST_FRAME_BYTES`) and what is around it.
+    held: int = 17 * MIB
+    #: Of all of one address: one such frame, whole and being decrypted, and half of another.
+    held_of_an_address: int = 24 * MIB
     #: Of all that have not had one whole message yet: first messages are small. In plain transport
     #: they may be many parts of 2 bytes, for each of which libzmq keeps 64.
     held_by_strangers: int = MIB // 4
     #: of all others
     held_by_all: int = 256 * MIB
-    #: What the process may grow, besides the bytes that came, while a message comes for so long.
+    #: What the process may grow while a message comes for so long: this, and so much for each
+    #: byte that came. Under CURVE libzmq has a large frame three times while it decrypts it.
     growth: int = 20 * MIB
+    growth_by_byte: float = 2.5
     growth_after_s: float = 0.1
 
 
@@ -143,6 +147,7 @@ class Guard:
         known = sorted(self._known.values(), key=lambda one: -one.held)
         limits = self._limits
         ends = [one for one in known if one.held > limits.held]
+        ends += self._of_an_address([one for one in known if one not in ends])
         for heard, most in ((False, limits.held_by_strangers), (True, limits.held_by_all)):
             group = [one for one in known if one.heard is heard and one not in ends and one.held > _LITTLE]
             held = sum(one.held for one in group)
@@ -151,6 +156,18 @@ class Guard:
                 held -= one.held
         return [End(one.seen.key, one.seen.address, "held") for one in ends]
 
+    def _of_an_address(self, known: list[_Known]) -> list[_Known]:
+        """`known`: who holds most first."""
+        held: dict[str, float] = defaultdict(float)
+        for one in known:
+            held[one.seen.address] += one.held
+        ends: list[_Known] = []
+        for one in known:
+            if held[one.seen.address] > self._limits.held_of_an_address:
+                held[one.seen.address] -= one.held
+                ends.append(one)
+        return ends
+
     def _swollen(self, now: float, resident: int) -> list[End]:
         """What a message takes while it comes may be many times its bytes. That the process grew
         meanwhile can have another cause: then an honest connection is made again, with what was
@@ -158,7 +175,8 @@ class Guard:
         limits = self._limits
         for one in sorted(self._known.values(), key=lambda one: -one.held):
             lasts = now - one.began >= limits.growth_after_s
-            if one.held > _LITTLE and lasts and resident - one.resident > limits.growth + one.held:
+            may_grow = limits.growth + limits.growth_by_byte * one.held
+            if one.held > _LITTLE and lasts and resident - one.resident > may_grow:
                 return [End(one.seen.key, one.seen.address, "growth")]
         return []
 

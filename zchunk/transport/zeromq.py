@@ -157,10 +157,14 @@ class ZmqTransport:
 
 
 def _limits(options: SocketOptions) -> Limits:
-    """A node's senders have its receive budget on the way to it, however busy its loop is."""
+    """A node's senders, which may all be one, have what it admits on the way to it, however busy
+    its loop is."""
     usual = Limits()
-    held = max(usual.held, options.receive_bytes)
-    return Limits(held=held, held_by_all=max(usual.held_by_all, 2 * held))
+    return Limits(
+        held=max(usual.held, options.receive_bytes),
+        held_of_an_address=max(usual.held_of_an_address, options.receive_bytes),
+        held_by_all=max(usual.held_by_all, 2 * options.receive_bytes),
+    )
 
 
 def _set_heartbeats(raw: zmq.Socket[bytes], options: SocketOptions) -> None:
