@@ -308,10 +308,13 @@ def _conflicts(s: Settings) -> Iterable[_Conflict]:
     largest = _Size("transfer", "block_size_max", transfer.block_size_max)
     receive = _Size("transfer", "receive_budget", transfer.receive_budget)
     send = _Size("transfer", "send_budget", transfer.send_budget)
-    pairs = [(smallest, largest), (chunk, receive), (largest, send)]
-    # The default gives way to a small chunk_size: blocks are cut to the chunk anyway.
+    pairs = [(smallest, largest), (chunk, receive)]
+    # Defaults give way to a small chunk_size, since blocks are cut to the chunk anyway, and to a
+    # small send_budget, beyond which one block is sent at a time.
     if smallest.value != Transfer().block_size_min:
         pairs.append((smallest, chunk))
+    if largest.value != Transfer().block_size_max:
+        pairs.append((largest, send))
     for small, large in pairs:
         if small.value > large.value:
             yield _Conflict(

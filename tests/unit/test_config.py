@@ -343,9 +343,9 @@ def test_transport_is_curve_unless_it_is_given_as_plain() -> None:
             ("receive_budget 8388608", "chunk_size 10485760"),
         ),
         (
-            {"transfer.send_budget": "1MiB"},
+            {"transfer.send_budget": "1MiB", "transfer.block_size_max": "2MiB"},
             "transfer.send_budget",
-            ("send_budget 1048576", "block_size_max 10485760"),
+            ("send_budget 1048576", "block_size_max 2097152"),
         ),
         (
             {"tracker.bind": "*:7700", "tracker.events": "10.0.0.1:7700"},
@@ -387,6 +387,10 @@ def test_a_lease_lasts_two_and_a_half_heartbeats(heartbeat: float, lease: float)
 @pytest.mark.parametrize("chunk_size", [65536, 1048576, 67108864])
 def test_any_allowed_chunk_size_goes_with_the_other_defaults(chunk_size: int) -> None:
     assert load(None, {"chunking": {"chunk_size": chunk_size}}, {}).chunking.chunk_size == chunk_size
+
+
+def test_a_small_send_budget_goes_with_the_other_defaults() -> None:
+    assert load(None, {"transfer": {"send_budget": "1MiB"}}, {}).transfer.send_budget == 2**20
 
 
 @pytest.mark.parametrize(
