@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -33,40 +34,38 @@ def test_connections_above_the_limit_are_ended_and_others_are_not() -> None:
         assert connections.ended == 1
 
 
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Connections, socket.socket]]:
+    """Connections that look only when they are told to and allow none, and where to connect."""
+    monkeypatch.setattr(Connections, "_run", lambda self: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connections = Connections()
+        connections.watch(f"tcp://127.0.0.1:{listener.getsockname()[1]}", Limits(connections=0))
+        yield connections, listener
+        connections.close()
+
+
 def test_a_connection_in_the_place_of_a_closed_file_is_seen_soon(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    still: tuple[Connections, socket.socket], tmp_path: Path
 ) -> None:
     """Descriptors are as many as before, so only a new list of them shows it."""
-    monkeypatch.setattr(Connections, "_run", lambda self: None)
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        address = listener.getsockname()
-        connections = Connections()
-        stack.callback(connections.close)
-        connections.watch(f"tcp://127.0.0.1:{address[1]}", Limits(connections=0))
-        line = stack.enter_context(socket.create_connection(address))
-        file = stack.enter_context((tmp_path / "file").open("wb"))
+    connections, listener = still
+    file = (tmp_path / "file").open("wb")
+    with socket.create_connection(listener.getsockname(), timeout=10) as line:
         connections.look(100.0)
         file.close()
-        stack.enter_context(listener.accept()[0])
-        connections.look(100.05)
-        assert connections.ended == 0
-        connections.look(100.11)
-        assert connections.ended == 1
-        line.settimeout(10)
+        with listener.accept()[0]:
+            connections.look(100.05)
+            assert connections.ended == 0
+            connections.look(100.11)
+            assert connections.ended == 1
         assert line.recv(1) == b""
 
 
-def test_one_descriptor_more_is_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connections, "_run", lambda self: None)
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        address = listener.getsockname()
-        connections = Connections()
-        stack.callback(connections.close)
-        connections.watch(f"tcp://127.0.0.1:{address[1]}", Limits(connections=0))
-        stack.enter_context(socket.create_connection(address))
+def test_one_descriptor_more_is_looked_at_at_once(still: tuple[Connections, socket.socket]) -> None:
+    connections, listener = still
+    with socket.create_connection(listener.getsockname()):
         connections.look(100.0)
-        stack.enter_context(listener.accept()[0])
-        connections.look(100.01)
-        assert connections.ended == 1
+        with listener.accept()[0]:
+            connections.look(100.01)
+            assert connections.ended == 1
