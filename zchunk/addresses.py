@@ -65,7 +65,9 @@ def parse(text: str, default_port: int | None = None) -> HostPort:
 
 
 def _wrong(text: str, why: str) -> InvalidUsage:
-    shown = repr(text if len(text) <= 60 else f"{text[:57]}...")
+    shown = repr(text)  # cut then: what cannot be shown is ten times as long in it
+    if len(shown) > 62:
+        shown = f"{shown[:58]}...{shown[0]}"
     return InvalidUsage(f"{shown} is no address: {why}; {_EXPECTED}")
 
 
