@@ -41,7 +41,7 @@ _LOOK_S = 0.025
 _BUSY_LOOK_S = 0.008
 #: So often at least all descriptors are listed. In between that is done when their number
 #: changed, or the process grew: else who was there is who is there.
-_LIST_S = 0.1
+_LIST_S = 0.02
 _GREW = 4 * MIB
 #: A look pauses so many times as long as it took: it takes a small share of a processor.
 _PAUSES = 20
