@@ -37,12 +37,13 @@ _WHY = {
 _FOLDER = "/proc/self/fd"
 _MEMORY = "/proc/self/statm"
 _PAGE = mmap.PAGESIZE
-_LOOK_S = 0.025
+_LOOK_S = 0.01
 _BUSY_LOOK_S = 0.008
 #: So often at least all descriptors are listed. In between that is done when their number
 #: changed, or the process grew: else who was there is who is there.
-_LIST_S = 0.02
+_LIST_S = 0.005
 _GREW = 4 * MIB
+_LONGEST_PAUSE_S = 0.05
 #: A look pauses so many times as long as it took: it takes a small share of a processor.
 _PAUSES = 20
 #: Of ZMTP and CURVE around a frame, at most.
@@ -120,7 +121,10 @@ class Connections:
             began = time.thread_time()
             self.look(time.monotonic())
             wished = _BUSY_LOOK_S if self._busy else _LOOK_S
-            pause = max(wished, _PAUSES * (time.thread_time() - began))
+            # Without trimming: it takes long, and the next look would come too late.
+            pause = min(max(wished, _PAUSES * (time.thread_time() - began)), _LONGEST_PAUSE_S)
+            if self._gone >= _TRIM_AFTER and time.monotonic() >= self._trimmed_at + _TRIM_S:
+                self._trim(time.monotonic())
 
     def look(self, now: float) -> None:
         resident = _resident()
@@ -131,8 +135,6 @@ class Connections:
             brought = {seen.key: by_number[seen.key[0]] for seen in mine if seen.key[0] in by_number}
             for end in door.guard.look(mine, brought, now, resident):
                 self._end(end, now)
-        if self._gone >= _TRIM_AFTER and now >= self._trimmed_at + _TRIM_S:
-            self._trim(now)
 
     def _end(self, end: End, now: float) -> None:
         accepted = self._accepted[end.key]
