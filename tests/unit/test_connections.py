@@ -55,9 +55,9 @@ def test_a_connection_in_the_place_of_a_closed_file_is_seen_soon(
         connections.look(100.0)
         file.close()
         with listener.accept()[0]:
-            connections.look(100.001)
+            connections.look(100.05)
             assert connections.ended == 0
-            connections.look(100.01)
+            connections.look(100.11)
             assert connections.ended == 1
         assert line.recv(1) == b""
 

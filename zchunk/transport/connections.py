@@ -41,9 +41,8 @@ _LOOK_S = 0.01
 _BUSY_LOOK_S = 0.008
 #: So often at least all descriptors are listed. In between that is done when their number
 #: changed, or the process grew: else who was there is who is there.
-_LIST_S = 0.005
+_LIST_S = 0.1
 _GREW = 4 * MIB
-_LONGEST_PAUSE_S = 0.05
 #: A look pauses so many times as long as it took: it takes a small share of a processor.
 _PAUSES = 20
 #: Of ZMTP and CURVE around a frame, at most.
@@ -122,7 +121,7 @@ class Connections:
             self.look(time.monotonic())
             wished = _BUSY_LOOK_S if self._busy else _LOOK_S
             # Without trimming: it takes long, and the next look would come too late.
-            pause = min(max(wished, _PAUSES * (time.thread_time() - began)), _LONGEST_PAUSE_S)
+            pause = max(wished, _PAUSES * (time.thread_time() - began))
             if self._gone >= _TRIM_AFTER and time.monotonic() >= self._trimmed_at + _TRIM_S:
                 self._trim(time.monotonic())
 
