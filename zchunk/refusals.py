@@ -7,6 +7,7 @@ the addresses it came from.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from zchunk.errors import ZchunkError
 
@@ -21,6 +22,14 @@ class Refusals:
         self.count = 0
         self._since: Counter[str] = Counter()
         self._next_line = float("-inf")
+
+    def tell(
+        self, error: ZchunkError, address: str | None, now: float, say: Callable[[str, str], None]
+    ) -> None:
+        """Counts one; `say` is a method of a logger, called where it is time for a line."""
+        line = self.note(error, address, now)
+        if line is not None:
+            say("%s", line)
 
     def note(self, error: ZchunkError, address: str | None, now: float) -> str | None:
         """Counts one; the line to log, if it is time for one."""

@@ -132,9 +132,7 @@ class Gatekeeper:
         let_in = owner is not None and not owner.revoked and knock.door == DOOR
         if not let_in:
             error = NotAllowed(f"the key of {owner.name if owner else 'nobody known'}")
-            line = self._refused_keys.note(error, knock.address, self._loop.clock.monotonic())
-            if line is not None:
-                log.info("%s", line)
+            self._refused_keys.tell(error, knock.address, self._loop.clock.monotonic(), log.info)
         self._gate.answer(knock, owner.peer_id if owner is not None and let_in else None)
 
     # -- the list -------------------------------------------------------------------

@@ -189,9 +189,7 @@ class ChunkService:
         self._reply(connection, request_id, wire.error_reply(error))
 
     def _count(self, error: ZchunkError, address: str | None) -> None:
-        line = self._refusals.note(error, address, self._now())
-        if line is not None:
-            log.info("%s", line)
+        self._refusals.tell(error, address, self._now(), log.info)
 
     def _now(self) -> float:
         return self._loop.clock.monotonic()

@@ -209,9 +209,7 @@ class TrackerServer:
         peer_id = admitted(self._membership, knock.door, knock.public_key, self._now())
         if peer_id is None:
             error = NotAllowed(f"a key at {knock.door}")
-            line = self._refused_keys.note(error, knock.address, self._now().mono)
-            if line is not None:
-                log.info("%s", line)
+            self._refused_keys.tell(error, knock.address, self._now().mono, log.info)
         self._gate.answer(knock, peer_id)
 
     def _on_message(self, received: Arrival) -> None:
@@ -242,9 +240,7 @@ class TrackerServer:
     def _refused(self, error: ZchunkError, sender: Sender | None) -> bool:
         """Counts it. Whether the sender is cut off, and so needs no answer."""
         now = self._now().mono
-        line = self._refusals.note(error, sender.address if sender else None, now)
-        if line is not None:
-            log.info("%s", line)
+        self._refusals.tell(error, sender.address if sender else None, now, log.info)
         if self._gate is None or sender is None or sender.peer_id is None:
             return False
         if cut_off := self._misuse.is_too_much(error, sender.peer_id, now):

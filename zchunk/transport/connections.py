@@ -140,9 +140,7 @@ class Connections:
         assert accepted is not None
         self.ended += 1  # first: the other side knows as soon as it is shut down
         descriptors.shut_down(accepted.which)
-        line = self._refusals.note(Busy(_WHY[end.why]), end.address, now)
-        if line is not None:
-            log.warning("%s", line)
+        self._refusals.tell(Busy(_WHY[end.why]), end.address, now, log.warning)
 
     def _trim(self, now: float) -> None:
         """What connections took, glibc keeps for itself otherwise."""
