@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import zmq
@@ -232,24 +232,21 @@ def large(to: Context) -> None:
 
 def unfinished(to: Context) -> None:
     """Such requests that stop short of their end, on one connection after the other."""
-    lines: deque[tuple[Line, _Short]] = deque()
+    open_ones: deque[ExitStack] = deque()
     while to.goes_on:
         short = _Short(to.at, _LARGE - 256 * 1024)
-        line = Line(zmq.DEALER, f"127.0.0.1:{short.port}", to.keys, to.server, reconnect_ms=-1)
-        lines.append((line, short))
+        open_ones.append(stack := ExitStack())
+        stack.callback(short.close)
+        at = f"127.0.0.1:{short.port}"
+        line = stack.enter_context(Line(zmq.DEALER, at, to.keys, to.server, reconnect_ms=-1))
         line.send("no_such_request")
         to.done["answers"] += line.arrival(1.0) is not None
         line.send("put_manifest", bytes(_LARGE), upload_id="0" * 32, file_id="0" * 64)
         to.done["acts"] += short.stopped.wait(1.0)
-        if len(lines) > 8:
-            _end(*lines.popleft())
-    for line, short in lines:
-        _end(line, short)
-
-
-def _end(line: Line, short: _Short) -> None:
-    line.__exit__(None, None, None)
-    short.close()
+        if len(open_ones) > 8:
+            open_ones.popleft().close()
+    for stack in open_ones:
+        stack.close()
 
 
 class _Short:
@@ -303,16 +300,16 @@ def subscriptions(to: Context) -> None:
     """Topics at random, long and short, on many connections."""
     at = f"{to.at[0]}:{to.at[1]}"
     while to.goes_on:
-        lines = [Line(zmq.SUB, at, to.keys, to.server) for _ in range(8)]
-        time.sleep(0.1)  # the first whole message is the usual one
-        for _ in range(60):
+        with ExitStack() as stack:
+            lines = [stack.enter_context(Line(zmq.SUB, at, to.keys, to.server)) for _ in range(8)]
             for line in lines:
-                line.raw.subscribe(os.urandom(60_000 if to.done["acts"] % 2 else 400))
-                to.done["acts"] += 1
-            time.sleep(0.002)
-        for line in lines:
-            to.done["ended"] += line.ended
-            line.__exit__(None, None, None)
+                line.outcome()  # once it is in, its first message is the usual subscription
+            for _ in range(60):
+                for line in lines:
+                    line.raw.subscribe(os.urandom(60_000 if to.done["acts"] % 2 else 400))
+                    to.done["acts"] += 1
+                time.sleep(0.002)  # the attack's rate
+            to.done["ended"] += sum(line.ended for line in lines)
 
 
 ATTACKS: dict[str, Callable[[Context], None]] = {
