@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from contextlib import closing
@@ -12,7 +11,7 @@ from typing import Any
 import click
 
 from zchunk.cli import render
-from zchunk.cli.common import Invocation, as_size, everywhere, pass_invocation, say
+from zchunk.cli.common import Invocation, as_size, everywhere, pass_invocation, say, while_somebody_reads
 from zchunk.cli.keys import keys_given, secret_options
 
 
@@ -47,15 +46,11 @@ def cat(
 
 
 def _write(pieces: Iterable[memoryview]) -> None:
-    """To stdout. Who closes it has enough, and that is no error."""
     out = sys.stdout.buffer
-    try:
+    with while_somebody_reads():
         for piece in pieces:
             out.write(piece)
         out.flush()
-    except BrokenPipeError:
-        # What Python flushes at its end goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(event: dict[str, Any]) -> None:

@@ -51,6 +51,16 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
+@contextmanager
+def while_somebody_reads() -> Iterator[None]:
+    """Around what is written to stdout: who closes it (`| head`) has enough, and that is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _keep_freed_memory() -> None:
     """A message of megabytes is memory of glibc's, which would give it back to the system after
     each, and take it anew, page by page; in another place for each thread. Before threads start.

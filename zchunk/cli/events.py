@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from zchunk.cli import render
-from zchunk.cli.common import Invocation, emit_json, everywhere, json_option, pass_invocation
+from zchunk.cli.common import (
+    Invocation,
+    emit_json,
+    everywhere,
+    json_option,
+    pass_invocation,
+    while_somebody_reads,
+)
 
 
 @click.command()
@@ -36,16 +43,11 @@ def events(invocation: Invocation, topics: tuple[str, ...], since: int | None) -
     fields (docs/events.md). No event is left out: one that was lost on its way is fetched
     from the tracker, and a line with the topic `missed` tells of those it no longer has.
     """
-    with invocation.client() as client:
-        try:
-            for event in client.events(since):
-                if is_wanted(event["topic"], topics):
-                    _print(invocation, event)
-        except KeyboardInterrupt:
-            pass  # how following ends
-        except BrokenPipeError:
-            # The reader has enough (`| head`). What is still buffered goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # Ctrl-C is how following ends.
+    with invocation.client() as client, suppress(KeyboardInterrupt), while_somebody_reads():
+        for event in client.events(since):
+            if is_wanted(event["topic"], topics):
+                _print(invocation, event)
 
 
 def is_wanted(topic: str, topics: tuple[str, ...]) -> bool:
