@@ -25,6 +25,8 @@ import zmq
 from tests.hostile import zmtp
 from tests.hostile.zmtp import At
 from tests.integration.raw import Keys, Line
+from zchunk.protocol import wire
+from zchunk.protocol.messages import Locate
 
 MIB = 1024 * 1024
 CONNECTIONS = 5000
@@ -158,11 +160,16 @@ def member_parts(to: Context) -> None:
 
 
 def endless(to: Context) -> None:
-    """Parts of 1 MiB, without a last one."""
+    """Parts of 1 MiB, without a last one: by newcomers, and by who was answered before."""
     piece = zmtp.frame(bytes(MIB), more=True)
+    (question,) = wire.encode(Locate(name_or_id="0" * 64, unique=False), 1)
 
     def act() -> None:
         with zmtp.plain(to.at) as line:
+            if (to.done["acts"] + to.done["ended"]) % 2:
+                line.sendall(zmtp.frame(bytes(question)))
+                assert line.recv(1)
+                to.done["answers"] += 1
             while to.goes_on:
                 line.sendall(piece)
                 to.done["mib"] += 1

@@ -92,38 +92,3 @@ def test_a_number_that_is_used_again_is_another_connection() -> None:
     guard = Guard(LIMITS)
     assert not numbers(guard, [seen(1, received=3 * MIB)], {1: 1})
     assert not numbers(guard, [Seen((1, 99), "a", 3 * MIB)], now=1)
-
-
-# -- what a message takes while it comes ------------------------------------------------------
-
-
-def test_a_message_that_makes_the_process_grow_is_ended() -> None:
-    """Many parts of few bytes: what came says little of what it takes."""
-    guard = Guard(LIMITS)
-    assert not guard.look([seen(1), seen(2)], {(1, 1): 10, (2, 2): 10}, 1.98, resident=99 * MIB)
-    small = [seen(1, received=10 + MIB), seen(2, received=10)]
-    for at in (2.0, 2.05):
-        assert not guard.look(small, {}, at, resident=100 * MIB)
-    assert [end.why for end in guard.look(small, {}, 2.1, resident=123 * MIB)] == ["growth"]
-    assert not guard.look([small[1]], {}, 2.3, resident=200 * MIB), "the other one brings nothing"
-
-
-def test_growth_before_a_message_began_or_by_its_own_bytes_is_not_its_fault() -> None:
-    guard = Guard(LIMITS)
-    assert not guard.look([seen(1)], {(1, 1): 10}, 1.0, resident=10 * MIB)
-    assert not guard.look([seen(1, received=10)], {}, 2.0, resident=90 * MIB)
-    assert not guard.look([seen(1, received=MIB)], {}, 2.1, resident=90 * MIB)
-    assert not guard.look([seen(1, received=9 * MIB)], {}, 3.0, resident=(90 + 28) * MIB)
-
-
-def test_a_message_that_was_handed_on_begins_anew() -> None:
-    guard = Guard(LIMITS)
-    assert not guard.look([seen(1, received=MIB)], {(1, 1): 10}, 1.0, resident=10 * MIB)
-    assert not guard.look([seen(1, received=2 * MIB)], {(1, 1): MIB}, 2.0, resident=60 * MIB)
-    assert not guard.look([seen(1, received=2 * MIB)], {}, 3.0, resident=70 * MIB)
-
-
-def test_a_large_frame_may_be_there_three_times_while_it_is_decrypted() -> None:
-    guard = Guard(Limits())
-    assert not guard.look([seen(1)], {(1, 1): 10}, 1.0, resident=100 * MIB)
-    assert not guard.look([seen(1, received=16 * MIB)], {}, 2.0, resident=(100 + 3 * 16) * MIB)

@@ -31,14 +31,12 @@ log = logging.getLogger(__name__)
 
 _WHY = {
     "connections": "a connection was ended, there are too many",
-    "growth": "a connection was ended, this process grew while its message came",
     "held": "a connection was ended, it brought too much of a message that has no end",
 }
 _FOLDER = "/proc/self/fd"
 _MEMORY = "/proc/self/statm"
 _PAGE = mmap.PAGESIZE
 _LOOK_S = 0.01
-_BUSY_LOOK_S = 0.008
 #: So often at least all descriptors are listed. In between that is done when their number
 #: changed, or the process grew: else who was there is who is there.
 _LIST_S = 0.1
@@ -119,20 +117,18 @@ class Connections:
         while not self._stop.wait(pause):
             began = time.thread_time()
             self.look(time.monotonic())
-            wished = _BUSY_LOOK_S if self._busy else _LOOK_S
             # Without trimming: it takes long, and the next look would come too late.
-            pause = max(wished, _PAUSES * (time.thread_time() - began))
+            pause = max(_LOOK_S, _PAUSES * (time.thread_time() - began))
             if self._gone >= _TRIM_AFTER and time.monotonic() >= self._trimmed_at + _TRIM_S:
                 self._trim(time.monotonic())
 
     def look(self, now: float) -> None:
-        resident = _resident()
-        found = self._find(now, resident)
+        found = self._find(now)
         for port, door in self._doors.items():
             mine = found.get(port, [])
             by_number = door.delivered.take()
             brought = {seen.key: by_number[seen.key[0]] for seen in mine if seen.key[0] in by_number}
-            for end in door.guard.look(mine, brought, now, resident):
+            for end in door.guard.look(mine, brought, now):
                 self._end(end, now)
 
     def _end(self, end: End, now: float) -> None:
@@ -150,9 +146,9 @@ class Connections:
 
     # -- what the operating system knows ------------------------------------------------
 
-    def _find(self, now: float, resident: int) -> dict[int, list[Seen]]:
+    def _find(self, now: float) -> dict[int, list[Seen]]:
         """The connections at each port."""
-        count = os.stat(_FOLDER).st_size  # 0 before Linux 6.2
+        count, resident = os.stat(_FOLDER).st_size, _resident()  # a count of 0 before Linux 6.2
         same = 0 < count == self._listed and now < self._listed_at + _LIST_S
         if same and resident < self._resident_then + _GREW and not self._busy:
             with suppress(OSError, LookupError):

@@ -31,11 +31,6 @@ class Limits:
     held_by_strangers: int = MIB // 4
     #: of all others
     held_by_all: int = 256 * MIB
-    #: What the process may grow while a message comes for so long: this, and so much for each
-    #: byte that came. Under CURVE libzmq has a large frame three times while it decrypts it.
-    growth: int = 20 * MIB
-    growth_by_byte: float = 2.5
-    growth_after_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +51,6 @@ class _Known:
     #: bytes that are no part of a message under way
     settled: float = 0.0
     at: float = 0.0
-    #: since when bytes are held, and the process's memory then
-    began: float = 0.0
-    resident: int = 0
 
     @property
     def held(self) -> float:
@@ -75,7 +67,7 @@ _HEARTBEATS_PER_S = 512.0
 class End:
     key: tuple[int, int]
     address: str
-    #: `connections`, `held` or `growth`
+    #: `connections` or `held`
     why: str
 
 
@@ -91,13 +83,12 @@ class Guard:
         found: Iterable[Seen],
         delivered: Mapping[tuple[int, int], int],
         now: float,
-        resident: int = 0,
     ) -> list[End]:
-        """`delivered`: bytes of messages handed on since the last look; `resident`: of the
-        process's memory. Returns which end; they are known no more."""
-        self._update(found, delivered, now, resident)
+        """`delivered`: bytes of messages handed on since the last look. Returns which end; they
+        are known no more."""
+        self._update(found, delivered, now)
         ended: list[End] = []
-        for ends in (self._too_many, self._too_much, lambda: self._swollen(now, resident)):
+        for ends in (self._too_many, self._too_much):
             ended += (these := ends())
             for end in these:
                 del self._known[end.key]
@@ -113,7 +104,6 @@ class Guard:
         found: Iterable[Seen],
         delivered: Mapping[tuple[int, int], int],
         now: float,
-        resident: int,
     ) -> None:
         before, self._known = self._known, {}
         for seen in found:
@@ -123,8 +113,6 @@ class Guard:
             known.heard |= brought > 0
             settled = known.settled + brought + _HEARTBEATS_PER_S * (now - known.at)
             known.settled, known.at = min(float(seen.received), settled), now
-            if brought or known.held <= _LITTLE:
-                known.began, known.resident = now, resident
             self._known[seen.key] = known
 
     def _too_many(self) -> list[End]:
@@ -167,18 +155,6 @@ class Guard:
                 held[one.seen.address] -= one.held
                 ends.append(one)
         return ends
-
-    def _swollen(self, now: float, resident: int) -> list[End]:
-        """What a message takes while it comes may be many times its bytes. That the process grew
-        meanwhile can have another cause: then an honest connection is made again, with what was
-        asked for on it. So one at a time."""
-        limits = self._limits
-        for one in sorted(self._known.values(), key=lambda one: -one.held):
-            lasts = now - one.began >= limits.growth_after_s
-            may_grow = limits.growth + limits.growth_by_byte * one.held
-            if one.held > _LITTLE and lasts and resident - one.resident > may_grow:
-                return [End(one.seen.key, one.seen.address, "growth")]
-        return []
 
 
 def _first_to_go(known: _Known) -> tuple[bool, float]:

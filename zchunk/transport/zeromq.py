@@ -76,6 +76,10 @@ _OUR_ROUTING_ID = b"\0"
 #: asks for long ones: libzmq keeps some 32 bytes for each of a topic's bytes.
 _SUBSCRIPTIONS = 32
 _TOPIC_BYTES = 64
+#: In plain transport, of a connection that was accepted. By a window that grows as the system
+#: likes, a gigabyte a second comes in on loopback, and with it much between two looks at what a
+#: connection holds. This is 1 Gbit/s over 1 ms to and fro.
+_PLAIN_WINDOW_BYTES = 128 * 1024
 
 
 class ZmqTransport:
@@ -97,8 +101,7 @@ class ZmqTransport:
     def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> RouterSocket:
         raw = self._socket(zmq.ROUTER, options, curve)
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        endpoint = _bind(raw, bind)
-        delivered = self._connections.watch(endpoint, _limits(options))
+        endpoint, delivered = self._listen(raw, bind, options, curve)
         return RouterSocket(raw, endpoint, options.unread_bytes, self._shown_at(curve), delivered)
 
     def publisher(
@@ -107,8 +110,7 @@ class ZmqTransport:
         # A PUB that shows its subscriptions, and so which connection is whose.
         raw = self._socket(zmq.XPUB, options, curve)
         raw.setsockopt(zmq.XPUB_VERBOSE, 1)
-        endpoint = _bind(raw, bind)
-        delivered = self._connections.watch(endpoint, _limits(options))
+        endpoint, delivered = self._listen(raw, bind, options, curve)
         return PublisherSocket(raw, endpoint, self._shown_at(curve), delivered)
 
     def dealer(
@@ -130,6 +132,14 @@ class ZmqTransport:
         # Never more unread than the mark, see there. What comes is what the tracker publishes.
         raw.setsockopt(zmq.RCVHWM, 0)
         return ConnectedSocket(raw, addresses, encrypts=curve is not None)
+
+    def _listen(
+        self, raw: zmq.Socket[bytes], bind: str, options: SocketOptions, curve: CurveServer | None
+    ) -> tuple[str, Delivered]:
+        if curve is None:
+            raw.setsockopt(zmq.RCVBUF, _PLAIN_WINDOW_BYTES)
+        endpoint = _bind(raw, bind)
+        return endpoint, self._connections.watch(endpoint, _limits(options))
 
     def _shown_at(self, curve: CurveServer | None) -> _Showing:
         return _Showing(self._admissions, encrypts=curve is not None)
@@ -157,11 +167,10 @@ class ZmqTransport:
 
 
 def _limits(options: SocketOptions) -> Limits:
-    """A node's senders, which may all be one, have what it admits on the way to it, however busy
-    its loop is."""
+    """A node's senders, whose address may be one, have what it admits on the way to it, however
+    busy its loop is."""
     usual = Limits()
     return Limits(
-        held=max(usual.held, options.receive_bytes),
         held_of_an_address=max(usual.held_of_an_address, options.receive_bytes),
         held_by_all=max(usual.held_by_all, 2 * options.receive_bytes),
     )
