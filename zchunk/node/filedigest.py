@@ -55,7 +55,7 @@ class RunningDigest:
     @property
     def waits(self) -> bool:
         """Whether chunks wait in memory for one that is not there yet."""
-        return bool(self._parked) and not self._busy
+        return bool(self._parked) and not self._busy and self._next not in self._parked
 
     @property
     def awaits(self) -> int:
