@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from annotated_types import Ge, Le, Len, MinLen
+from hypothesis import find
 from hypothesis import strategies as st
-from pydantic import StringConstraints
+from msgspec import Meta, Struct
 
-from zchunk.protocol.messages import PAYLOAD, ready
+from zchunk.protocol.messages import PAYLOAD, Message
+
+M = TypeVar("M", bound=Message)
 
 # -- any valid message, from the types of its fields ------------------------------------------
 
@@ -58,8 +59,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.one_of([values(choice) for choice in typing.get_args(hint)])
     if typing.get_origin(hint) is tuple:
         return st.lists(values(typing.get_args(hint)[0]), max_size=3).map(tuple)
-    if is_dataclass(hint):
-        return messages(typing.cast(type, hint))
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return messages(hint)
     return {
         int: st.integers(0, 2**63 - 1),
         bool: st.booleans(),
@@ -74,38 +75,36 @@ def _constrained(base: Any, rules: list[Any]) -> st.SearchStrategy[Any]:
     if PAYLOAD in rules:
         return st.binary(max_size=70)
     if base is int:
-        lowest = max([rule.ge for rule in rules if isinstance(rule, Ge)], default=0)
-        highest = min([rule.le for rule in rules if isinstance(rule, Le)], default=2**63 - 1)
-        return st.integers(lowest, highest)
+        [rule] = rules
+        return st.integers(rule.ge, rule.le)
     if base is float:
-        [low] = [rule.ge for rule in rules if isinstance(rule, Ge)]
-        [high] = [rule.le for rule in rules if isinstance(rule, Le)]
-        return st.floats(low, high)
+        [rule] = rules
+        return st.floats(rule.ge, rule.le)
     if base is bytes:
-        [length] = [rule for rule in rules if isinstance(rule, Len)]
-        return st.binary(min_size=length.min_length, max_size=length.max_length)
+        [rule] = rules
+        return st.binary(min_size=rule.min_length, max_size=rule.max_length)
     if base is str:
-        return _text(rules)
+        [rule] = rules
+        return _text(rule)
     return values(base)
 
 
-def _text(rules: list[Any]) -> st.SearchStrategy[str]:
-    lengths = {"min_size": 0, "max_size": 12}
-    for rule in rules:
-        if isinstance(rule, StringConstraints) and rule.pattern:
-            return st.from_regex(rule.pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
-        if isinstance(rule, StringConstraints):
-            lengths["min_size"] = rule.min_length or 0
-        if isinstance(rule, MinLen):
-            lengths["min_size"] = rule.min_length
-    return st.text(**lengths)
+def _text(rule: Meta) -> st.SearchStrategy[str]:
+    if rule.pattern:
+        return st.from_regex(rule.pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
+    return st.text(min_size=rule.min_length or 0, max_size=12)
 
 
 @functools.cache
-def messages(cls: type[Any]) -> st.SearchStrategy[Any]:
-    ready(cls)
+def messages(cls: type[Struct]) -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    return st.builds(cls, **{f.name: values(hints[f.name]) for f in fields(cls)})
+    return st.builds(cls, **{name: values(hints[name]) for name in cls.__struct_fields__})
+
+
+@functools.cache
+def simplest(cls: type[M]) -> M:
+    """A valid one of which the content does not matter."""
+    return find(messages(cls), lambda message: True)
 
 
 # -- what nobody expects ------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from msgspec import ValidationError
 
 from zchunk.clock import SystemClock, iso_utc
 from zchunk.config import Settings

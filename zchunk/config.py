@@ -14,13 +14,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+import msgspec
+from msgspec import Meta, Struct, ValidationError
 
 from zchunk import addresses
 from zchunk.clock import MAX_PERIOD_S, MIN_PERIOD_S
@@ -70,14 +72,10 @@ def parse_size(text: str | int) -> int:
 # -- what values may be ---------------------------------------------------------------
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"{value} is no number")
-    return value
-
-
-def _none_if_blank(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip() in ("", "null", "~") else value
+def _switch(value: Any) -> Any:
+    """YAML's words for it too."""
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    return words.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def _as_list(value: Any) -> Any:
@@ -100,11 +98,12 @@ def _chunk_size(value: int) -> int:
     return value
 
 
-def _bind(default_port: int) -> AfterValidator:
-    def check(value: str) -> str:
-        return str(_address(value, default_port))
+def _bind_tracker(value: str) -> str:
+    return str(_address(value, TRACKER_PORT))
 
-    return AfterValidator(check)
+
+def _bind_node(value: str) -> str:
+    return str(_address(value, NODE_PORT))
 
 
 def _events(value: str) -> str:
@@ -139,22 +138,6 @@ def _database(value: str) -> str:
     return value
 
 
-Number = Annotated[int, BeforeValidator(_no_bool)]
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
-#: Times that others are told (`protocol.messages.Period`).
-Period = Annotated[Seconds, Field(ge=MIN_PERIOD_S, le=MAX_PERIOD_S)]
-Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
-BlockSize = Annotated[Bytes, Field(ge=MIN_BLOCK_SIZE, le=MAX_BLOCK_SIZE)]
-ChunkSize = Annotated[Bytes, AfterValidator(_chunk_size)]
-Label = Annotated[str, AfterValidator(_label)]
-Blank = BeforeValidator(_none_if_blank)
-Advertise = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_as_list),
-    AfterValidator(_advertised),
-    Field(max_length=addresses.MAX_ANNOUNCED),
-]
-
 _SECONDS = f"a number of seconds greater than 0, up to {MAX_SECONDS:.0f}"
 _PERIOD = f"a number of seconds from {MIN_PERIOD_S} to {MAX_PERIOD_S:.0f}"
 _BYTES = _SIZE_FORMS
@@ -164,97 +147,140 @@ _ADDRESSES = "up to 16 addresses others can connect to, host or host:port"
 _LABEL = "a name of 1 to 64 printable characters"
 
 
-class _Section(BaseModel):
-    """A section's fields are its keys; each `description` says what is allowed, for messages."""
+@dataclass(frozen=True)
+class _Rule:
+    """What a key has besides msgspec's limits: `before` makes of what was given what msgspec
+    takes, `after` of that the value; both raise ValueError with what is wrong. Where `blank`,
+    nothing is a value too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    before: Callable[[Any], Any] | None = None
+    after: Callable[[Any], Any] | None = None
+    blank: bool = False
 
 
-def _key(default: Any, allowed: str, **limits: Any) -> Any:
-    return Field(default=default, description=allowed, **limits)
+Switch = Annotated[bool, Meta(description="true or false"), _Rule(_switch)]
+Copies = Annotated[int, Meta(ge=1, le=MAX_COPIES)]
+Seconds = Annotated[float, Meta(gt=0, le=MAX_SECONDS, description=_SECONDS)]
+#: Times that others are told (`protocol.messages.Period`).
+Period = Annotated[float, Meta(ge=MIN_PERIOD_S, le=MAX_PERIOD_S, description=_PERIOD)]
+Bytes = Annotated[int, Meta(ge=0, description=_BYTES), _Rule(_size)]
+BlockSize = Annotated[int, Meta(ge=MIN_BLOCK_SIZE, le=MAX_BLOCK_SIZE, description=_BLOCK), _Rule(_size)]
+Advertise = Annotated[
+    tuple[str, ...],
+    Meta(max_length=addresses.MAX_ANNOUNCED, description=_ADDRESSES),
+    _Rule(_as_list, _advertised),
+]
 
 
-class Chunking(_Section):
+class _Section(Struct, frozen=True):
+    """A section's fields are its keys; the `description` of each says what is allowed, for messages."""
+
+
+class Chunking(_Section, frozen=True):
     """How files are cut and spread, and how downloads wait."""
 
-    chunk_size: ChunkSize = _key(
-        10 * 1024**2, f"bytes, a multiple of 4096 from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}"
+    chunk_size: Annotated[
+        int,
+        Meta(description=f"bytes, a multiple of 4096 from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}"),
+        _Rule(_size, _chunk_size),
+    ] = 10 * 1024**2
+    min_file_size_for_distribution: Bytes = 1024**3
+    min_peers_for_distribution: Annotated[
+        Copies, Meta(description=f"a whole number of peers, from 1 to {MAX_COPIES}")
+    ] = 2
+    distribution_strategy: Annotated[Strategy, Meta(description="round_robin, contiguous or balanced")] = (
+        "round_robin"
     )
-    min_file_size_for_distribution: Bytes = _key(1024**3, _BYTES)
-    min_peers_for_distribution: Number = _key(
-        2, f"a whole number of peers, from 1 to {MAX_COPIES}", ge=1, le=MAX_COPIES
-    )
-    distribution_strategy: Strategy = _key("round_robin", "round_robin, contiguous or balanced")
-    replicas: Number = _key(1, f"a whole number of copies, from 1 to {MAX_COPIES}", ge=1, le=MAX_COPIES)
-    auto_resume_downloads: bool = _key(True, "true or false")
-    resume_check_interval: Seconds = _key(30.0, _SECONDS)
+    replicas: Annotated[Copies, Meta(description=f"a whole number of copies, from 1 to {MAX_COPIES}")] = 1
+    auto_resume_downloads: Switch = True
+    resume_check_interval: Seconds = 30.0
 
 
-class Tracker(_Section):
+class Tracker(_Section, frozen=True):
     """Read by `zchunk tracker` alone, but for the times, which nodes are told."""
 
-    bind: Annotated[str, _bind(TRACKER_PORT)] = _key("*:7700", _BIND)
+    bind: Annotated[str, Meta(description=_BIND), _Rule(after=_bind_tracker)] = "*:7700"
     #: None: the port after that of `bind`.
-    events: Annotated[Annotated[str, AfterValidator(_events)] | None, Blank] = _key(
-        None, "host:port, or nothing for the port after that of bind"
-    )
-    advertise: Advertise = _key((), _ADDRESSES)
-    heartbeat_interval_s: Period = _key(1.0, _PERIOD)
-    lease_s: Period = _key(3.0, _PERIOD)
+    events: Annotated[
+        str | None,
+        Meta(description="host:port, or nothing for the port after that of bind"),
+        _Rule(after=_events, blank=True),
+    ] = None
+    advertise: Advertise = ()
+    heartbeat_interval_s: Period = 1.0
+    lease_s: Period = 3.0
     #: None: an SQLite file in HOME/tracker.
-    database: Annotated[Annotated[str, AfterValidator(_database)] | None, Blank] = _key(
-        None, "postgresql://user:password@host/name, sqlite:///path, or nothing for a file in HOME/tracker"
-    )
+    database: Annotated[
+        str | None,
+        Meta(
+            description="postgresql://user:password@host/name, sqlite:///path, or nothing for a file in"
+            " HOME/tracker"
+        ),
+        _Rule(after=_database, blank=True),
+    ] = None
 
 
-class Node(_Section):
+class Node(_Section, frozen=True):
     """What a PC gives to the cluster."""
 
-    bind: Annotated[str, _bind(NODE_PORT)] = _key("*:7710", _BIND)
-    advertise: Advertise = _key((), _ADDRESSES)
+    bind: Annotated[str, Meta(description=_BIND), _Rule(after=_bind_node)] = "*:7710"
+    advertise: Advertise = ()
     #: None: the host's name.
-    name: Annotated[Label | None, Blank] = _key(None, f"{_LABEL}, or nothing for the host's name")
+    name: Annotated[
+        str | None,
+        Meta(description=f"{_LABEL}, or nothing for the host's name"),
+        _Rule(after=_label, blank=True),
+    ] = None
     #: None: all the disk has, less the reserve.
-    capacity: Annotated[Annotated[Bytes, Field(gt=0)] | None, Blank] = _key(
-        None, f"{_BYTES}; or nothing for all the disk has, less the reserve"
-    )
-    reserve: Bytes = _key(1024**3, _BYTES)
-    trash_keep_s: Seconds = _key(7 * 86400.0, _SECONDS)
+    capacity: Annotated[
+        Annotated[int, Meta(gt=0)] | None,
+        Meta(description=f"{_BYTES}; or nothing for all the disk has, less the reserve"),
+        _Rule(_size, blank=True),
+    ] = None
+    reserve: Bytes = 1024**3
+    trash_keep_s: Seconds = 7 * 86400.0
 
 
-class Client(_Section):
+class Client(_Section, frozen=True):
     """For commands and the Python API."""
 
-    own_node: Annotated[Label | None, Blank] = _key(None, "a node's name or peer id, or nothing")
-    tracker_timeout_s: Seconds = _key(3.0, _SECONDS)
+    own_node: Annotated[
+        str | None, Meta(description="a node's name or peer id, or nothing"), _Rule(after=_label, blank=True)
+    ] = None
+    tracker_timeout_s: Seconds = 3.0
 
 
-class Security(_Section):
+class Security(_Section, frozen=True):
     """Who may take part."""
 
-    transport: Literal["plain", "curve"] = _key("curve", "curve or plain")
+    transport: Annotated[Literal["plain", "curve"], Meta(description="curve or plain")] = "curve"
 
 
-class Transfer(_Section):
+class Transfer(_Section, frozen=True):
     """Memory, blocks and threads of a process that moves chunks."""
 
-    receive_budget: Bytes = _key(64 * 1024**2, _BYTES)
-    send_budget: Bytes = _key(32 * 1024**2, _BYTES)
-    block_size_min: BlockSize = _key(256 * 1024, _BLOCK)
-    block_size_max: BlockSize = _key(10 * 1024**2, _BLOCK)
-    request_timeout_s: Seconds = _key(10.0, _SECONDS)
-    workers: Number = _key(2, "a whole number of threads from 1 to 64", ge=1, le=64)
+    receive_budget: Bytes = 64 * 1024**2
+    send_budget: Bytes = 32 * 1024**2
+    block_size_min: BlockSize = 256 * 1024
+    block_size_max: BlockSize = 10 * 1024**2
+    request_timeout_s: Seconds = 10.0
+    workers: Annotated[int, Meta(ge=1, le=64, description="a whole number of threads from 1 to 64")] = 2
 
 
-class Settings(_Section):
-    """All settings; `Settings()` is the defaults. Relations between values hold after `load` only."""
+KeyPath = tuple[str, str]
 
-    chunking: Chunking = Field(default_factory=Chunking)
-    tracker: Tracker = Field(default_factory=Tracker)
-    node: Node = Field(default_factory=Node)
-    client: Client = Field(default_factory=Client)
-    security: Security = Field(default_factory=Security)
-    transfer: Transfer = Field(default_factory=Transfer)
+
+class Settings(Struct, frozen=True):
+    """All settings; `Settings()` is the defaults. Only `load` checks values, and how they go together."""
+
+    chunking: Chunking = Chunking()
+    tracker: Tracker = Tracker()
+    node: Node = Node()
+    client: Client = Client()
+    security: Security = Security()
+    transfer: Transfer = Transfer()
+    #: keys that stand somewhere: they say even of a default that it is meant
+    given: frozenset[KeyPath] = frozenset()
 
 
 SECTIONS: dict[str, type[_Section]] = {
@@ -266,7 +292,27 @@ SECTIONS: dict[str, type[_Section]] = {
     "transfer": Transfer,
 }
 
-KeyPath = tuple[str, str]
+
+@cache
+def _kind(section: str, key: str) -> Any:
+    """The key's type with its rules."""
+    return get_type_hints(SECTIONS[section], include_extras=True)[key]
+
+
+def _parts(section: str, key: str) -> tuple[str, _Rule]:
+    """(what is allowed for the key, its rule)"""
+    metadata = _kind(section, key).__metadata__
+    [allowed] = [part.description for part in metadata if isinstance(part, Meta) and part.description]
+    return allowed, next((part for part in metadata if isinstance(part, _Rule)), _Rule())
+
+
+def allowed(section: str, key: str) -> str:
+    """What may stand there, for messages."""
+    return _parts(section, key)[0]
+
+
+def keys_of(section: str) -> tuple[str, ...]:
+    return SECTIONS[section].__struct_fields__
 
 
 # -- relations between values ---------------------------------------------------------
@@ -385,13 +431,32 @@ def load(
     for layer in layers:
         for section, keys in layer.values.items():
             values.setdefault(section, {}).update(keys)
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        _refuse_value(error, layers)
+    sections: dict[str, Any] = {}
+    for name, model in SECTIONS.items():
+        mine = values.get(name, {})
+        sections[name] = model(
+            **{key: _value((name, key), mine[key], layers) for key in keys_of(name) if key in mine}
+        )
+    settings = Settings(**sections, given=frozenset(path for layer in layers for path in layer.where))
     for conflict in _conflicts(settings):
         _refuse_conflict(conflict, layers)
     return settings
+
+
+def _value(path: KeyPath, given: Any, layers: Sequence[_Layer]) -> Any:
+    """The value of a key. Raises ConfigError: where it stands, and what is allowed there."""
+    allowed, rule = _parts(*path)
+    if rule.blank and isinstance(given, str) and given.strip().lower() in ("", "null", "~"):
+        return None
+    try:
+        taken = rule.before(given) if rule.before else given
+        value = msgspec.convert(taken, _kind(*path), strict=False)
+        return rule.after(value) if rule.after else value
+    except ValidationError:
+        problem = f"{_shown(given)} is not allowed"
+    except ValueError as error:
+        problem = str(error)
+    raise ConfigError(f"{_origin(path, layers)}: {'.'.join(path)}: {problem}; allowed: {allowed}")
 
 
 def _given(sections: Mapping[str, Any], where: str) -> _Layer:
@@ -408,8 +473,8 @@ def _from_environ(environ: Mapping[str, str]) -> _Layer:
     underscore in place of two is a mistake that would go unnoticed: it is refused too."""
     known = {
         f"{PREFIX}{section}__{key}".upper(): (section, key)
-        for section, model in SECTIONS.items()
-        for key in model.model_fields
+        for section in SECTIONS
+        for key in keys_of(section)
     }
     sections = tuple(f"{PREFIX}{section}_".upper() for section in SECTIONS)
     layer = _Layer()
@@ -531,22 +596,11 @@ def _check_section(section: str, where: str) -> None:
 
 def _check_known(section: str, key: str, where: str) -> None:
     _check_section(section, where)
-    keys = SECTIONS[section].model_fields
+    keys = keys_of(section)
     if key not in keys:
-        homes = [name for name, model in SECTIONS.items() if key in model.model_fields]
+        homes = [name for name in SECTIONS if key in keys_of(name)]
         hint = f" (it belongs to section {homes[0]})" if homes else _meant(key, keys)
         raise ConfigError(f"{where}: {section}.{_word(key)} is no key{hint}; allowed: {', '.join(keys)}")
-
-
-def _refuse_value(error: ValidationError, layers: Sequence[_Layer]) -> NoReturn:
-    """The first mistake, where it stands, and what is allowed there."""
-    first = error.errors(include_url=False)[0]
-    section, key = str(first["loc"][0]), str(first["loc"][1])
-    reason = first.get("ctx", {}).get("error")
-    problem = str(reason) if reason is not None else f"{_shown(first['input'])} is not allowed"
-    allowed = SECTIONS[section].model_fields[key].description
-    where = _origin((section, key), layers)
-    raise ConfigError(f"{where}: {section}.{key}: {problem}; allowed: {allowed}") from None
 
 
 def _refuse_conflict(conflict: _Conflict, layers: Sequence[_Layer]) -> NoReturn:

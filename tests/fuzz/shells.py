@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.strategies import messages
 from zchunk import hashing
@@ -75,15 +75,15 @@ def requests(draw: st.DrawFn, classes: Sequence[type[Message]] = REQUESTS) -> Me
         "page": st.integers(0, 2) if draw(st.booleans()) else st.just(getattr(message, "page", 0)),
     }
     changes: dict[str, Any] = {}
-    for field in fields(cast(Any, message)):
-        if field.name in pool and draw(st.integers(0, 4)):
-            value = draw(pool[field.name])
-            if isinstance(value, type(getattr(message, field.name))):
-                changes[field.name] = value
-    if {"file_id", "manifest"} <= {field.name for field in fields(cast(Any, message))}:
+    for name in message.__struct_fields__:
+        if name in pool and draw(st.integers(0, 4)):
+            value = draw(pool[name])
+            if isinstance(value, type(getattr(message, name))):
+                changes[name] = value
+    if {"file_id", "manifest"} <= {*message.__struct_fields__}:
         manifest = draw(st.sampled_from(MANIFESTS))
         changes |= {"file_id": manifest.file_id, "manifest": manifest.canonical}
-    return replace(cast(Any, message), **changes)
+    return replace(message, **changes)
 
 
 class _Shell:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+from msgspec.structs import asdict
 
 from zchunk import addresses, config, manifest, sealing
 from zchunk.clock import ManualClock, iso_utc
@@ -129,7 +130,7 @@ MESSAGES: tuple[Any, ...] = (
     Ok(),
     ErrorReply(code="busy", message="later", details={"peer_ids": ("a",), "n": 3}),
     Snapshot(epoch="e", seq=5, events=("tcp://10.0.0.1:7701",), peers=(PEER,), unsure=()),
-    Event(topic="peer.up", epoch="e", seq=6, time_ms=9, fields={"peer": {**vars(PEER)}, "reason": "hello"}),
+    Event(topic="peer.up", epoch="e", seq=6, time_ms=9, fields={"peer": asdict(PEER), "reason": "hello"}),
     GetBlock(sha256=b"h" * 32, offset=0, length=65536, received=0),
     PutBlock(upload_id="b" * 32, sha256=b"h" * 32, offset=4096, data=b"x" * 10),
     Inventory(page=0, last=True, hashes=b"h" * 64),
@@ -310,7 +311,7 @@ def _members(data: bytes) -> None:
     listed = Membership(_file("members.json", data), ManualClock())
     for member in listed.members.values():
         PeerRecord(
-            **{**vars(PEER), "peer_id": member.peer_id, "name": member.name or "x", "role": member.role}
+            **{**asdict(PEER), "peer_id": member.peer_id, "name": member.name or "x", "role": member.role}
         )
     for token in listed.tokens.values():
         iso_utc(token.expires_ms / 1000)

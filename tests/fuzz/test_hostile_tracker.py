@@ -3,13 +3,13 @@ feed go on, hold what has an end, and never ask without a pause."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.structs import asdict, replace
 
 from tests.strategies import messages
 from zchunk.node.feed import MAX_HELD, EventFeed, Fetch
@@ -57,7 +57,7 @@ def answers(draw: st.DrawFn) -> Message:
 def events(draw: st.DrawFn) -> Event:
     event = draw(messages(Event))
     record = draw(messages(PeerRecord))
-    fields = draw(st.sampled_from((event.fields, {"peer": vars(record)}, {"peer": {}}, {"peer": 3})))
+    fields = draw(st.sampled_from((event.fields, {"peer": asdict(record)}, {"peer": {}}, {"peer": 3})))
     topic = draw(st.sampled_from(("tick", "peer.up", "peer.down", "file.removed", event.topic)))
     return near(draw, replace(event, fields=fields, topic=topic))
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from msgspec import structs
+
 from zchunk import config, disk, hashing
 from zchunk.clock import ManualClock
 from zchunk.errors import ZchunkError
@@ -203,7 +205,7 @@ class SimClient:
     def plan(self, size: int, options: PutOptions | None = None) -> Plan:
         """What an upload asks for, by this cluster's settings."""
         plan = self.manager.plan_request(size, options or PutOptions(), None)
-        return replace(plan, upload_id=f"{self.cluster.rng.getrandbits(128):032x}")
+        return structs.replace(plan, upload_id=f"{self.cluster.rng.getrandbits(128):032x}")
 
     def put(
         self,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import stat
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from zchunk.node.allowlist import AllowList, load, save
 from zchunk.protocol.messages import MemberRecord

@@ -6,16 +6,16 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from msgspec.structs import asdict, replace
 
 from zchunk import placement
-from zchunk.config import SECTIONS, Settings, load, parse_size
+from zchunk.config import SECTIONS, Settings, allowed, keys_of, load, parse_size
 from zchunk.errors import ConfigError, InvalidUsage
 
 SHIPPED = Path(__file__).parents[2] / "config.yaml"
@@ -49,7 +49,7 @@ def test_nothing_given_is_the_defaults() -> None:
 
 
 def test_defaults_are_those_of_the_specification() -> None:
-    assert Settings().chunking.model_dump() == {
+    assert asdict(Settings().chunking) == {
         "chunk_size": 10485760,
         "min_file_size_for_distribution": 1073741824,
         "min_peers_for_distribution": 2,
@@ -61,13 +61,13 @@ def test_defaults_are_those_of_the_specification() -> None:
 
 
 def test_shipped_file_loads_to_exactly_the_defaults() -> None:
-    assert load(SHIPPED, environ={}) == Settings()
+    assert replace(load(SHIPPED, environ={}), given=frozenset()) == Settings()
 
 
 def test_shipped_file_contains_every_key_and_no_other() -> None:
     shipped = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
     assert {section: set(keys) for section, keys in shipped.items()} == {
-        section: set(model.model_fields) for section, model in SECTIONS.items()
+        section: set(keys_of(section)) for section in SECTIONS
     }
 
 
@@ -82,24 +82,24 @@ def test_shipped_file_explains_every_key() -> None:
 
 
 def test_sections_are_the_fields_of_the_settings() -> None:
-    assert set(SECTIONS) == set(Settings.model_fields)
+    assert {*SECTIONS, "given"} == set(Settings.__struct_fields__)
 
 
 def test_every_key_says_what_is_allowed() -> None:
-    silent = [f for m in SECTIONS.values() for f, info in m.model_fields.items() if not info.description]
-    assert silent == []
+    assert all(allowed(section, key) for section in SECTIONS for key in keys_of(section))
 
 
 def test_strategies_are_those_placement_knows() -> None:
-    key = SECTIONS["chunking"].model_fields["distribution_strategy"]
-    assert get_args(key.annotation) == placement.STRATEGIES
+    assert allowed("chunking", "distribution_strategy") == "round_robin, contiguous or balanced"
+    for strategy in placement.STRATEGIES:
+        load(None, {"chunking": {"distribution_strategy": strategy}}, environ={})
 
 
 def test_settings_cannot_be_changed() -> None:
     settings = Settings()
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(AttributeError, match="immutable"):
         settings.chunking.replicas = 2  # type: ignore[misc]
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(AttributeError, match="immutable"):
         settings.chunking = settings.chunking  # type: ignore[misc]
 
 
@@ -145,7 +145,7 @@ def test_text_means_the_same_in_file_and_environment(write: Write) -> None:
         ("node", "name"): "0x10",
         ("node", "capacity"): "20GB",
         ("tracker", "lease_s"): "2.5",
-        ("tracker", "database"): "null",
+        ("tracker", "database"): "NULL",
         ("tracker", "events"): "",
     }
     lines = "".join(f"{s}:\n  {k}: {v}\n" for (s, k), v in text.items() if s not in ("node", "tracker"))
@@ -192,7 +192,7 @@ def test_wrong_key_names_line_allowed_keys_and_the_key_meant(write: Write) -> No
     assert message.startswith(
         f"{path} line 4: chunking.chunk_sise is no key (did you mean chunk_size?); allowed: "
     )
-    assert message.endswith(", ".join(SECTIONS["chunking"].model_fields))
+    assert message.endswith(", ".join(keys_of("chunking")))
 
 
 def test_key_of_another_section_names_that_section(write: Write) -> None:
@@ -262,11 +262,10 @@ def test_wrong_override_is_refused() -> None:
 def test_wrong_value_names_where_key_and_what_is_allowed(
     write: Write, section: str, key: str, value: str
 ) -> None:
-    allowed = SECTIONS[section].model_fields[key].description
     variable = f"ZCHUNK_{section}__{key}".upper()
     message = refusal(None, environ={variable: value})
     assert message.startswith(f"environment: {variable}: {section}.{key}: ")
-    assert message.endswith(f"; allowed: {allowed}")
+    assert message.endswith(f"; allowed: {allowed(section, key)}")
     quoted = value.replace("\x1b", "\\e")
     path = write(f'# one\n{section}:\n  # three\n  {key}: "{quoted}"\n')
     assert refusal(path) == message.replace(f"environment: {variable}", f"{path} line 4")
@@ -288,7 +287,7 @@ def test_values_of_a_wrong_type_are_refused(section: str, key: str, value: Any) 
 
 @pytest.mark.parametrize("value", ["[1, 2]", "{a: 1}", "[[a]]", "[{a: 1}]"])
 @pytest.mark.parametrize(
-    ("section", "key"), [(s, k) for s, m in SECTIONS.items() for k in m.model_fields if k != "advertise"]
+    ("section", "key"), [(s, k) for s in SECTIONS for k in keys_of(s) if k != "advertise"]
 )
 def test_no_key_but_advertise_takes_a_list_and_none_a_map(
     write: Write, section: str, key: str, value: str

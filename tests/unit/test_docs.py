@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +36,7 @@ from zchunk.protocol.messages import (
     FileRecord,
     MemberRecord,
     PeerRecord,
+    Record,
     Request,
 )
 from zchunk.tracker import core, gate, health
@@ -114,9 +114,9 @@ def test_a_request_names_its_answer(kind: str) -> None:
 
 
 @pytest.mark.parametrize("record", _RECORDS)
-def test_records_have_exactly_their_fields(record: type) -> None:
+def test_records_have_exactly_their_fields(record: type[Record]) -> None:
     text = chapter(PROTOCOL, "Records").split(f"{record.__name__}, ")[1].split("\n\n")[1]
-    assert names(text) == [field.name for field in fields(record)]
+    assert names(text) == list(record.__struct_fields__)
 
 
 def test_roles_are_those_of_the_tracker() -> None:
@@ -156,10 +156,10 @@ def _known() -> set[str]:
     found = {*_WORDS, *BY_TYPE, *BY_CODE, *TOPICS}
     for kind, of_type in every.items():
         found |= of_type | {f"{kind}.{field}" for field in of_type}
-    found |= {field.name for record in _RECORDS for field in fields(record)}
+    found |= {name for record in _RECORDS for name in record.__struct_fields__}
     found |= {"file.file_id", gate.REQUESTS, gate.EVENTS, gatekeeper.DOOR}
     for section, model in config.SECTIONS.items():
-        found |= {*model.model_fields, *(f"{section}.{key}" for key in model.model_fields)}
+        found |= {*model.__struct_fields__, *(f"{section}.{key}" for key in model.__struct_fields__)}
     for topic in TOPICS.values():
         found |= set(names(topic))
     return found
@@ -274,7 +274,7 @@ def test_the_subscriber_example_follows_a_real_tracker(cluster: SimpleNamespace,
     assert set(names(TOPICS["peer.up"])) == set(yaml.safe_load(came.partition(" ")[2]))
     member = yaml.safe_load(joined.partition(" ")[2])
     assert names(TOPICS["member.joined"]) == list(member)
-    assert sorted(member["member"]) == sorted(field.name for field in fields(MemberRecord))
+    assert sorted(member["member"]) == sorted(MemberRecord.__struct_fields__)
 
 
 # -- rows ---------------------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ is ended, what is asked, and which of two words of the tracker counts."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import asdict, replace
 
 from zchunk.clock import ManualClock
 from zchunk.errors import NotAllowed, StorageFailure, TrackerUnreachable, ZchunkError

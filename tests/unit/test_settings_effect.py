@@ -26,7 +26,7 @@ from zchunk.cli import servers
 from zchunk.cli.members import host_name
 from zchunk.client import Client
 from zchunk.clock import ManualClock
-from zchunk.config import SECTIONS, Settings
+from zchunk.config import SECTIONS, Settings, keys_of
 from zchunk.errors import TrackerUnreachable, ZchunkError
 from zchunk.loop import Loop
 from zchunk.node.assembly import NodeParts, node_parts
@@ -156,7 +156,7 @@ def observes(
     return keep
 
 
-KEYS = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
+KEYS = [(section, key) for section in SECTIONS for key in keys_of(section)]
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_every_key_is_observed() -> None:
 @pytest.mark.parametrize(("section", "key"), KEYS, ids=lambda name: name)
 def test_a_key_has_an_effect(root: Path, section: str, key: str) -> None:
     observation = OBSERVATIONS[section, key]
-    default = SECTIONS[section].model_fields[key].get_default()
+    default = getattr(SECTIONS[section](), key)
     assert default != observation.value
     assert key not in observation.base.get(section, {})
     assert observation.default_shows != observation.value_shows

@@ -40,9 +40,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 @contextmanager
 def importing() -> Iterator[None]:
     """Around the import of the engine: its objects stay until the process ends, and to look
-    through them for garbage again and again is a tenth of a short command. And pydantic would
-    look through all installed packages for plugins, to use none."""
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    through them for garbage again and again is a tenth of a short command."""
     gc.disable()
     try:
         yield

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import asdict
 
 from zchunk import disk, jsonfiles
 from zchunk.protocol.messages import MemberRecord
@@ -57,10 +59,10 @@ class AllowList:
 
 def load(path: Path) -> AllowList:
     try:
-        return AllowList(MemberRecord(**entry) for entry in jsonfiles.read(path))
+        return AllowList(msgspec.convert(jsonfiles.read(path), list[MemberRecord]))
     except FileNotFoundError:
         return AllowList()
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, msgspec.ValidationError) as error:
         log.warning("%s cannot be read, and the tracker is asked anew: %s", path, error)
         return AllowList()
 

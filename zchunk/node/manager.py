@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from msgspec import ValidationError
 
 from zchunk import hashing
 from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, ZchunkError
@@ -83,8 +83,7 @@ class DistributedChunkManager:
         try:
             return self._plan_request(size, options, own_peer)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise InvalidUsage(f"{first['loc'][0]}: {first['msg']}") from None
+            raise InvalidUsage(f"this upload cannot be asked for: {error}") from None
 
     def _plan_request(self, size: int, options: PutOptions, own_peer: str | None) -> Plan:
         chunking = self.bulk.settings.chunking

@@ -92,7 +92,7 @@ def check_token(token: Token, settings: Settings) -> None:
 
 def _check(settings: Settings, transport: str, but: str) -> None:
     asked = settings.security.transport
-    if "transport" in settings.security.model_fields_set and asked != transport:
+    if ("security", "transport") in settings.given and asked != transport:
         raise InvalidUsage(f"security.transport is {asked} here, and {but}")
 
 

@@ -11,8 +11,10 @@ only follows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
+
+from msgspec.structs import replace
 
 from zchunk.errors import (
     HelloFirst,

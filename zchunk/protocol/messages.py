@@ -1,8 +1,7 @@
 """Every message between zchunk processes, defined once. docs/protocol.md describes them.
 
-Each class is a frozen, validated dataclass: one that breaks its field types or limits
-cannot be built, on either side. A message's checks are made when the first one of its class is
-built: a command needs some ten of the sixty, and all of them would be a sixth of its start.
+Each class is frozen and checked: one that breaks its field types or limits cannot be built,
+on either side (msgspec.ValidationError).
 A class's `TYPE` is its name on the wire. Fields of type `Payload` do not travel in the header
 but as frames of their own behind it, in the order of their definition. Requests name their
 `REPLY`; the other possible answer to any request is an `ErrorReply`.
@@ -14,45 +13,18 @@ have 100,000 chunks.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from functools import cache
 from math import isfinite
-from typing import Annotated, Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
-from annotated_types import Ge, Le, Len, MaxLen
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, StringConstraints
-from pydantic.dataclasses import dataclass
+import msgspec
+from msgspec import Meta, Struct, ValidationError
 
 from zchunk.clock import MAX_PERIOD_S, MAX_WALL_MS, MIN_PERIOD_S
 from zchunk.placement import MAX_COPIES
-from zchunk.protocol.unready import Unready
 
 #: Version 1. A reader ignores unknown keys of a known type, refuses unknown types.
 PROTOCOL_VERSION = 1
-
-_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
-_T = TypeVar("_T")
-
-
-@dataclass_transform(frozen_default=True)
-def record(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass whose fields are checked when it is built: a part of messages."""
-    return dataclass(frozen=True, config=_config)(cls)  # type: ignore[return-value]
-
-
-@dataclass_transform(frozen_default=True)
-def message(cls: type[_T]) -> type[_T]:
-    """The same, from the first of its class on (`ready`)."""
-    _unready.add(cls)
-    return cls
-
-
-#: messages that are plain classes so far
-_unready = Unready(record)
-
-
-def ready(cls: type) -> None:
-    """Makes the class what `message` promises, if it is not yet. From any thread."""
-    _unready.make_ready(cls)
 
 
 class _PayloadMarker:
@@ -64,19 +36,19 @@ PAYLOAD = _PayloadMarker()
 Payload = Annotated[Any, PAYLOAD]  # bytes-like; never inspected by the codec
 #: what a database column, and an integer of most languages, can hold
 MAX_COUNT = 2**63 - 1
-Count = Annotated[int, Ge(0), Le(MAX_COUNT)]
-Millis = Annotated[int, Ge(0), Le(MAX_WALL_MS)]
-Copies = Annotated[int, Ge(1), Le(MAX_COPIES)]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+Millis = Annotated[int, Meta(ge=0, le=MAX_WALL_MS)]
+Copies = Annotated[int, Meta(ge=1, le=MAX_COPIES)]
 #: Between two signs of life, or until one is missed. Ranges keep out NaN and infinity too.
-Period = Annotated[float, Ge(MIN_PERIOD_S), Le(MAX_PERIOD_S)]
-Rate = Annotated[float, Ge(0.0), Le(1e18)]
-Hash = Annotated[bytes, Len(32, 32)]
-Key = Annotated[bytes, Len(32, 32)]
-HexId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-PeerId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-UploadId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-Name = Annotated[str, MaxLen(4096)]
-Label = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Period = Annotated[float, Meta(ge=MIN_PERIOD_S, le=MAX_PERIOD_S)]
+Rate = Annotated[float, Meta(ge=0.0, le=1e18)]
+Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
+HexId = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+PeerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+UploadId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Name = Annotated[str, Meta(max_length=4096)]
+Label = Annotated[str, Meta(min_length=1, max_length=64)]
 #: characters of an endpoint, `tcp://` and port with it
 MAX_ADDRESS = 300
 #: chunks that a node is asked to check at once
@@ -85,12 +57,12 @@ MAX_DOUBTS = 1_000
 MAX_FIND = 4096
 #: holders of one chunk that its answer names at most
 MAX_FOUND_HOLDERS = 32
-Address = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ADDRESS)]
-Addresses = Annotated[tuple[Address, ...], MaxLen(16)]
-JobId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
-Strategy = Annotated[str, StringConstraints(pattern=r"^(round_robin|contiguous|balanced)$")]
-Role = Annotated[str, StringConstraints(pattern=r"^(node|client|observer)$")]
-Status = Annotated[str, StringConstraints(pattern=r"^(up|down|left|draining|offline-store|revoked)$")]
+Address = Annotated[str, Meta(min_length=1, max_length=MAX_ADDRESS)]
+Addresses = Annotated[tuple[Address, ...], Meta(max_length=16)]
+JobId = Annotated[str, Meta(pattern=r"^[0-9A-Za-z_-]{1,64}\Z")]
+Strategy = Annotated[str, Meta(pattern=r"^(round_robin|contiguous|balanced)\Z")]
+Role = Annotated[str, Meta(pattern=r"^(node|client|observer)\Z")]
+Status = Annotated[str, Meta(pattern=r"^(up|down|left|draining|offline-store|revoked)\Z")]
 
 
 #: how deep lists and records of free form may nest
@@ -116,51 +88,64 @@ def is_fact(value: Any, depth: int = 0) -> bool:
     return isinstance(value, (list, tuple)) and all(is_fact(item, depth + 1) for item in value)
 
 
-def _only_facts(value: dict[str, Any]) -> dict[str, Any]:
+#: What JSON can say (`is_fact`). Whoever has such a field checks it by `_check_facts`.
+Facts = dict[str, Any]
+
+
+def _check_facts(name: str, value: dict[str, Any]) -> None:
     if not is_fact(value):
-        raise ValueError("holds what JSON cannot say, or nests too deep")
-    return value
+        raise ValidationError(f"`$.{name}` holds what JSON cannot say, or nests too deep")
 
 
-Facts = Annotated[dict[str, Any], AfterValidator(_only_facts)]
+class Record(Struct, frozen=True):
+    """A part of messages, or a message. Checked when it is built."""
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        msgspec.convert(values, _checked_fields(type(self)))
+        for name, value in values.items():
+            if isinstance(value, str) and not is_fact(value):
+                raise ValidationError(f"`$.{name}` is no text")
 
 
-class Message:
+@cache
+def _checked_fields(cls: type[Record]) -> type[Struct]:
+    """The fields of `cls` without its own checks."""
+    hints = get_type_hints(cls, include_extras=True)
+    return msgspec.defstruct(cls.__name__, [(name, hints[name]) for name in cls.__struct_fields__])
+
+
+class Message(Record, frozen=True):
     TYPE: ClassVar[str]
 
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Python looks for `__init__` after this, and finds the one that checks."""
-        if cls in _unready:
-            ready(cls)
-        return super().__new__(cls)
 
-
-class Request(Message):
+class Request(Message, frozen=True):
     REPLY: ClassVar[type[Message]]
 
 
 # -- answers that several requests share ----------------------------------------------
 
 
-@message
-class Ok(Message):
+class Ok(Message, frozen=True):
     """Done; nothing to tell."""
 
     TYPE: ClassVar[str] = "ok"
 
 
-@message
-class ErrorReply(Message):
+class ErrorReply(Message, frozen=True):
     """The request was refused or failed; `code` is one of errors.BY_CODE."""
 
     TYPE: ClassVar[str] = "error"
-    code: Annotated[str, MaxLen(64)]
-    message: Annotated[str, MaxLen(4096)]
+    code: Annotated[str, Meta(max_length=64)]
+    message: Annotated[str, Meta(max_length=4096)]
     details: Facts
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_facts("details", self.details)
 
-@message
-class Probe(Message):
+
+class Probe(Message, frozen=True):
     """Asks nothing and tells nothing: a ROUTER sends it, under request id 0, to learn from
     its socket whether the connection still stands. Whoever gets one ignores it."""
 
@@ -170,8 +155,7 @@ class Probe(Message):
 # -- parts ----------------------------------------------------------------------------
 
 
-@record
-class PeerRecord:
+class PeerRecord(Record, frozen=True):
     """What the tracker knows of a storing node. `endpoints` are tried in order; whoever
     connects there expects `public_key` (None where the tracker knows none)."""
 
@@ -188,8 +172,7 @@ class PeerRecord:
     public_key: HexId | None = None
 
 
-@record
-class MemberRecord:
+class MemberRecord(Record, frozen=True):
     """A member of the cluster, cut off or not. `public_key` is the one that it has now."""
 
     peer_id: PeerId
@@ -199,8 +182,7 @@ class MemberRecord:
     revoked: bool
 
 
-@record
-class FileRecord:
+class FileRecord(Record, frozen=True):
     """FileInfo of SPEC "Data" without its per-chunk lists."""
 
     file_id: HexId
@@ -216,18 +198,6 @@ class FileRecord:
     created_at_ms: Millis
 
 
-def _record(cls: type) -> BeforeValidator:
-    """Nested records arrive as maps: build them, ignoring unknown keys."""
-    names = frozenset(f.name for f in fields(cls))
-
-    def build(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return cls(**{key: item for key, item in value.items() if key in names})
-
-    return BeforeValidator(build)
-
-
 R = TypeVar("R", PeerRecord, MemberRecord)
 
 
@@ -236,31 +206,27 @@ def record_in(value: Any, cls: type[R]) -> R | None:
     if not isinstance(value, dict):
         return None
     try:
-        return cls(**{f.name: value[f.name] for f in fields(cls)})
-    except (KeyError, ValueError):
+        return msgspec.convert(value, cls)
+    except ValidationError:
         return None
 
 
-Peers = Annotated[tuple[Annotated[PeerRecord, _record(PeerRecord)], ...], MaxLen(10_000)]
-FileRow = Annotated[FileRecord, _record(FileRecord)]
-MemberRow = Annotated[MemberRecord, _record(MemberRecord)]
+Peers = Annotated[tuple[PeerRecord, ...], Meta(max_length=10_000)]
 
 
 # -- membership, presence: anyone -> tracker --------------------------------------------
 
 
-@message
-class Joined(Message):
+class Joined(Message, frozen=True):
     TYPE: ClassVar[str] = "joined"
     peer_id: PeerId
     name: Label
     role: Role
-    store_id: Annotated[str, MaxLen(64)]
+    store_id: Annotated[str, Meta(max_length=64)]
     events: Addresses
 
 
-@message
-class Join(Request):
+class Join(Request, frozen=True):
     """Sent once under the token's key: makes `public_key` a member with the token's role."""
 
     TYPE: ClassVar[str] = "join"
@@ -269,34 +235,30 @@ class Join(Request):
     name: Label
 
 
-@message
-class Members(Message):
+class Members(Message, frozen=True):
     """A page of the allow list, by peer id; ask again with `next_page` unless it is ""."""
 
     TYPE: ClassVar[str] = "members"
-    members: Annotated[tuple[MemberRow, ...], MaxLen(2_000)]
-    next_page: Annotated[str, MaxLen(64)]
+    members: Annotated[tuple[MemberRecord, ...], Meta(max_length=2_000)]
+    next_page: Annotated[str, Meta(max_length=64)]
 
 
-@message
-class GetMembers(Request):
+class GetMembers(Request, frozen=True):
     """Whom may a node let in? Asked after registration and after a gap in the events."""
 
     TYPE: ClassVar[str] = "get_members"
     REPLY: ClassVar[type[Message]] = Members
-    page: Annotated[str, MaxLen(64)]
+    page: Annotated[str, Meta(max_length=64)]
 
 
-@message
-class KeyKnown(Message):
+class KeyKnown(Message, frozen=True):
     """Whose key it is, or None: nobody's, or that of a member who was cut off."""
 
     TYPE: ClassVar[str] = "key_known"
-    member: MemberRow | None
+    member: MemberRecord | None
 
 
-@message
-class CheckKey(Request):
+class CheckKey(Request, frozen=True):
     """A node was asked to let this key in, and does not know it."""
 
     TYPE: ClassVar[str] = "check_key"
@@ -304,8 +266,7 @@ class CheckKey(Request):
     public_key: Key
 
 
-@message
-class RotateKey(Request):
+class RotateKey(Request, frozen=True):
     """From now on `public_key` is the sender's key, and the present one is nobody's. The
     peer id stays. Sent under the present key; idempotent under either."""
 
@@ -314,24 +275,22 @@ class RotateKey(Request):
     public_key: Key
 
 
-@message
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """Registered. With `inventory_wanted` the node sends its inventory next; only then
     does the cluster hear of it as up."""
 
     TYPE: ClassVar[str] = "welcome"
-    epoch: Annotated[str, MaxLen(64)]
+    epoch: Annotated[str, Meta(max_length=64)]
     seq: Count
     heartbeat_interval_s: Period
     lease_s: Period
-    store_id: Annotated[str, MaxLen(64)]
+    store_id: Annotated[str, Meta(max_length=64)]
     commit_number: Count
     endpoints: Addresses
     inventory_wanted: bool
 
 
-@message
-class Hello(Request):
+class Hello(Request, frozen=True):
     """A storing node is there: after its start, and after each new connection.
 
     `incarnation` is raised once per process start; `instance` is drawn anew for each process
@@ -344,9 +303,9 @@ class Hello(Request):
     TYPE: ClassVar[str] = "hello"
     REPLY: ClassVar[type[Message]] = Welcome
     incarnation: Count
-    instance: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+    instance: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
     bound: Address
-    port: Annotated[int, Ge(1), Le(MAX_COUNT)]
+    port: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
     advertise: Addresses
     interfaces: Addresses
     capacity: Count
@@ -355,8 +314,7 @@ class Hello(Request):
     inventory_digest: Hash
 
 
-@message
-class Inventory(Request):
+class Inventory(Request, frozen=True):
     """One page of what a node holds: SHA-256 digests (32 bytes each) in ascending order
     over all pages. Page 0 starts over; the page with `last` ends it."""
 
@@ -367,17 +325,15 @@ class Inventory(Request):
     hashes: Payload
 
 
-@message
-class Beat(Message):
+class Beat(Message, frozen=True):
     """The tracker's sign of life: a subscriber that has not seen (epoch, seq) asks."""
 
     TYPE: ClassVar[str] = "beat"
-    epoch: Annotated[str, MaxLen(64)]
+    epoch: Annotated[str, Meta(max_length=64)]
     seq: Count
 
 
-@message
-class Heartbeat(Request):
+class Heartbeat(Request, frozen=True):
     """A node's or client's sign of life. A client's numbers are zero. `store_online` is false
     while the disk with the node's chunks is away: it is then there, and of no use."""
 
@@ -390,8 +346,7 @@ class Heartbeat(Request):
     store_online: bool
 
 
-@message
-class Goodbye(Request):
+class Goodbye(Request, frozen=True):
     """A clean stop: the node is `left`, not `down`."""
 
     TYPE: ClassVar[str] = "goodbye"
@@ -399,66 +354,64 @@ class Goodbye(Request):
     incarnation: Count
 
 
-@message
-class Snapshot(Message):
+class Snapshot(Message, frozen=True):
     """All storing nodes as of event `seq` of this tracker run, published at `events`."""
 
     TYPE: ClassVar[str] = "snapshot"
-    epoch: Annotated[str, MaxLen(64)]
+    epoch: Annotated[str, Meta(max_length=64)]
     seq: Count
     events: Addresses
     peers: Peers
     #: peers of which a tracker that has just started does not know yet whether they are up:
     #: a `peer.up` or `peer.down` follows for each
-    unsure: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
+    unsure: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
 
 
-@message
-class GetSnapshot(Request):
+class GetSnapshot(Request, frozen=True):
     TYPE: ClassVar[str] = "get_snapshot"
     REPLY: ClassVar[type[Message]] = Snapshot
 
 
-@record
-class EventRecord:
+class EventRecord(Record, frozen=True):
     """An event of the tracker's history; its epoch is the list's."""
 
-    topic: Annotated[str, MaxLen(64)]
+    topic: Annotated[str, Meta(max_length=64)]
     seq: Count
     time_ms: Millis
     fields: Facts
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_facts("fields", self.fields)
 
-EventRecords = Annotated[tuple[Annotated[EventRecord, _record(EventRecord)], ...], MaxLen(1_000)]
+
+EventRecords = Annotated[tuple[EventRecord, ...], Meta(max_length=1_000)]
 
 
-@message
-class EventList(Message):
+class EventList(Message, frozen=True):
     """Events in order, from the first that the tracker still has; up to `seq` there are
     more when the last one is below it. Of another epoch than was asked for: none."""
 
     TYPE: ClassVar[str] = "event_list"
-    epoch: Annotated[str, MaxLen(64)]
+    epoch: Annotated[str, Meta(max_length=64)]
     seq: Count
     events: EventRecords
 
 
-@message
-class GetEvents(Request):
+class GetEvents(Request, frozen=True):
     """The events of run `epoch` after `since`: those that a subscriber missed. The tracker
     keeps the latest 10,000 of its run."""
 
     TYPE: ClassVar[str] = "get_events"
     REPLY: ClassVar[type[Message]] = EventList
-    epoch: Annotated[str, MaxLen(64)]
+    epoch: Annotated[str, Meta(max_length=64)]
     since: Count
 
 
 # -- upload: client -> tracker, node -> tracker ----------------------------------------
 
 
-@message
-class Planned(Message):
+class Planned(Message, frozen=True):
     """A placement. `assignment` holds for each chunk of the request `replicas` indexes
     into `peers` (u16, little-endian). A peer that only keeps the manifest (empty file)
     stands in `peers` without a chunk."""
@@ -471,8 +424,7 @@ class Planned(Message):
     assignment: Payload
 
 
-@message
-class Plan(Request):
+class Plan(Request, frozen=True):
     """Where to put the chunks of a file of `size` bytes, or, with `only`, some of them.
 
     `own_peer` is the client's own node. `avoid` are peers that have just failed it.
@@ -485,20 +437,19 @@ class Plan(Request):
     REPLY: ClassVar[type[Message]] = Planned
     upload_id: UploadId
     size: Count
-    chunk_size: Annotated[int, Ge(1), Le(MAX_COUNT)]
+    chunk_size: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
     distribute: bool
     replicas: Copies
     min_peers: Copies
     strategy: Strategy
     own_peer: PeerId | None
-    avoid: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
-    held_peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
+    avoid: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
+    held_peers: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
     only: Payload
     held: Payload
 
 
-@message
-class Stored(Request):
+class Stored(Request, frozen=True):
     """A node holds these chunks verified and durably, for `upload_id`. Idempotent.
     `hashes` are 32-byte SHA-256 digests."""
 
@@ -508,17 +459,15 @@ class Stored(Request):
     hashes: Payload
 
 
-@message
-class Committed(Message):
+class Committed(Message, frozen=True):
     """The file is visible. `already` where it was so before."""
 
     TYPE: ClassVar[str] = "committed"
-    file: FileRow
+    file: FileRecord
     already: bool
 
 
-@message
-class Commit(Request):
+class Commit(Request, frozen=True):
     """All or nothing: publish the file of `manifest` (SPEC U5). Idempotent. Refused as
     `not_yet_stored` unless each chunk has a confirmed copy on a peer that is up, and
     as `too_few_peers` where fewer than `min_peers` peers hold a distributed file."""
@@ -533,8 +482,7 @@ class Commit(Request):
     manifest: Payload
 
 
-@message
-class Abandon(Request):
+class Abandon(Request, frozen=True):
     """The upload will not be committed; its reservations in plans end."""
 
     TYPE: ClassVar[str] = "abandon"
@@ -542,8 +490,7 @@ class Abandon(Request):
     upload_id: UploadId
 
 
-@message
-class ChunksFound(Message):
+class ChunksFound(Message, frozen=True):
     """Who holds the chunks that were asked about, of the peers that are up. Chunk i has
     `holder_counts[i]` (u16) entries, in order of storing, in `holder_peers` (u16 indexes
     into `peers`)."""
@@ -554,8 +501,7 @@ class ChunksFound(Message):
     holder_peers: Payload
 
 
-@message
-class FindChunks(Request):
+class FindChunks(Request, frozen=True):
     """Who holds these chunks already (SPEC U7)? `hashes` are 32-byte SHA-256 digests, up to
     MAX_FIND of them. A hint: a node named may have dropped its copy since."""
 
@@ -567,14 +513,13 @@ class FindChunks(Request):
 # -- files: client -> tracker -----------------------------------------------------------
 
 
-@message
-class Located(Message):
+class Located(Message, frozen=True):
     """A file's manifest and holders. Chunk i has `holder_counts[i]` (u16) entries, in
     order of storing, in `holder_peers` (u16 indexes into `peers`) and `holder_times`
     (u64, milliseconds)."""
 
     TYPE: ClassVar[str] = "located"
-    file: FileRow
+    file: FileRecord
     peers: Peers
     manifest: Payload
     holder_counts: Payload
@@ -582,8 +527,7 @@ class Located(Message):
     holder_times: Payload
 
 
-@message
-class Locate(Request):
+class Locate(Request, frozen=True):
     """By name (the newest of that name), else by file id or a prefix of 8 or more
     digits. With `unique` a name of several files is refused (`ambiguous_name`)."""
 
@@ -593,31 +537,27 @@ class Locate(Request):
     unique: bool
 
 
-@message
-class Files(Message):
+class Files(Message, frozen=True):
     """A page of the listing, newest first; ask again with `next_page` unless it is ""."""
 
     TYPE: ClassVar[str] = "files"
-    files: Annotated[tuple[FileRow, ...], MaxLen(2_000)]
-    next_page: Annotated[str, MaxLen(200)]
+    files: Annotated[tuple[FileRecord, ...], Meta(max_length=2_000)]
+    next_page: Annotated[str, Meta(max_length=200)]
 
 
-@message
-class ListFiles(Request):
+class ListFiles(Request, frozen=True):
     TYPE: ClassVar[str] = "list_files"
     REPLY: ClassVar[type[Message]] = Files
-    page: Annotated[str, MaxLen(200)]
+    page: Annotated[str, Meta(max_length=200)]
 
 
-@message
-class Removed(Message):
+class Removed(Message, frozen=True):
     TYPE: ClassVar[str] = "removed"
     file_id: HexId
     commit_number: Count
 
 
-@message
-class Remove(Request):
+class Remove(Request, frozen=True):
     """The file goes; chunks that nothing else needs are freed by their holders.
     Idempotent: a removed file's id is answered as removed."""
 
@@ -629,19 +569,17 @@ class Remove(Request):
 # -- garbage: node -> tracker -------------------------------------------------------------
 
 
-@message
-class Released(Message):
+class Released(Message, frozen=True):
     """`hashes` (32 bytes each): what this node may delete; the tracker no longer counts
     on it. Valid only from this store, at this or a higher commit number."""
 
     TYPE: ClassVar[str] = "released"
-    store_id: Annotated[str, MaxLen(64)]
+    store_id: Annotated[str, Meta(max_length=64)]
     commit_number: Count
     hashes: Payload
 
 
-@message
-class Release(Request):
+class Release(Request, frozen=True):
     """May I delete these chunks? No manifest I keep and no lease here names them."""
 
     TYPE: ClassVar[str] = "release"
@@ -649,26 +587,23 @@ class Release(Request):
     hashes: Payload
 
 
-@message
-class Removals(Message):
+class Removals(Message, frozen=True):
     """Files removed after the asked commit number, oldest first."""
 
     TYPE: ClassVar[str] = "removals"
-    store_id: Annotated[str, MaxLen(64)]
+    store_id: Annotated[str, Meta(max_length=64)]
     commit_number: Count
-    file_ids: Annotated[tuple[HexId, ...], MaxLen(10_000)]
+    file_ids: Annotated[tuple[HexId, ...], Meta(max_length=10_000)]
     more: bool
 
 
-@message
-class GetRemovals(Request):
+class GetRemovals(Request, frozen=True):
     TYPE: ClassVar[str] = "get_removals"
     REPLY: ClassVar[type[Message]] = Removals
     since: Count
 
 
-@message
-class Doubts(Message):
+class Doubts(Message, frozen=True):
     """`hashes` (32 bytes each, ascending): up to `MAX_DOUBTS` chunks of which this node's
     copy was reported corrupt. It checks them and answers each by `lost` or `whole`."""
 
@@ -676,8 +611,7 @@ class Doubts(Message):
     hashes: Payload
 
 
-@message
-class GetDoubts(Request):
+class GetDoubts(Request, frozen=True):
     """Which of my chunks should I check? Asked after registration, after a gap in the
     events, and when a `chunk.corrupt` names this node (SPEC D8)."""
 
@@ -685,8 +619,7 @@ class GetDoubts(Request):
     REPLY: ClassVar[type[Message]] = Doubts
 
 
-@message
-class Whole(Request):
+class Whole(Request, frozen=True):
     """A node has checked these chunks that were in doubt, and they are whole (32-byte
     digests): what was reported of them is void."""
 
@@ -695,8 +628,7 @@ class Whole(Request):
     hashes: Payload
 
 
-@message
-class Lost(Request):
+class Lost(Request, frozen=True):
     """A node found that it no longer holds these chunks whole (32-byte digests)."""
 
     TYPE: ClassVar[str] = "lost"
@@ -704,8 +636,7 @@ class Lost(Request):
     hashes: Payload
 
 
-@message
-class ReportCorrupt(Request):
+class ReportCorrupt(Request, frozen=True):
     """A member received bytes from `peer_id` that are not chunk `sha256` (SPEC D8). Refused
     as `not_found` where that peer is not known to hold the chunk, as `busy` for a member
     with too many reports that no node has answered yet."""
@@ -719,16 +650,14 @@ class ReportCorrupt(Request):
 # -- chunks: client or node -> node ---------------------------------------------------------
 
 
-@message
-class Block(Message):
+class Block(Message, frozen=True):
     """Bytes of a chunk; the receiver verifies the whole chunk before it counts."""
 
     TYPE: ClassVar[str] = "block"
     data: Payload
 
 
-@message
-class GetBlock(Request):
+class GetBlock(Request, frozen=True):
     """`length` bytes at `offset` of chunk `sha256`. `received` counts the payload bytes
     that this connection has taken in, or given up waiting for, so far: it frees the
     sender's budget."""
@@ -737,12 +666,11 @@ class GetBlock(Request):
     REPLY: ClassVar[type[Message]] = Block
     sha256: Hash
     offset: Count
-    length: Annotated[int, Ge(1), Le(MAX_COUNT)]
+    length: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
     received: Count
 
 
-@message
-class Acknowledge(Request):
+class Acknowledge(Request, frozen=True):
     """No further request for now; all `received` bytes have arrived."""
 
     TYPE: ClassVar[str] = "acknowledge"
@@ -750,8 +678,7 @@ class Acknowledge(Request):
     received: Count
 
 
-@message
-class Offered(Message):
+class Offered(Message, frozen=True):
     """`have`: stored already, now leased for the upload. Else memory for the whole
     chunk is reserved: send its blocks."""
 
@@ -759,8 +686,7 @@ class Offered(Message):
     have: bool
 
 
-@message
-class Offer(Request):
+class Offer(Request, frozen=True):
     """May I send you this chunk? Answered when a buffer for all of it is free."""
 
     TYPE: ClassVar[str] = "offer"
@@ -768,19 +694,17 @@ class Offer(Request):
     upload_id: UploadId
     sha256: Hash
     blake3: Hash
-    size: Annotated[int, Ge(1), Le(MAX_COUNT)]
+    size: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 
 
-@message
-class BlockTaken(Message):
+class BlockTaken(Message, frozen=True):
     """`stored`: that was the last block missing; the chunk is verified and durable."""
 
     TYPE: ClassVar[str] = "block_taken"
     stored: bool
 
 
-@message
-class PutBlock(Request):
+class PutBlock(Request, frozen=True):
     """Bytes at `offset` of an offered chunk, in any order."""
 
     TYPE: ClassVar[str] = "put_block"
@@ -791,8 +715,7 @@ class PutBlock(Request):
     data: Payload
 
 
-@message
-class PutManifest(Request):
+class PutManifest(Request, frozen=True):
     """Keep this manifest durably beside the chunks of it that you hold."""
 
     TYPE: ClassVar[str] = "put_manifest"
@@ -802,8 +725,7 @@ class PutManifest(Request):
     manifest: Payload
 
 
-@message
-class Conclude(Request):
+class Conclude(Request, frozen=True):
     """The upload was committed: its leases on this node end."""
 
     TYPE: ClassVar[str] = "conclude"
@@ -815,14 +737,13 @@ class Conclude(Request):
 
 
 JobStateName = Annotated[
-    str, StringConstraints(pattern=r"^(running|waiting|paused|verifying|complete|failed|cancelled)$")
+    str, Meta(pattern=r"^(running|waiting|paused|verifying|complete|failed|cancelled)\Z")
 ]
 #: DownloadJob's statuses of a chunk, in the order of `Job.statuses`.
 CHUNK_STATUSES = ("pending", "downloading", "completed", "failed")
 
 
-@message
-class Job(Message):
+class Job(Message, frozen=True):
     """DownloadJob of SPEC "Data" as it is now. `pending` to `failed` count its chunks.
 
     `chunk_status` (u16 indexes into `CHUNK_STATUSES`) and `chunk_peer` (u16 indexes into
@@ -838,16 +759,15 @@ class Job(Message):
     downloading: Count
     completed: Count
     failed: Count
-    missing_peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
-    missing_names: Annotated[tuple[Annotated[str, MaxLen(64)], ...], MaxLen(10_000)]
+    missing_peers: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
+    missing_names: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=10_000)]
     waiting_since_ms: Millis | None
-    peers: Annotated[tuple[PeerId, ...], MaxLen(10_000)]
+    peers: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
     chunk_status: Payload
     chunk_peer: Payload
 
 
-@message
-class SteerJob(Request):
+class SteerJob(Request, frozen=True):
     """Show, pause, resume or cancel this job. `secret` stands in the job's file, which
     only its user can read. The answer tells the job as it is then; that to `cancel`
     comes when nothing of it is left on the disk."""
@@ -855,24 +775,27 @@ class SteerJob(Request):
     TYPE: ClassVar[str] = "steer_job"
     REPLY: ClassVar[type[Message]] = Job
     job_id: JobId
-    secret: Annotated[bytes, Len(32, 32)]
-    action: Annotated[str, StringConstraints(pattern=r"^(show|pause|resume|cancel)$")]
+    secret: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    action: Annotated[str, Meta(pattern=r"^(show|pause|resume|cancel)\Z")]
 
 
 # -- events: tracker -> subscribers ----------------------------------------------------------
 
 
-@message
-class Event(Message):
+class Event(Message, frozen=True):
     """One published fact. `topic` is also the frame that subscriptions match;
     `fields` are described per topic in docs/events.md. A `tick` repeats the last seq."""
 
     TYPE: ClassVar[str] = "event"
-    topic: Annotated[str, MaxLen(64)]
-    epoch: Annotated[str, MaxLen(64)]
+    topic: Annotated[str, Meta(max_length=64)]
+    epoch: Annotated[str, Meta(max_length=64)]
     seq: Count
     time_ms: Millis
     fields: Facts
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_facts("fields", self.fields)
 
 
 def _subclasses(base: type[Message]) -> list[type[Message]]:
@@ -884,10 +807,8 @@ BY_TYPE: dict[str, type[Message]] = {cls.TYPE: cls for cls in _subclasses(Messag
 
 
 def _fields(cls: type[Message], payload: bool) -> tuple[str, ...]:
-    """By how they are written here: a class is asked for them before it is ready."""
-    own = vars(cls).get("__annotations__", {}).items()
-    told = [(name, kind) for name, kind in own if not kind.startswith("ClassVar[")]
-    return tuple(name for name, kind in told if (kind == "Payload") is payload)
+    kinds = cls.__annotations__  # as they are written here
+    return tuple(name for name in cls.__struct_fields__ if (kinds[name] == "Payload") is payload)
 
 
 #: class -> names of its payload fields, in frame order

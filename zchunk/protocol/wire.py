@@ -12,11 +12,13 @@ An event has its topic as a frame before the header, for subscriptions to match.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-from pydantic import ValidationError
+import msgspec
+from msgspec import ValidationError
+from msgspec.structs import asdict
 
 from zchunk.errors import MalformedMessage, UnknownMessage, UnsupportedVersion, ZchunkError, from_wire
 from zchunk.protocol import extent
@@ -27,6 +29,7 @@ from zchunk.protocol.messages import (
     PROTOCOL_VERSION,
     ErrorReply,
     Message,
+    Record,
     is_fact,
 )
 
@@ -72,7 +75,7 @@ def _plain(value: Any) -> Any:
     """Nested records become maps; everything else is packed as it is."""
     if isinstance(value, tuple):
         return tuple(_plain(item) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, Record):
         return asdict(value)
     return value
 
@@ -141,11 +144,9 @@ def _message(header: dict[str, Any], frames: Sequence[Buffer]) -> Message:
         raise MalformedMessage(f"a message {kind!r} of the wrong shape")
     known = {name: values[name] for name in HEADER_FIELDS[cls] if name in values}
     try:
-        return cls(**known, **dict(zip(payload, frames[1:], strict=True)))
+        return msgspec.convert(known | dict(zip(payload, frames[1:], strict=True)), cls)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part)[:40] for part in first["loc"])
-        raise MalformedMessage(f"message {kind!r}, field {where}: {first['msg'][:200]}") from None
+        raise MalformedMessage(f"message {kind!r}: {str(error)[:300]}") from None
 
 
 def _claim(header: dict[str, Any]) -> str | None:

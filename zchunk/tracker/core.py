@@ -8,12 +8,15 @@ grows with a file's size is `Work`, done in the store's thread).
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+
+from msgspec.structs import replace
 
 from zchunk import outline
 from zchunk.addresses import announced, unmapped
@@ -326,7 +329,9 @@ class TrackerCore:
             if told.get(peer_id) != member:
                 actions += self._member_changed(told.get(peer_id), member, now)
         for peer_id in told.keys() - members.keys():  # another list was put in its place
-            actions += self._member_changed(told[peer_id], replace(told[peer_id], revoked=True), now)
+            actions += self._member_changed(
+                told[peer_id], dataclasses.replace(told[peer_id], revoked=True), now
+            )
         return actions
 
     def _tokens_changed(self) -> list[Action]:

@@ -98,7 +98,7 @@ class Listing:
     def _query(self, condition: Any) -> Any:
         """Newest first; what `_record` takes, and commit_number. Not the manifest: it is big."""
         file = self._m.File
-        fields = [getattr(file, name) for name in FileRecord.__dataclass_fields__]
+        fields = [getattr(file, name) for name in FileRecord.__struct_fields__]
         query = file.select(*fields, file.commit_number).where(condition)
         return query.order_by(file.created_at_ms.desc(), file.commit_number.desc())
 
@@ -224,7 +224,7 @@ class Listing:
 
 def _record(row: Sequence[Any]) -> FileRecord:
     """From a row of `Listing._query`."""
-    values = dict(zip(FileRecord.__dataclass_fields__, row, strict=False))
+    values = dict(zip(FileRecord.__struct_fields__, row, strict=False))
     values["sha256"] = None if values["sha256"] is None else bytes(values["sha256"])
     for flag in ("is_chunked", "is_distributed"):
         values[flag] = bool(values[flag])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord
 from zchunk.tracker.health import Copies
