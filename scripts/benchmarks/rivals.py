@@ -11,12 +11,13 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,8 +107,22 @@ class Rival:
         made.rename(target)
         return sample
 
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Its servers stand still outside: idle, they would take a share of what others are given."""
+        self.signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+
+    def signal(self, number: int) -> None:
+        for pid in self.pids.values():
+            os.kill(pid, number)
+
     def sample(self, words: list[str], target: Path) -> Sample:
-        ended, uses = run(words, Servers(self.pids))
+        with self.awake():
+            ended, uses = run(words, Servers(self.pids))
         started = time.perf_counter()
         sync(target)
         synced = None if self.syncs else ended.seconds + time.perf_counter() - started
@@ -260,5 +275,7 @@ def started(root: Path, source: Source, stack: ExitStack, kinds: Sequence[type[R
             continue
         rival = kind(root / kind.__name__.lower(), source)
         rival.start(stack)
+        rival.signal(signal.SIGSTOP)
+        stack.callback(rival.signal, signal.SIGCONT)
         rivals.append(rival)
     return rivals

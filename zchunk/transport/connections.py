@@ -36,7 +36,9 @@ _WHY = {
 _FOLDER = "/proc/self/fd"
 _MEMORY = "/proc/self/statm"
 _PAGE = mmap.PAGESIZE
-_LOOK_S = 0.01
+_LOOK_S = 0.025
+#: While somebody holds something: what came before that look is little.
+_BUSY_LOOK_S = 0.01
 #: So often at least all descriptors are listed. In between that is done when their number
 #: changed, or the process grew: else who was there is who is there.
 _LIST_S = 0.1
@@ -118,7 +120,8 @@ class Connections:
             began = time.thread_time()
             self.look(time.monotonic())
             # Without trimming: it takes long, and the next look would come too late.
-            pause = max(_LOOK_S, _PAUSES * (time.thread_time() - began))
+            wished = _BUSY_LOOK_S if self._busy else _LOOK_S
+            pause = max(wished, _PAUSES * (time.thread_time() - began))
             if self._gone >= _TRIM_AFTER and time.monotonic() >= self._trimmed_at + _TRIM_S:
                 self._trim(time.monotonic())
 
