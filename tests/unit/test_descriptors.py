@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from zchunk.transport.descriptors import Descriptor, descriptor, is_open, shut_down
+from zchunk.transport.descriptors import Descriptor, descriptor, is_open, own_end, shut_down
 
 
 @pytest.fixture
@@ -86,3 +90,36 @@ def test_a_connection_that_is_gone_is_nothing(listener: socket.socket) -> None:
     far.close()
     shut_down(which)
     assert not is_open(which)
+
+
+# -- files ----------------------------------------------------------------------------------
+
+_TRY = """
+import fcntl, sys
+try:
+    fcntl.lockf(open(sys.argv[1], "r+b"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    print("locked")
+else:
+    print("free")
+"""
+
+
+def state(path: Path) -> str:
+    """What another process finds."""
+    done = subprocess.run([sys.executable, "-c", _TRY, str(path)], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_looking_at_a_file_leaves_its_locks(tmp_path: Path) -> None:
+    """SQLite's are such. Without them another process that opens the database takes itself for
+    the only one, and cuts the shared index off under our mapping: SIGBUS."""
+    path = tmp_path / "database"
+    path.write_bytes(b"x")
+    with path.open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        assert state(path) == "locked"
+        assert own_end(file.fileno()) is None
+        assert descriptor(file.fileno()) is None
+        assert state(path) == "locked"
+    assert state(path) == "free"

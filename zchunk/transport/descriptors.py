@@ -7,8 +7,10 @@ the connection has ended: a number alone is not enough to name a connection.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import stat
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +53,10 @@ def shut_down(which: Descriptor) -> None:
 
 def _copy(number: int) -> socket.socket:
     """A descriptor of our own for the same connection. Raises OSError where it is none."""
+    # Not of a file: when a copy is closed, this process loses its locks on that file (POSIX), and
+    # with SQLite's locks others may cut the file off under its mapping.
+    if not stat.S_ISSOCK(os.fstat(number).st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
     copy = os.dup(number)
     try:
         return socket.socket(fileno=copy)
