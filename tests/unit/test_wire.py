@@ -7,9 +7,10 @@ from typing import Any, get_type_hints
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 from msgspec import ValidationError
+from msgspec.structs import replace
 
 from tests.strategies import messages, plain
 from zchunk.errors import (
@@ -290,6 +291,13 @@ def test_an_invalid_message_cannot_be_built_here_either(
     known = {name: getattr(message, name) for name in message.__struct_fields__}
     with pytest.raises(ValidationError):
         type(message)(**{**known, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [{"name": "\ud800"}, {"endpoints": ("tcp://a:1", "\udfff")}])
+def test_what_is_no_text_is_refused_in_a_field_and_in_a_list(wrong: dict[str, Any]) -> None:
+    record = find(messages(PeerRecord), lambda record: True)
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        replace(record, **wrong)
 
 
 # -- hostile bytes --------------------------------------------------------------------------------

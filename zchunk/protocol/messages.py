@@ -104,7 +104,8 @@ class Record(Struct, frozen=True):
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         msgspec.convert(values, _checked_fields(type(self)))
         for name, value in values.items():
-            if isinstance(value, str) and not is_fact(value):
+            texts = value if isinstance(value, tuple) else (value,)
+            if not all(is_fact(text) for text in texts if isinstance(text, str)):
                 raise ValidationError(f"`$.{name}` is no text")
 
 
