@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import selectors
 import socket
 from collections.abc import Iterator
@@ -36,8 +37,12 @@ def test_connections_above_the_limit_are_ended_and_others_are_not() -> None:
 
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Connections, socket.socket]]:
-    """Connections that look only when they are told to and allow none, and where to connect."""
+    """Connections that look only when they are told to and allow none, and where to connect.
+    What else this process has does not change meanwhile: neither its memory, nor how many
+    descriptors there are by garbage of tests before."""
+    gc.collect()
     monkeypatch.setattr(Connections, "_run", lambda self: None)
+    monkeypatch.setattr("zchunk.transport.connections._resident", lambda: 0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connections = Connections()
         connections.watch(f"tcp://127.0.0.1:{listener.getsockname()[1]}", Limits(connections=0))
