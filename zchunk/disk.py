@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zchunk.errors import InvalidUsage, NoSpace, NotAllowed, NotFound, StorageFailure, ZchunkError
+from zchunk.openfiles import close_file, open_file
 
 #: O_DIRECT wants offset, length and memory on this grid (a page; sectors are smaller).
 ALIGNMENT = 4096
@@ -84,11 +85,11 @@ def sync_folder(path: Path) -> None:
     """On return the names in folder `path` survive a power cut. Raises OSError."""
     if os.name == "nt":  # a folder cannot be opened there; NTFS journals its names
         return
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    fd = open_file(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close_file(fd)
 
 
 def write_durable(path: Path, data: Writable, *, temp: Path | None = None, mode: int = 0o666) -> None:
@@ -116,12 +117,12 @@ def write_durable(path: Path, data: Writable, *, temp: Path | None = None, mode:
 def _write_synced(path: Path, data: Writable, mode: int) -> None:
     with suppress(FileNotFoundError):  # what a killed process left
         os.unlink(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         write_at(None, fd, data, 0)
         sync_file(fd)
     finally:
-        os.close(fd)
+        close_file(fd)
 
 
 def private_folder(path: Path) -> None:
@@ -274,7 +275,7 @@ class DirectWriter:
         """Opens `path` with `flags` for reading and writing. Raises as `storage_errors` does."""
         self.path = path
         with storage_errors(path, "opening"):
-            self.fd = os.open(path, os.O_RDWR | flags, 0o666)
+            self.fd = open_file(path, os.O_RDWR | flags)
         self._direct = _open_direct(path)
 
     def write_at(self, data: Writable, offset: int) -> int:
@@ -292,7 +293,7 @@ class DirectWriter:
         fds, self.fd, self._direct = (self.fd, self._direct), -1, None
         for fd in fds:
             if fd is not None and fd >= 0:
-                os.close(fd)
+                close_file(fd)
 
 
 def _open_direct(path: Path) -> int | None:
@@ -302,6 +303,6 @@ def _open_direct(path: Path) -> int | None:
     if flag is None:
         return None
     try:
-        return os.open(path, os.O_WRONLY | flag)
+        return open_file(path, os.O_WRONLY | flag)
     except OSError:
         return None

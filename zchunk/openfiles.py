@@ -1,14 +1,28 @@
-"""How many descriptors this process may have open. A tracker or node has one for each
-connection, and the usual soft limit (1,024) is less than its hosts allow."""
+"""How many descriptors this process may have open, and who has which part of them.
+
+A tracker or node has one for each connection, and whoever connects decides how many there are.
+So connections have a part only (`for_connections`), and some descriptors are kept open for
+nothing but being given up where a file is to be opened and there are none left (`keep`,
+`open_file`): between two looks at connections more may come than their part.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+import threading
 from contextlib import suppress
 
 try:
     import resource
 except ImportError:  # Windows: there is no such limit, and each command imports this
     resource = None  # type: ignore[assignment]
+
+#: As many as a node's threads have open at one time: a file past the page cache and through it,
+#: or a folder, for each.
+SPARE = 12
+_NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def raise_limit() -> int | None:
@@ -21,3 +35,97 @@ def raise_limit() -> int | None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return hard
     return soft
+
+
+def for_connections() -> int:
+    """How many connections this process may have: three in eight of all descriptors. A node has
+    40 of its own, before it opens a file."""
+    return _part(3, 8)
+
+
+def for_readers(most: int) -> int:
+    """How many of `most` files may stay open in case they are read again."""
+    return min(most, _part(1, 16))
+
+
+def _part(share: int, of: int) -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource is not None else -1
+    return max(1, limit * share // of) if limit >= 0 else sys.maxsize
+
+
+class _Kept:
+    """Descriptors that stand open for nothing. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._spare: list[int] = []
+        #: what spare ones lead to
+        self._nothing = -1
+
+    def keep(self, count: int) -> None:
+        with self._lock:
+            if self._nothing < 0:
+                self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._wanted = count
+            while len(self._spare) > count:
+                os.close(self._spare.pop())
+            self._refill()
+
+    def open(self, path: str | os.PathLike[str], flags: int, mode: int) -> int:
+        try:
+            fd = os.open(path, flags, mode)
+        except OSError as error:
+            if error.errno not in _NONE_LEFT or not self._spare:
+                raise
+            return self._open_instead(path, flags, mode)
+        if len(self._spare) < self._wanted:
+            with self._lock:
+                self._refill()
+        return fd
+
+    def _open_instead(self, path: str | os.PathLike[str], flags: int, mode: int) -> int:
+        """Whoever accepts connections may be faster at what was given up: then the next."""
+        with self._lock:
+            while self._spare:
+                os.close(self._spare.pop())
+                try:
+                    return os.open(path, flags, mode)
+                except OSError as error:
+                    if error.errno not in _NONE_LEFT:
+                        self._refill()
+                        raise
+        return os.open(path, flags, mode)
+
+    def close(self, fd: int) -> None:
+        """In one step it becomes a spare one where one is missing: nobody can take its place."""
+        with self._lock:
+            if len(self._spare) < self._wanted:
+                os.dup2(self._nothing, fd, inheritable=False)
+                self._spare.append(fd)
+                return
+        os.close(fd)
+
+    def _refill(self) -> None:
+        with suppress(OSError):
+            while len(self._spare) < self._wanted:
+                self._spare.append(os.dup(self._nothing))
+
+
+_kept = _Kept()
+
+
+def keep(count: int = SPARE) -> None:
+    """From now on so many descriptors are kept for `open_file`. 0 gives them back."""
+    _kept.keep(count)
+
+
+def open_file(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
+    """As `os.open`, also where connections have all descriptors but those that are kept. Raises
+    OSError."""
+    return _kept.open(path, flags, mode)
+
+
+def close_file(fd: int) -> None:
+    """Of a descriptor from `open_file`."""
+    _kept.close(fd)

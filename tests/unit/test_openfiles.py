@@ -1,10 +1,56 @@
-"""openfiles.py: the soft limit is the hard one."""
+"""openfiles.py: who has which part of the descriptors, and that files are opened with the last ones."""
 
 from __future__ import annotations
 
+import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from zchunk.openfiles import raise_limit
+import pytest
+
+from zchunk import openfiles
+from zchunk.openfiles import close_file, for_connections, for_readers, open_file, raise_limit
+from zchunk.transport.guard import Guard, Limits, Seen
+
+
+@contextmanager
+def limited(soft_limit: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft_limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def take_all() -> list[int]:
+    """All descriptors that are left."""
+    taken = []
+    with suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    return taken
+
+
+@contextmanager
+def none_left() -> Iterator[list[int]]:
+    """Yields those that were taken."""
+    with limited(max(map(int, os.listdir("/proc/self/fd"))) + 20):
+        taken = take_all()
+        try:
+            yield taken
+        finally:
+            for fd in taken:
+                os.close(fd)
+
+
+@pytest.fixture
+def spare() -> Iterator[None]:
+    openfiles.keep(3)
+    yield
+    openfiles.keep(0)
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
@@ -15,3 +61,56 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_connections_and_readers_have_a_part_each() -> None:
+    with limited(512):
+        assert (for_connections(), for_readers(64)) == (192, 32)
+    with limited(2048):
+        assert (for_connections(), for_readers(64)) == (768, 64)
+
+
+def test_a_guard_keeps_to_that_part() -> None:
+    guard = Guard(Limits(connections=10))
+    guard.at_most(4)
+    found = [Seen((n, n), str(n), 0) for n in range(6)]
+    assert len(guard.look(found, {}, 0.0)) == 2
+    guard.at_most(1000)
+    assert len(guard.look([Seen((n, n), str(n), 0) for n in range(12)], {}, 1.0)) == 2
+
+
+def test_a_file_is_opened_where_all_other_descriptors_are_taken(spare: None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with none_left():
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open(tmp_path / "file", os.O_RDONLY)
+        opened = [open_file(tmp_path / "file", os.O_RDONLY) for _ in range(3)]
+        assert [os.pread(fd, 9, 0) for fd in opened] == [b"content"] * 3
+        with pytest.raises(OSError, match="Too many open files"):
+            open_file(tmp_path / "file", os.O_RDONLY)
+        for fd in opened:
+            close_file(fd)
+        assert take_all() == [], "nobody else got what was given up for a while"
+        close_file(open_file(tmp_path / "file", os.O_RDONLY))
+
+
+def test_what_is_missing_is_taken_as_soon_as_there_is_some(spare: None, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with none_left() as taken:
+        opened = [open_file(tmp_path / "file", os.O_RDONLY) for _ in range(3)]
+        for _ in range(4):
+            os.close(taken.pop())
+        opened.append(open_file(tmp_path / "file", os.O_RDONLY))
+        assert take_all() == [], "three are spare again"
+        for fd in opened:
+            os.close(fd)
+
+
+def test_another_error_costs_none_of_them(spare: None, tmp_path: Path) -> None:
+    with none_left():
+        with pytest.raises(FileNotFoundError):
+            open_file(tmp_path / "none", os.O_RDONLY)
+        assert take_all() == []
+        opened = [open_file(os.devnull, os.O_RDONLY) for _ in range(3)]
+        for fd in opened:
+            close_file(fd)

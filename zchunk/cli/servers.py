@@ -72,6 +72,7 @@ def tracker(invocation: Invocation, bind: str | None, events: str | None, advert
     """
     set_up_logs(invocation.verbosity, server=True)
     openfiles.raise_limit()
+    openfiles.keep()
     settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
     from zchunk.clock import SystemClock
     from zchunk.tracker.server import Tracker
@@ -171,6 +172,7 @@ def node(
     """
     set_up_logs(invocation.verbosity, server=True)
     openfiles.raise_limit()
+    openfiles.keep()
     folder = invocation.home / "node"
     from zchunk.node import options
 

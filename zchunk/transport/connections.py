@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
-from zchunk import addresses
+from zchunk import addresses, openfiles
 from zchunk.errors import Busy
 from zchunk.refusals import Refusals
 from zchunk.transport import descriptors
@@ -104,6 +104,9 @@ class Connections:
         """From now on the connections at `endpoint` (`tcp://host:port`) are looked at."""
         door = _Door(Guard(limits), Delivered())
         self._doors = {**self._doors, addresses.parse(endpoint).port: door}
+        share = openfiles.for_connections() // len(self._doors)
+        for each in self._doors.values():
+            each.guard.at_most(share)
         if self._thread is None and os.path.isdir(_FOLDER):
             self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
             self._thread.start()

@@ -76,7 +76,13 @@ class Guard:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        #: connections that may stand: fewer than the limit where the process has few descriptors
+        self._most = limits.connections
         self._known: dict[tuple[int, int], _Known] = {}
+
+    def at_most(self, connections: int) -> None:
+        """What this process has descriptors for."""
+        self._most = min(self._limits.connections, connections)
 
     def look(
         self,
@@ -123,7 +129,7 @@ class Guard:
         for group in by_address.values():
             group.sort(key=_first_to_go)
             ends += _take(group, len(group) - self._limits.of_an_address)
-        surplus = sum(map(len, by_address.values())) - self._limits.connections
+        surplus = sum(map(len, by_address.values())) - self._most
         while surplus > 0:
             largest = sorted(by_address.values(), key=len)
             below = len(largest[-2]) if len(largest) > 1 else 0

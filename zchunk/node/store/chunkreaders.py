@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from zchunk.openfiles import close_file, open_file
+
 
 class _Reader:
     """An open chunk file. It is closed when it is out of the cache and nobody reads it."""
@@ -50,7 +52,7 @@ class ChunkReaders:
                 self._cache.move_to_end(sha256)
                 known.users += 1
                 return known
-        fresh = _Reader(os.open(path, os.O_RDONLY))  # not under the lock: a disk may take its time
+        fresh = _Reader(open_file(path, os.O_RDONLY))  # not under the lock: a disk may take its time
         fresh.users = 1
         with self._lock:
             if drops == self._drops and sha256 not in self._cache:
@@ -84,4 +86,4 @@ class ChunkReaders:
 
     def _close_if_unused(self, reader: _Reader) -> None:
         if not reader.cached and reader.users == 0:
-            os.close(reader.fd)
+            close_file(reader.fd)
