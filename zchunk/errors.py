@@ -53,6 +53,14 @@ class StorageFailure(ZchunkError):
     code = "storage_failure"
 
 
+class Unreadable(ZchunkError):
+    """A chunk is held and cannot be read now, which says nothing of its bytes: it stays, and is
+    tried again."""
+
+    code = "unreadable"
+    retryable = True
+
+
 class StoreOffline(ZchunkError):
     """A node's store lost its marker file (disk unplugged): nothing is read or deleted."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, cast
 import pytest
 from blake3 import blake3
 
+from tests.unit.test_chunkstore import replaced
 from zchunk.clock import ManualClock
 from zchunk.errors import StoreOffline, TrackerUnreachable, ZchunkError
 from zchunk.loop import Loop
@@ -96,10 +99,28 @@ class Node:
         self.work()
         return self.answer(Ok())
 
+    def started(self) -> None:
+        """Registered, and nothing is in doubt or set apart."""
+        self.check.check()
+        self.doubts()
+        self.work()
+
+    def refusing(self, sha256: bytes, number: int) -> Any:
+        """Inside the block this chunk's file cannot be opened."""
+        real, path = os.open, self.path(sha256)
+
+        def refuse(name: Any, *rest: Any, **more: Any) -> int:
+            if name == path:
+                raise OSError(number, os.strerror(number))
+            return real(name, *rest, **more)
+
+        return replaced(os, "open", refuse)
+
 
 @pytest.fixture
 def node(tmp_path: Path) -> Any:
     made = Node(tmp_path / "store")
+    made.started()
     yield made
     made.store.close()
 
@@ -270,3 +291,131 @@ def test_a_chunk_stored_anew_meanwhile_is_reported_again(node: Node) -> None:
     node.put(1)
     node.answer(Ok())
     assert node.kept == [sha256]
+
+
+# -- what cannot be read -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("doubted_by", ["itself", "a member"])
+def test_a_chunk_that_cannot_be_read_is_not_told_lost_and_is_looked_at_again(
+    node: Node, number: int, doubted_by: str
+) -> None:
+    sha256 = node.put(1)
+    by_member = [sha256] if doubted_by == "a member" else []
+    node.check.check() if by_member else node.check.suspect(sha256)
+    pauses = []
+    with node.refusing(sha256, number):
+        for _ in range(12):
+            node.doubts(*by_member)
+            node.work()
+            assert not node.asked, "nothing is told of it"
+            assert not node.check.busy
+            pauses.append((node.check.deadline() or 0.0) - node.clock.monotonic())
+            node.clock.advance(pauses[-1])
+            node.check.on_time(node.clock.monotonic())
+    assert pauses == [5.0 * 2**n for n in range(10)] + [3600.0] * 2
+    node.doubts(*by_member)
+    assert node.told() == Whole(hashes=sha256)
+    assert node.store.has(sha256)
+    assert node.check.deadline() is None
+    assert not list((node.store.root / "trash").iterdir())
+
+
+def test_its_pause_holds_up_nothing_else(node: Node) -> None:
+    """Neither by who asks for it, nor by who doubts it, is it looked at sooner; others are."""
+    unread, damaged = node.put(1), node.put(2)
+    node.damage(damaged)
+    with node.refusing(unread, errno.EIO):
+        node.check.suspect(unread)
+        node.doubts()
+        node.work()
+        node.check.suspect(unread)
+        assert not node.asked
+        node.check.suspect(damaged)
+        node.doubts(unread)
+        assert node.told() == Lost(hashes=damaged)
+    assert not node.works
+    assert node.check.deadline() == node.clock.monotonic() + 5.0
+
+
+def test_an_unreadable_chunk_that_turns_out_damaged_is_lost_then(node: Node) -> None:
+    sha256 = node.put(1)
+    with node.refusing(sha256, errno.EIO):
+        node.check.suspect(sha256)
+        node.doubts()
+        node.work()
+    node.damage(sha256)
+    node.clock.advance(5.0)
+    node.check.on_time(node.clock.monotonic())
+    node.doubts()
+    assert node.told() == Lost(hashes=sha256)
+    assert not node.store.has(sha256)
+
+
+def test_while_not_registered_no_look_is_due(node: Node) -> None:
+    sha256 = node.put(1)
+    with node.refusing(sha256, errno.EIO):
+        node.check.suspect(sha256)
+        node.doubts()
+        node.work()
+    node.inventory = None
+    assert node.check.deadline() is None
+
+
+# -- what an earlier run set apart ---------------------------------------------------------------
+
+
+def with_set_apart(folder: Path) -> tuple[Node, bytes]:
+    """A node started anew on a store that set a sound chunk apart, and one that is damaged."""
+    node = Node(folder)
+    sound, bad = node.put(1), node.put(2)
+    for sha256 in (sound, bad):
+        node.damage(sha256)
+        node.store.drop_corrupt(sha256)
+    (corrupt,) = (node.store.root / "trash").iterdir()
+    (path,) = corrupt.glob(f"*-{sound.hex()}")
+    path.write_bytes(bytes([1]) * 5000)
+    node.store.close()
+    return Node(folder), sound
+
+
+def test_a_sound_chunk_is_taken_back_at_the_start_and_told(tmp_path: Path) -> None:
+    node, sound = with_set_apart(tmp_path / "store")
+    node.check.check()
+    node.doubts()
+    for _ in range(3):
+        node.work()
+    assert node.kept == [sound]
+    assert node.store.hashes() == [sound]
+    assert not node.check.busy
+    node.check.check()
+    node.doubts()
+    assert not node.works, "once each start"
+    node.store.close()
+
+
+def test_what_cannot_be_read_there_is_looked_at_again(tmp_path: Path) -> None:
+    node, sound = with_set_apart(tmp_path / "store")
+    real = os.open
+
+    def refuse(name: Any, *rest: Any, **more: Any) -> int:
+        if str(name).endswith(sound.hex()):
+            raise OSError(errno.EIO, "no")
+        return real(name, *rest, **more)
+
+    node.check.check()
+    node.doubts()
+    with replaced(os, "open", refuse):
+        for _ in range(3):
+            node.work()
+    assert node.kept == []
+    assert node.check.deadline() == node.clock.monotonic() + 5.0
+    node.clock.advance(5.0)
+    node.check.on_time(node.clock.monotonic())
+    node.doubts()
+    for _ in range(2):
+        node.work()
+    assert node.kept == [sound]
+    assert node.check.deadline() is None
+    node.store.close()

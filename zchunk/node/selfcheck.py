@@ -3,10 +3,14 @@
 Which ones, it asks the tracker: after registering, after a gap in the events, and when a
 `chunk.corrupt` names it. So a report that was made while it was away, or an event that was
 lost, is not missed, and nothing is read from the disk on the word of an event alone. A
-chunk that it could not read when it was asked for it, it doubts by itself.
+chunk that it could not read when it was asked for it, it doubts by itself. At each start it
+also looks at what an earlier run set apart, or could not read.
 
 A bad chunk goes to trash/corrupt before the tracker hears that it is lost: should that be
 cut off, the inventory of the next hello says it. Who is right in the end is the disk.
+
+May not happen here: a chunk that cannot be read told as lost. It is looked at again, after a
+pause that grows.
 """
 
 from __future__ import annotations
@@ -14,8 +18,10 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-from zchunk.errors import NotFound, ZchunkError
+from zchunk.errors import NotFound, Unreadable, ZchunkError
 from zchunk.loop import Loop, Workers
 from zchunk.node.control import ControlPlane, expect
 from zchunk.node.store.chunkstore import ChunkStore
@@ -27,6 +33,22 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S = 30.0
 #: After an error it is asked again so much later, if nothing asks before.
 _RETRY_S = 60.0
+#: What could not be read is looked at again after so long, then after twice as long, ...
+_FIRST_PAUSE_S = 5.0
+_MAX_PAUSE_S = 3600.0
+
+
+@dataclass(slots=True)
+class _Pause:
+    """Of something that could not be read."""
+
+    #: when it is looked at again (monotonic)
+    until: float
+    seconds: float = 0.0
+
+    def again(self, now: float) -> None:
+        self.seconds = min(max(2 * self.seconds, _FIRST_PAUSE_S), _MAX_PAUSE_S)
+        self.until = now + self.seconds
 
 
 class SelfCheck:
@@ -56,14 +78,23 @@ class SelfCheck:
         #: what is left of the tracker's last answer and of our own doubts
         self._queue: deque[bytes] = deque()
         #: chunks that could not be read here, in order, at most `MAX_DOUBTS`
-        self._suspected: dict[bytes, None] = {}
+        self._suspected: dict[bytes, _Pause] = {}
+        #: what is left of what an earlier run set apart, or could not read
+        self._apart: deque[Path] = deque()
+        #: when that is looked at; None once all of it was
+        self._apart_pause: _Pause | None = _Pause(0.0)
         self.busy = False
         self._again = False
         self._retry_at: float | None = None
         loop.add_timed(self)
 
     def deadline(self) -> float | None:
-        return self._retry_at
+        if self.busy or self._inventory() is None:
+            return None  # then it looks anyway
+        if self._retry_at is not None:
+            return self._retry_at
+        pauses = [*self._suspected.values(), *([self._apart_pause] if self._apart_pause else [])]
+        return min((pause.until for pause in pauses if pause.seconds), default=None)
 
     def on_time(self, now: float) -> None:
         self._retry_at = None
@@ -71,10 +102,14 @@ class SelfCheck:
 
     def suspect(self, sha256: bytes) -> None:
         """The chunk is held here and could not be read: look at it."""
-        if len(self._suspected) < MAX_DOUBTS:
-            self._suspected[sha256] = None
-        if self._retry_at is None:  # else what failed before would fail for every reader
+        if len(self._suspected) >= MAX_DOUBTS or sha256 in self._suspected:
+            return  # else what fails would be looked at for every reader
+        self._suspected[sha256] = _Pause(self._now())
+        if self._retry_at is None:
             self.check()
+
+    def _now(self) -> float:
+        return self._loop.clock.monotonic()
 
     def check(self) -> None:
         """Ask which chunks are in doubt, look at them, answer. One run at a time; asked for
@@ -99,17 +134,22 @@ class SelfCheck:
             return
         # A full answer means that there may be more.
         self._again = self._again or len(doubted) == MAX_DOUBTS
-        self._queue = deque(dict.fromkeys([*doubted, *self._suspected]))
+        now = self._now()
+        paused = {sha256 for sha256, pause in self._suspected.items() if pause.until > now}
+        self._queue = deque(h for h in dict.fromkeys([*doubted, *self._suspected]) if h not in paused)
         self._next()
 
     def _next(self) -> None:
         if not self._queue:
-            self._end(None)
+            self._look_apart()
             return
         sha256, inventory = self._queue.popleft(), self._inventory()
 
         def looked(whole: bool | None, error: ZchunkError | None) -> None:
-            if error is not None:
+            if isinstance(error, Unreadable):
+                self._look_later(sha256, error)
+                self._next()
+            elif error is not None:
                 self._end(error)
             else:
                 self._tell(sha256, bool(whole), inventory)
@@ -119,12 +159,60 @@ class SelfCheck:
     def _look(self, sha256: bytes) -> bool:
         """In a worker. False: it is damaged, or was not there; then it is not held any more."""
         try:
-            if self._store.verify(sha256):
-                return True
-            self._store.drop_corrupt(sha256)
+            return self._store.verify(sha256) or not self._store.drop_corrupt(sha256)
         except NotFound:
-            pass
-        return False
+            return False
+
+    def _look_later(self, sha256: bytes, error: ZchunkError) -> None:
+        log.warning("%s", error.message)
+        if len(self._suspected) < MAX_DOUBTS:
+            self._suspected.setdefault(sha256, _Pause(0.0))
+        if sha256 in self._suspected:
+            self._suspected[sha256].again(self._now())
+
+    # -- what was set apart -----------------------------------------------------------
+
+    def _look_apart(self) -> None:
+        """The last part of a run: list it, then look at one after the other."""
+        if self._apart_pause is None or self._apart_pause.until > self._now():
+            self._end(None)
+            return
+
+        def listed(paths: list[Path] | None, error: ZchunkError | None) -> None:
+            self._apart = deque(paths or ())
+            if error is not None:
+                self._end(error)
+            else:
+                self._next_apart(unreadable=False)
+
+        self._workers.submit(self._store.unsettled, listed)
+
+    def _next_apart(self, *, unreadable: bool) -> None:
+        if not self._apart:
+            self._looked_apart(unreadable)
+            return
+        path = self._apart.popleft()
+
+        def looked(sha256: bytes | None, error: ZchunkError | None) -> None:
+            if error is not None and not isinstance(error, Unreadable):
+                self._end(error)
+                return
+            if error is not None:
+                log.warning("%s", error.message)
+            if sha256 is not None:
+                self._on_kept([sha256])
+            self._next_apart(unreadable=unreadable or error is not None)
+
+        self._workers.submit(lambda: self._store.take_back(path), looked)
+
+    def _looked_apart(self, unreadable: bool) -> None:
+        if not unreadable:
+            self._apart_pause = None
+        elif self._apart_pause is not None:
+            self._apart_pause.again(self._now())
+        self._end(None)
+
+    # -- answers ----------------------------------------------------------------------
 
     def _tell(self, sha256: bytes, whole: bool, inventory: int | None) -> None:
         if whole:
@@ -158,6 +246,6 @@ class SelfCheck:
         self.busy = False
         if error is not None:
             log.warning("chunks in doubt are not checked for now: %s", error.message)
-            self._retry_at = self._loop.clock.monotonic() + _RETRY_S
+            self._retry_at = self._now() + _RETRY_S
         if self._again and error is None:
             self.check()

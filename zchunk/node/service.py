@@ -16,12 +16,11 @@ from zchunk.buffers import Buffer, BufferPool, LoanPool
 from zchunk.disconnects import Disconnects
 from zchunk.errors import (
     Busy,
-    ChunkCorrupt,
     MalformedMessage,
     NoSpace,
     NotFound,
-    StorageFailure,
     UnknownMessage,
+    Unreadable,
     ZchunkError,
 )
 from zchunk.loop import Loop, Workers
@@ -50,8 +49,6 @@ from zchunk.transport.base import Arrival, BoundSocket, Delivery, Received, Susp
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-#: A chunk's file is cut short, its disk fails, or it is gone.
-_UNREADABLE = (ChunkCorrupt, StorageFailure, NotFound)
 #: Told of each chunk that became durable here: (upload id, sha256).
 OnStored = Callable[[str, bytes], None]
 #: Verifies and stores: (sha256, blake3, bytes, upload id, bytes of space reserved for it); see
@@ -220,7 +217,7 @@ class ChunkService:
     def _send_block(self, wanted: BlockWanted, data: memoryview | None, error: ZchunkError | None) -> None:
         if error is not None:
             self._outgoing.not_sent(wanted)
-            if isinstance(error, _UNREADABLE) and self._store.has(wanted.sha256):
+            if isinstance(error, Unreadable):
                 self._on_unreadable(wanted.sha256)
             self._refuse(wanted.connection, wanted.request_id, error)
         else:
@@ -239,7 +236,11 @@ class ChunkService:
             raise MalformedMessage(f"a chunk of {offer.size} bytes")
         if self._store.has(offer.sha256):
             self._take_lease(connection, request_id, offer)
-            return
+        else:
+            self._take_in(connection, request_id, offer)
+
+    def _take_in(self, connection: bytes, request_id: int, offer: Offer) -> None:
+        """It is to be sent, when its turn comes."""
         key = (offer.upload_id, offer.sha256)
         known = self._incoming.offer(key, offer.size, offer.blake3, connection, request_id, self._now())
         if known is not None:
@@ -259,6 +260,10 @@ class ChunkService:
 
         def done(whole: bool | None, error: ZchunkError | None) -> None:
             self._outstanding.end(ticket)
+            if isinstance(error, Unreadable):
+                self._on_unreadable(offer.sha256)
+                self._take_anew(connection, request_id, offer)
+                return
             if error is None and not whole:
                 self._on_unreadable(offer.sha256)
                 error = Busy("this node's copy of the chunk is damaged and is set aside; offer it again")
@@ -269,6 +274,13 @@ class ChunkService:
             self._reply(connection, request_id, Offered(have=True))
 
         self._storing.submit(work, done)
+
+    def _take_anew(self, connection: bytes, request_id: int, offer: Offer) -> None:
+        """It is here and cannot be read: what comes replaces it."""
+        try:
+            self._take_in(connection, request_id, offer)
+        except ZchunkError as error:
+            self._refuse(connection, request_id, error)
 
     def _admit(self) -> None:
         for chunk in self._incoming.admit_more():

@@ -1,8 +1,9 @@
-"""The files `chunks/ab/<sha256>`: checked and written durably, listed, read back whole.
+"""The files `chunks/ab/<sha256>`: checked and written durably, listed.
 
-Responsible for bytes on the disk; whether a chunk counts as held, what index and leases
-say of it, and what a failure means to the store is the matter of `chunkstore.py`, the one
-caller. Thread-safe, as long as a chunk has one writer at a time.
+Responsible for bytes on the disk; whether they are still right is `judge.py`'s to say. Whether
+a chunk counts as held, what index and leases say of it, and what a failure means to the store
+is the matter of `chunkstore.py`, the one caller. Thread-safe, as long as a chunk has one
+writer at a time.
 
 May not happen here: a file under its final name whose bytes are not durable.
 """
@@ -12,20 +13,14 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from zchunk import disk, hashing, manifest
 from zchunk.errors import ChunkCorrupt, InvalidUsage, ZchunkError
 from zchunk.node.store.storefolder import HEX_DIGEST
 
-D = TypeVar("D")
-
 #: The largest chunk, and what encryption or compression may add to it.
 _MAX_STORED = manifest.MAX_CHUNK_SIZE + 64 * 1024
-#: A chunk is read back in pieces: several at a time must not take the memory of as many chunks.
-_PIECE = 1024 * 1024
 
 
 class ChunkFiles:
@@ -44,23 +39,26 @@ class ChunkFiles:
         name = sha256.hex()
         return self._chunks / name[:2] / name
 
-    def write(self, sha256: bytes, view: disk.Writable) -> None:
-        """Durable under its final name on return. On an error no temporary file is left; the
-        final name may be, its folder's sync having failed."""
+    def write(self, sha256: bytes, view: disk.Writable, *, replacing: bool = False) -> None:
+        """Durable under its final name on return. On an error neither name is left, but what was
+        there before: with `replacing` a file under the final name, also once it was replaced."""
         temp = self._tmp / f"{sha256.hex()}.{next(self._serial)}"
-        path = self.path(sha256)
+        path, written = self.path(sha256), temp
         try:
             _write_file(temp, view)
-            self._prepare_folder(path.parent)
+            self.prepare_folder(sha256)
             with disk.storage_errors(path, "storing"):
                 os.replace(temp, path)
+                written = path
                 disk.sync_folder(path.parent)
         except ZchunkError:
-            disk.discard(temp)
+            if written is temp or not replacing:
+                disk.discard(written)
             raise
 
-    def _prepare_folder(self, folder: Path) -> None:
+    def prepare_folder(self, sha256: bytes) -> None:
         """Makes `chunks/ab` durably, once: a chunk is not durable in a folder that is not."""
+        folder = self.path(sha256).parent
         with self._lock:
             if folder.name in self._ready:
                 return
@@ -83,33 +81,6 @@ class ChunkFiles:
                 if folder.is_dir():
                     found += _chunk_files(folder)
         return found
-
-    def pieces(self, sha256: bytes) -> Iterator[memoryview]:
-        """The file as the disk has it, not as memory does, in order; a piece is valid until
-        the next. Raises OSError."""
-        fd = os.open(self.path(sha256), os.O_RDONLY)
-        try:
-            disk.drop_cache(fd)
-            buffer, offset = memoryview(bytearray(_PIECE)), 0
-            while got := disk.read_into(fd, buffer, offset):
-                yield buffer[:got]
-                offset += got
-        finally:
-            os.close(fd)
-
-    def digest(self, sha256: bytes, of: Callable[[Iterable[memoryview]], D]) -> D | None:
-        """`of` the file's pieces; None where it cannot be read."""
-        try:
-            return of(self.pieces(sha256))
-        except OSError:
-            return None
-
-    def size(self, sha256: bytes) -> int | None:
-        """Bytes of the file; None where there is none."""
-        try:
-            return os.stat(self.path(sha256)).st_size
-        except OSError:
-            return None
 
 
 def check_bytes(sha256: bytes, blake3: bytes, view: disk.Writable) -> None:

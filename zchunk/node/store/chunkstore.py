@@ -3,8 +3,9 @@
 Responsible for what must be true together of folder, index and memory, and for the order
 in which they change. The parts know one thing each: `storefolder.py` (the layout, marker
 and lock), `chunkfiles.py`, `manifestfolder.py`, `trash.py`, `chunkindex.py`,
-`inventory.py` (the numbers in memory), `chunkreaders.py`, `clustermemory.py`, and
-`reconcile.py` for the time after a stop that was not `close()`. Not responsible for who may
+`inventory.py` (the numbers in memory), `chunkreaders.py`, `clustermemory.py`, `judge.py`
+(whether bytes are still right), and `reconcile.py` for the time after a stop that was not
+`close()`, and for what was set apart. Not responsible for who may
 store or order what. Callers: the node's server, scrub and upload side, through its thread
 pool.
 
@@ -14,7 +15,8 @@ their real one may be among what a power cut took from the index.
 
 May not happen here: a chunk in memory or index whose file is not verified, durable and
 under its final name; a leased or referenced chunk in the trash; anything deleted, moved
-or written while the marker is missing; a sync tried again after it failed.
+or written while the marker is missing; a sync tried again after it failed; a chunk that
+cannot be read taken for a damaged one.
 
 Thread-safe: workers call any method. `_index_lock` is for the index, the trash, and moves
 that must agree with them; locks of the parts are taken inside it and held for moments, so
@@ -23,21 +25,21 @@ that `has` never waits for a disk.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from zchunk import disk, hashing, manifest
+from zchunk import disk, manifest, openfiles
 from zchunk.clock import Clock
 from zchunk.errors import (
-    ChunkCorrupt,
     InvalidUsage,
     NoSpace,
-    NotFound,
     StorageFailure,
     StoreOffline,
+    Unreadable,
     ZchunkError,
 )
 from zchunk.node.store import storefolder
@@ -46,8 +48,9 @@ from zchunk.node.store.chunkindex import LEASE_S, open_index
 from zchunk.node.store.chunkreaders import ChunkReaders
 from zchunk.node.store.clustermemory import ClusterMemory
 from zchunk.node.store.inventory import Inventory, not_held
+from zchunk.node.store.judge import Judged, Verdict, judge, unreadable_chunk
 from zchunk.node.store.manifestfolder import ManifestFolder
-from zchunk.node.store.reconcile import Reconciler
+from zchunk.node.store.reconcile import Reconciler, name_of
 from zchunk.node.store.storefolder import MARKER, StoreFolder
 from zchunk.node.store.trash import Trash
 
@@ -107,7 +110,9 @@ class ChunkStore:
         self._index_lock = threading.RLock()
         self._turn = threading.Condition()
         self._writing: set[bytes] = set()  # guarded by _turn: one put per chunk at a time
-        self._readers = ChunkReaders(OPEN_READERS)
+        #: held chunks whose last read was refused: stored anew when somebody sends them
+        self._unread: set[bytes] = set()
+        self._readers = ChunkReaders(openfiles.for_readers(OPEN_READERS))
         self._held = Inventory(self.capacity, self.reserve)
         self.uuid = self._folder.read_uuid()
         self._cluster = ClusterMemory(self._folder.cluster)
@@ -149,7 +154,8 @@ class ChunkStore:
             self._folder.closed = True
             self._readers.close()
             try:
-                if not (self.flag or self._in_doubt) and self._folder.has_marker():
+                in_doubt = self._in_doubt or self._reconciler.unread or self._manifests.unread
+                if not (self.flag or in_doubt) and self._folder.has_marker():
                     self._index.set_clean(True)
             finally:
                 self._index.close()
@@ -174,7 +180,8 @@ class ChunkStore:
     ) -> None:
         """Stores one chunk. On return it is verified, durable, indexed and leased for 24 h.
 
-        A chunk that is there is only leased. Reserve its space before its transfer: the
+        A chunk that is there is only leased; one that could not be read the last time is
+        replaced, in one step. Reserve its space before its transfer: the
         `reserved` bytes are given back here, however it ends.
         Raises ChunkCorrupt (not retryable: other bytes than promised), NoSpace
         (retryable), StoreOffline (retryable), StorageFailure: the store is then flagged
@@ -192,18 +199,23 @@ class ChunkStore:
         """Whether it was not there before; then `reserved` is given back already."""
         self._check_writable()
         with self._claimed(sha256):
-            if self._lease_if_held(sha256, upload_id, self._clock.wall()):
+            held = self._lease_if_held(sha256, upload_id, self._clock.wall())
+            if held and sha256 not in self._unread:
                 return False
             check_bytes(sha256, blake3, view)
             size = memoryview(view).nbytes
-            self._check_capacity(size)
-            with self._index_lock:
-                self._check_writable()
-                with self._flagging():
-                    self._index.intend(sha256)
+            if not held:
+                self._check_capacity(size)
+                self._intend(sha256)
             self._store_file(sha256, view)
             self._record(sha256, size, blake3, upload_id, reserved)
             return True
+
+    def _intend(self, sha256: bytes) -> None:
+        with self._index_lock:
+            self._check_writable()
+            with self._flagging():
+                self._index.intend(sha256)
 
     def _check_writable(self) -> None:
         self._folder.check_online()
@@ -243,21 +255,20 @@ class ChunkStore:
             raise NoSpace(text, path=str(self.root))
 
     def _store_file(self, sha256: bytes, view: disk.Writable) -> None:
-        """Durable under its final name on return; on an error neither name is left."""
+        """Durable under its final name on return; on an error what was there before is there."""
+        unread = sha256 in self._unread or sha256 in self._reconciler.unread
         try:
             with self._flagging():
-                self._files.write(sha256, view)
+                self._files.write(sha256, view, replacing=unread)
         except ZchunkError:
-            self._undo_put(sha256)
+            self._forget_intent(sha256)
             self._folder.check_online()  # an unplugged disk says "not found", or worse
             raise
 
-    def _undo_put(self, sha256: bytes) -> None:
+    def _forget_intent(self, sha256: bytes) -> None:
         with self._index_lock:
-            if self._folder.closed or self.has(sha256):
-                return
-            disk.discard(self._files.path(sha256))
-            self._index.forget_intent(sha256)
+            if not self._folder.closed:
+                self._index.forget_intent(sha256)
 
     def _record(self, sha256: bytes, size: int, blake3: bytes, upload_id: str, reserved: int) -> None:
         # Failing here leaves a whole file whose intent stands: the next opening verifies and
@@ -268,6 +279,9 @@ class ChunkStore:
             with self._flagging():
                 self._index.add(sha256, size, blake3, (upload_id, self._clock.wall() + LEASE_S))
             self._held.add(sha256, size, reserved)
+            self._readers.drop(sha256)  # of a file that was there before, and could not be read
+            self._unread.discard(sha256)
+            self._reconciler.unread.discard(sha256)
 
     # -- leases
 
@@ -318,26 +332,39 @@ class ChunkStore:
         """`length` bytes of the chunk, not verified: the receiver does. They lie in
         `memory(length)`, which is asked only once the range is known to be one.
 
-        Raises NotFound, InvalidUsage (a range outside the chunk), ChunkCorrupt (the file
-        is shorter than it was), StorageFailure; all of them not retryable here.
+        Raises NotFound, InvalidUsage (a range outside the chunk), Unreadable (retryable:
+        what is wrong with it, if anything, `verify` finds out), StoreOffline (retryable).
         """
         self._folder.check_online()
         size = self.size_of(sha256)
         if offset < 0 or length < 0 or offset + length > size:
             raise InvalidUsage(f"chunk {sha256.hex()[:12]} has {size} bytes, not {length} from {offset}")
-        view = memory(length)
-        if self._pread(sha256, offset, view) != length:
-            raise ChunkCorrupt(f"chunk {sha256.hex()[:12]} in {self.root} is cut short", chunk=sha256.hex())
+        try:
+            view = memory(length)
+            if self._pread(sha256, offset, view) != length:
+                raise OSError(errno.EIO, "it ended before its size")
+        except (OSError, MemoryError) as error:
+            raise self._refused(sha256, error) from error
         return view
 
     def _pread(self, sha256: bytes, offset: int, view: memoryview) -> int:
-        path = self._files.path(sha256)
         try:
-            with disk.storage_errors(path, "reading"), self._readers.reading(sha256, path) as fd:
-                return disk.read_into(fd, view, offset)
-        except (NotFound, StorageFailure):
-            self._folder.check_online()  # unplugged since the first look
-            raise
+            return self._read(sha256, offset, view)
+        except FileNotFoundError:
+            with self._index_lock:  # it was on its way to the trash, and is perhaps back by now
+                self.size_of(sha256)
+                return self._read(sha256, offset, view)
+
+    def _read(self, sha256: bytes, offset: int, view: memoryview) -> int:
+        with self._readers.reading(sha256, self._files.path(sha256)) as fd:
+            return disk.read_into(fd, view, offset)
+
+    def _refused(self, sha256: bytes, error: OSError | MemoryError) -> Unreadable:
+        """A read was refused: unless the disk was unplugged meanwhile (StoreOffline), the chunk
+        is held as before."""
+        self._folder.check_online()
+        self._unread.add(sha256)
+        return unreadable_chunk(sha256, error)
 
     def hashes(self) -> list[bytes]:
         """All held chunks, ascending."""
@@ -427,10 +454,11 @@ class ChunkStore:
     # -- garbage and trash
 
     def garbage(self, now_wall: float) -> list[bytes]:
-        """Chunks that no kept manifest names and no lease holds, ascending."""
+        """Chunks that no kept manifest names and no lease holds, ascending; none while a manifest
+        cannot be read, which may name them."""
         with self._index_lock:
             self._folder.check_online()
-            return self._index.garbage(now_wall)
+            return self._index.garbage(now_wall) if self._manifests.read_again() else []
 
     def trash(self, hashes: list[bytes], store_id: str, now_wall: float) -> list[bytes]:
         """Moves chunks to the trash of that day and order, durably; returns the moved ones.
@@ -485,24 +513,29 @@ class ChunkStore:
 
     def verify(self, sha256: bytes) -> bool:
         """Reads the chunk from the disk, not from memory, and checks it: BLAKE3 against the
-        index first, SHA-256 where that differs. False: it is damaged, unreadable or gone.
-        Raises NotFound for a chunk that is not held."""
+        index first, SHA-256 where that differs. False: it is damaged or gone. Raises NotFound
+        for a chunk that is not held, Unreadable (retryable) for one that cannot be read now."""
         self._folder.check_online()
         size = self.size_of(sha256)
-        if self._files.size(sha256) != size:
-            self._folder.check_online()  # an unplugged disk is not a corrupt chunk
-            return False
         with self._index_lock:
             self._folder.check_online()
             expected = self._index.blake3(sha256)
-        found = self._files.digest(sha256, hashing.blake3_of)
-        if found is not None and found == expected:
-            return True
-        if found is None or self._files.digest(sha256, hashing.sha256_of) != sha256:
-            self._folder.check_online()
+        judged = self._judged(sha256, expected)
+        if judged.verdict is not Verdict.WHOLE:
             return False
-        self._correct_blake3(sha256, size, found)
+        self._unread.discard(sha256)
+        if judged.blake3 != expected:
+            self._correct_blake3(sha256, size, judged.blake3)
         return True
+
+    def _judged(self, sha256: bytes, blake3: bytes | None) -> Judged:
+        try:
+            judged = judge(self._files.path(sha256), sha256, blake3)
+        except OSError as error:
+            raise self._refused(sha256, error) from error
+        if judged.verdict is not Verdict.WHOLE:
+            self._folder.check_in_place()  # an unplugged disk is not a corrupt chunk
+        return judged
 
     def _correct_blake3(self, sha256: bytes, size: int, blake3: bytes) -> None:
         # The index was wrong, not the chunk.
@@ -511,14 +544,34 @@ class ChunkStore:
             if self.has(sha256):
                 self._index.add(sha256, size, blake3)
 
-    def drop_corrupt(self, sha256: bytes) -> None:
-        """Moves a chunk that failed `verify` to trash/corrupt, durably; it is no longer held.
-        Raises NotFound for a chunk that is not held."""
+    def drop_corrupt(self, sha256: bytes) -> bool:
+        """Looks a second time at a chunk that failed `verify`, since it may be the last copy.
+        Damaged again it moves to trash/corrupt, durably; it, or one that is gone, is no longer
+        held: True. Raises NotFound for a chunk that is not held, Unreadable (retryable)."""
+        self._folder.check_online()
+        with self._claimed(sha256):  # nobody stores it anew between the look and the move
+            self.size_of(sha256)
+            if self._judged(sha256, None).verdict is Verdict.WHOLE:
+                return False
+            with self._index_lock:
+                self._folder.check_online()
+                self._remove(sha256, self._trash.corrupt_path(sha256.hex()))
+                self._trash.sync_corrupt(self._files.path(sha256).parent)
+            return True
+
+    def unsettled(self) -> list[Path]:
+        """What is to be looked at with `take_back`: chunks that could not be read when the store
+        was opened, and what lies in trash/corrupt and was not looked at since."""
         with self._index_lock:
             self._folder.check_online()
-            self.size_of(sha256)
-            self._remove(sha256, self._trash.corrupt_path(sha256.hex()))
-            self._trash.sync_corrupt(self._files.path(sha256).parent)
+            return self._reconciler.unsettled()
+
+    def take_back(self, path: Path) -> bytes | None:
+        """Looks at one of `unsettled`, which is then settled. A whole chunk that was not held is
+        held again: its SHA-256, else None. Raises Unreadable (retryable: it is not settled)."""
+        self._folder.check_online()
+        with self._claimed(name_of(path)):
+            return self._reconciler.take_back(path, self._index_lock)
 
     # -- the cluster this store belongs to
 

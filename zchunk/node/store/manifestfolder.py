@@ -11,13 +11,15 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from zchunk import disk, manifest
-from zchunk.errors import ManifestInvalid, NotFound, StorageFailure
+from zchunk.errors import ManifestInvalid, NotFound, StoreOffline, ZchunkError
 from zchunk.manifest import Manifest
 from zchunk.node.store.chunkindex import ChunkIndex
+from zchunk.node.store.judge import Verdict, judge, unreadable
 from zchunk.node.store.storefolder import HEX_DIGEST, StoreFolder
-from zchunk.node.store.trash import Trash
+from zchunk.node.store.trash import MANIFEST, Trash
 
 
 class ManifestFolder:
@@ -34,6 +36,8 @@ class ManifestFolder:
         self._note = note
         self._lock = threading.Lock()  # held for moments, inside which no other is taken
         self._ids: set[str] = set()
+        #: in their place, but not kept: they could not be read yet, so what they name is not known
+        self.unread: set[str] = set()
 
     def has(self, file_id: str) -> bool:
         with self._lock:
@@ -62,8 +66,10 @@ class ManifestFolder:
             return False
         try:
             self.read(file_id)
-        except (ManifestInvalid, NotFound, StorageFailure):
-            return False
+        except StoreOffline:
+            raise
+        except ZchunkError:
+            return False  # it is written anew, in one step
         return True
 
     def write(self, file_id: str, data: bytes) -> None:
@@ -73,6 +79,7 @@ class ManifestFolder:
     def add(self, file_id: str, parsed: Manifest) -> None:
         """Its file was written: it is kept, and its chunks are referenced."""
         self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
+        self.unread.discard(file_id)
         with self._lock:
             self._ids.add(file_id)
 
@@ -81,7 +88,7 @@ class ManifestFolder:
         source = self._folder / file_id
         folder = self._trash.day_folder(store_id, now_wall)
         with disk.storage_errors(source, "removing"):
-            self._trash.move(source, folder / f"{file_id}.manifest")
+            self._trash.move(source, folder / f"{file_id}{MANIFEST}")
             self._trash.sync({folder, self._folder})
         self._index.remove_manifest(file_id)
         with self._lock:
@@ -100,20 +107,52 @@ class ManifestFolder:
             with disk.storage_errors(self._folder, "syncing"):
                 disk.sync_folder(self._folder)  # perhaps killed between rename and sync
             kept |= {file_id for file_id in new if self._adopt(file_id)}
-        for file_id in sorted(rows - kept):
+        for file_id in sorted(rows - kept - self.unread):
             self._index.remove_manifest(file_id)
         with self._lock:
             self._ids = kept
 
+    def read_again(self) -> bool:
+        """Whether every manifest of the folder could be read by now: else nobody knows which
+        chunks they name."""
+        for file_id in sorted(self.unread):
+            if self._adopt(file_id):
+                with self._lock:
+                    self._ids.add(file_id)
+        return not self.unread
+
     def _adopt(self, file_id: str) -> bool:
         path = self._folder / file_id
         try:
-            with disk.storage_errors(path, "reading"):
-                parsed = manifest.parse(path.read_bytes(), file_id)
-        except (ManifestInvalid, StorageFailure) as error:
-            self._store.check_online()  # an unplugged disk is not a damaged manifest
-            self._note(f"the manifest of file {file_id[:12]} went to trash/corrupt: {error.message}")
-            self._trash.set_apart(path)
+            verdict = judge(path, bytes.fromhex(file_id)).verdict
+            parsed = manifest.parse(path.read_bytes(), file_id) if verdict is Verdict.WHOLE else None
+        except OSError as error:
+            self._store.check_online()  # an unplugged disk is no news of its manifests
+            if file_id not in self.unread:
+                self._note(unreadable(f"the manifest of file {file_id[:12]}", error).message)
+            self.unread.add(file_id)
             return False
-        self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
+        except ManifestInvalid:
+            parsed = None
+        self._store.check_in_place()
+        self.unread.discard(file_id)
+        if parsed is not None:
+            self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
+        elif verdict is not Verdict.GONE:
+            self._note(f"the manifest of file {file_id[:12]} is damaged and went to trash/corrupt")
+            self._trash.set_apart(path, MANIFEST)
+        return parsed is not None
+
+    def take_back(self, path: Path, file_id: str) -> bool:
+        """A file of trash/corrupt with this SHA-256: whether it is a manifest, which is kept then."""
+        with disk.storage_errors(path, "reading"):
+            data = path.read_bytes()
+        try:
+            parsed = manifest.parse(data, file_id)
+        except ManifestInvalid:
+            return path.name.endswith(MANIFEST)
+        if not self.has(file_id):
+            self.write(file_id, data)
+            self.add(file_id, parsed)
+            self._note(f"the manifest of file {file_id[:12]} lay in trash/corrupt and is whole: it is kept")
         return True

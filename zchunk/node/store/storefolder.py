@@ -51,6 +51,8 @@ class StoreFolder:
         self.manifests, self.trash = root / "manifests", root / "trash"
         self.index, self.cluster = root / _INDEX, root / "cluster.json"
         self._marker = root / MARKER
+        #: of `chunks`, when the store was opened
+        self._opened: tuple[int, int] | None = None
         #: set by the store when it ends all use; `check_online` then refuses
         self.closed = False
         self.check_online()
@@ -66,6 +68,14 @@ class StoreFolder:
         if not self.has_marker():
             text = f"the store {self.root} is offline: {MARKER} is missing; is its disk plugged in?"
             raise StoreOffline(text, path=str(self.root))
+
+    def check_in_place(self) -> None:
+        """As `check_online`, and that `chunks` is the folder that was opened: what is missing in
+        another one, under a mount that went, is not gone. Raises StoreOffline (retryable)."""
+        self.check_online()
+        if _identity(self.chunks) != self._opened:
+            text = f"the store {self.root} is offline: {self.chunks} is not the folder it was"
+            raise StoreOffline(f"{text}; is its disk mounted?", path=str(self.root))
 
     def has_marker(self) -> bool:
         return os.path.exists(self._marker)
@@ -84,6 +94,7 @@ class StoreFolder:
         with disk.storage_errors(self.root, "making folders in"):
             for folder in (self.chunks, self.tmp, self.manifests, self.trash):
                 folder.mkdir(exist_ok=True)
+            self._opened = _identity(self.chunks)
             # Also for folders a killed process made: they exist, perhaps not durably.
             disk.sync_folder(self.root)
             disk.sync_folder(self.chunks)
@@ -92,6 +103,15 @@ class StoreFolder:
         with disk.storage_errors(self.tmp, "cleaning"):
             for name in os.listdir(self.tmp):
                 os.unlink(self.tmp / name)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """None for a folder that is not there, or cannot be looked at."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def create(root: Path, clock: Clock) -> None:

@@ -2,11 +2,15 @@
 
     trash/<date>-<store id>/<sha256>           removed by that tracker's order
     trash/<date>-<store id>/<file id>.manifest
-    trash/corrupt/<date>-<sha256 or file id>   damaged
+    trash/corrupt/<date>-<sha256>              damaged
+    trash/corrupt/<date>-<file id>.manifest
 
 Responsible for moving files here durably, for counting them, and for deleting them for
-good. What may be removed is decided by `chunkstore.py` and `manifestfolder.py`, the
-callers, who hold the store's index lock.
+good. What may be removed is decided by `chunkstore.py`, `reconcile.py` and
+`manifestfolder.py`, the callers, who hold the store's index lock.
+
+What lies in trash/corrupt when the store is opened is unsettled: it was found damaged by an
+earlier run, whose word is not taken for it. May not happen here: something unsettled purged.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from pathlib import Path
 from zchunk import disk
 from zchunk.clock import Clock
 
+#: How the name of a manifest ends, in the trash.
+MANIFEST = ".manifest"
 _CORRUPT = "corrupt"
 
 
@@ -28,8 +34,11 @@ class Trash:
         """The folder exists. Raises StorageFailure, NotAllowed."""
         self._folder = folder
         self._clock = clock
-        #: of all `entries`
-        self.bytes = sum(entry.stat().st_size for entry, _ in self.entries())
+        entries = self.entries()
+        with disk.storage_errors(folder, "listing"):
+            #: of all `entries`
+            self.bytes = sum(entry.stat().st_size for entry, _ in entries)
+        self._unsettled = {entry for entry, _ in entries if entry.parent.name == _CORRUPT}
 
     def entries(self) -> list[tuple[Path, date]]:
         """Files in the trash with their day, oldest first."""
@@ -37,6 +46,26 @@ class Trash:
             files = [p for folder in self._folder.iterdir() if folder.is_dir() for p in folder.iterdir()]
             dated = [(p, day) for p in files if p.is_file() and (day := _day_of(p)) is not None]
         return sorted(dated, key=lambda item: (item[1], str(item[0])))
+
+    # -- what an earlier run found damaged
+
+    def unsettled(self) -> list[Path]:
+        return sorted(self._unsettled)
+
+    def is_unsettled(self, path: Path) -> bool:
+        return path in self._unsettled
+
+    def settle(self, path: Path) -> None:
+        """It was looked at, and may be purged in its time."""
+        self._unsettled.discard(path)
+
+    def take_out(self, path: Path, to: Path) -> None:
+        """Moves a file back to where it came from, durably; `to` is not there. StorageFailure."""
+        with disk.storage_errors(to, "taking back"):
+            size = path.stat().st_size
+            os.replace(path, to)
+            self.bytes -= size
+            self.sync({to.parent, path.parent})
 
     # -- in
 
@@ -46,7 +75,10 @@ class Trash:
 
     def corrupt_path(self, name: str) -> Path:
         """Where a damaged file of that name goes; `sync_corrupt` afterwards."""
-        return self._made(self._folder / _CORRUPT) / f"{_day(self._clock.wall())}-{name}"
+        folder, day = self._made(self._folder / _CORRUPT), _day(self._clock.wall())
+        path = folder / f"{day}-{name}"
+        # What is unsettled is not overwritten: it may be whole.
+        return folder / f"{day}-again-{name}" if path in self._unsettled else path
 
     def _made(self, folder: Path) -> Path:
         with disk.storage_errors(folder, "making"):
@@ -75,10 +107,10 @@ class Trash:
         with disk.storage_errors(source, "syncing"):
             self.sync({source, self._folder / _CORRUPT})
 
-    def set_apart(self, path: Path) -> None:
+    def set_apart(self, path: Path, suffix: str = "") -> None:
         """Moves a damaged file to trash/corrupt, durably. Raises StorageFailure."""
         with disk.storage_errors(path, "setting apart"):
-            self.move(path, self.corrupt_path(path.name))
+            self.move(path, self.corrupt_path(path.name + suffix))
         self.sync_corrupt(path.parent)
 
     # -- out, for good
@@ -86,18 +118,21 @@ class Trash:
     def purge_before(self, wall: float) -> int:
         """What was trashed on a day before that moment's; returns its bytes."""
         day = datetime.fromtimestamp(wall, tz=timezone.utc).date()
-        old = [entry for entry, trashed in self.entries() if trashed < day]
+        old = [entry for entry, trashed in self._purgeable() if trashed < day]
         freed = sum(self._delete(entry) for entry in old)
         self._remove_empty()
         return freed
 
     def purge_bytes(self, wanted: int) -> None:
         """At least that many, if there are, and no file more than it takes; oldest first."""
-        for entry, _ in self.entries():
+        for entry, _ in self._purgeable():
             if wanted <= 0:
                 break
             wanted -= self._delete(entry)
         self._remove_empty()
+
+    def _purgeable(self) -> list[tuple[Path, date]]:
+        return [(entry, day) for entry, day in self.entries() if entry not in self._unsettled]
 
     def _delete(self, entry: Path) -> int:
         with disk.storage_errors(entry, "purging"):
