@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.announced import announced
-from tests.faults.tracing import needs_strace, tampered
+from tests.faults.tracing import injected, needs_strace, tampered
 from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of
 from tests.waiting import wait_for
 
@@ -70,15 +70,58 @@ def test_what_a_node_cannot_read_comes_from_the_replica(trio: Cluster, folder: P
     assert sha256_of(folder / "copy") == source.sha256
 
 
-def test_what_only_a_failing_disk_has_is_told_and_can_be_put_again(trio: Cluster, folder: Path) -> None:
-    source, node = make_file(folder / "unreadable.bin", 4 * MIB), trio.nodes["A"]
+@pytest.mark.parametrize(
+    "errors",
+    ["preadv,preadv2:error=EIO", "openat:error=EMFILE", "openat:error=EACCES"],
+)
+def test_a_time_in_which_a_node_cannot_read_costs_no_chunk(trio: Cluster, folder: Path, errors: str) -> None:
+    """Nobody else has them. The download waits and says for whom; it goes on by itself."""
+    source, node, log = make_file(folder / "moment.bin", 4 * MIB), trio.nodes["A"], folder / "trace"
     trio.client.put(source.path)
-    with tampered(node.process, folder / "trace", _READS):
-        result = trio.client.get("unreadable.bin", folder / "copy", code=None)
-    assert result.code in (4, 5), str(result)
-    assert "(A)" in result.stderr, "it is named"
-    # What the node could not read when it looked itself, it no longer counts as held.
-    trio.client.put(source.path)
-    again = trio.client.get("unreadable.bin", folder / "copy")
-    assert again.of("plan")[0]["chunks_kept"] > 0
+    hashes = trio.client.info("moment.bin")["chunks_hashes"]
+    mine = node.holds(hashes)
+    assert len(mine) > 10
+    with tampered(node.process, log, errors, only=[node.chunk_path(sha256) for sha256 in mine]):
+        get = trio.client.start("get", "-o", folder / "copy", "--", "moment.bin")
+        waiting = get.until("waiting")
+    assert [(row["name"], row["reason"]) for row in waiting["missing"]] == [("A", "unreadable")]
+    assert waiting["chunks_missing"] == len(mine)
+    get.result().expect(0)
     assert sha256_of(folder / "copy") == source.sha256
+    assert injected(log) >= len(mine)
+    assert node.holds(hashes) == mine <= announced(trio, node)
+    assert not list((node.store / "trash").iterdir()), "nothing was set apart"
+
+
+def test_what_a_node_cannot_read_can_be_put_again(trio: Cluster, folder: Path) -> None:
+    """Also to the same node: what comes replaces what it cannot read."""
+    source, node, log = make_file(folder / "again.bin", 4 * MIB), trio.nodes["A"], folder / "trace"
+    trio.client.put(source.path)
+    mine = node.holds(trio.client.info("again.bin")["chunks_hashes"])
+    before = {sha256: node.chunk_path(sha256).stat().st_ino for sha256 in mine}
+    with tampered(node.process, log, _READS):
+        done = trio.client.put(source.path, "--name", "other.bin").last
+    assert done["bytes_sent"] == len(mine) * 64 * 1024
+    trio.client.get("other.bin", folder / "copy")
+    assert sha256_of(folder / "copy") == source.sha256
+    assert not [sha256 for sha256 in mine if node.chunk_path(sha256).stat().st_ino == before[sha256]]
+
+
+def test_sound_chunks_in_the_trash_of_damaged_ones_are_taken_back_at_the_start(
+    trio: Cluster, folder: Path
+) -> None:
+    """As earlier versions left them there, which took what they could not read for damaged."""
+    source, node = make_file(folder / "back.bin", 4 * MIB), trio.nodes["A"]
+    trio.client.put(source.path)
+    mine = node.holds(trio.client.info("back.bin")["chunks_hashes"])
+    node.process.end()
+    corrupt = node.store / "trash" / "corrupt"
+    corrupt.mkdir()
+    for sha256 in mine:
+        node.chunk_path(sha256).rename(corrupt / f"2026-01-31-{sha256}")
+    (node.store / "index.sqlite").unlink()
+    trio.restart("A")
+    wait_for(lambda: announced(trio, node) >= mine, PATIENCE_S, "all of them are told again")
+    trio.client.get("back.bin", folder / "copy")
+    assert sha256_of(folder / "copy") == source.sha256
+    assert not list(corrupt.iterdir())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,11 +21,11 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs 
 
 
 @contextmanager
-def tampered(process: Process, log: Path, *inject: str) -> Iterator[None]:
-    """`inject` as in strace's manual ("fsync:error=EIO"), from now to the end of the block.
-    What was done stands in `log`, a call a line."""
+def tampered(process: Process, log: Path, *inject: str, only: Iterable[Path] = ()) -> Iterator[None]:
+    """`inject` as in strace's manual ("fsync:error=EIO"), from now to the end of the block; `only`
+    calls on these paths, if there are any. What was done stands in `log`, a call a line."""
     calls = ",".join(one.partition(":")[0] for one in inject)
-    options = [f"--inject={one}" for one in inject]
+    options = [f"--inject={one}" for one in inject] + [f"--trace-path={path}" for path in only]
     command = ["strace", "-f", "-q", "-y", "-o", str(log), "-e", f"trace={calls}", *options]
     strace = subprocess.Popen([*command, "-p", str(process.pid)], stderr=subprocess.PIPE)
     try:
@@ -45,3 +45,8 @@ def _attached(process: Process) -> bool:
     except OSError:  # a thread, or the process, ended
         return False
     return bool(states) and not any("TracerPid:\t0\n" in state for state in states)
+
+
+def injected(log: Path) -> int:
+    """How many calls failed so far."""
+    return log.read_text(errors="replace").count("INJECTED") if log.exists() else 0

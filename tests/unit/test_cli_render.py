@@ -531,11 +531,19 @@ def test_each_peer_has_its_chunks_and_their_state() -> None:
     assert job.peers[A].state_text == ""
 
 
-def test_a_peer_that_is_waited_for_says_why_until_it_is_back() -> None:
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("unreachable", "4 waiting: cannot be reached"),
+        ("offline-store", "4 waiting: its disk is off"),
+        ("unreadable", "4 waiting: cannot read them now"),
+    ],
+)
+def test_a_peer_that_is_waited_for_says_why_until_it_is_back(reason: str, text: str) -> None:
     job = watched()
-    row = {"peer_id": B, "name": "PC-B", "chunks": 4, "last_seen": None, "reason": "unreachable"}
+    row = {"peer_id": B, "name": "PC-B", "chunks": 4, "last_seen": None, "reason": reason}
     job.take({"event": "waiting", "chunks_missing": 4, "missing": [row]})
-    assert job.peers[B].state_text == "4 waiting: cannot be reached"
+    assert job.peers[B].state_text == text
     assert job.peers[A].state_text == ""
     job.take({"event": "resumed", "peer_id": B, "name": "PC-B"})
     assert job.peers[B].state_text == ""

@@ -20,6 +20,7 @@ from zchunk.errors import (
     NotFound,
     PeerUnreachable,
     StorageFailure,
+    Unreadable,
     ZchunkError,
 )
 from zchunk.node.download import (
@@ -846,8 +847,7 @@ def test_a_peer_that_cannot_be_reached_is_waited_for_and_named() -> None:
     settle(job, [ask for ask in asked if ask.peer_id == A])
     assert job.state is JobState.WAITING
     assert job.missing() == {B: 1}
-    assert job.is_unreachable(B)
-    assert not job.is_unreachable(A)
+    assert job.why_missing(B) == "unreachable"
     assert requests(job.on_time(1000.0)) == [], "nothing is tried until it can be reached"
     actions = job.peer_reach(B, True, 1001.0)
     assert Resumed(B) in actions
@@ -866,8 +866,89 @@ def test_a_new_start_of_a_peer_is_tried_although_the_old_one_could_not_be_reache
     job.start(0.0)
     job.peer_reach(A, False, 1.0)
     job.peer_down(A, 2.0)
-    assert not job.is_unreachable(A)
+    assert job.why_missing(A) == "offline"
     assert requests(job.peer_up(A, 2, 3.0)) == blocks(A, 0, attempt=2)
+
+
+# -- peers that cannot read what they hold -----------------------------------------------------------
+
+
+def test_what_a_peer_cannot_read_comes_from_another_at_once_and_it_still_gives_the_rest() -> None:
+    job = make([[A], [A, B]], up=[A])
+    job.start(0.0)
+    job.peer_up(B, 1, 0.0)
+    assert requests(job.refused(1, 1, Unreadable("a bad sector"), 0.0)) == blocks(B, 1, attempt=2)
+    assert job.status(0) == ("downloading", A)
+
+
+def test_what_nobody_else_has_is_asked_for_again_after_pauses_that_grow() -> None:
+    job = make([[A]], up=[A])
+    job.start(0.0)
+    now, pauses, states = 0.0, [], []
+    for attempt in range(1, 9):
+        assert not requests(job.refused(0, attempt, Unreadable("now"), now))
+        states.append(job.state)
+        deadline = job._unread.deadline()
+        assert deadline is not None
+        assert (job.deadline() or 0.0) <= deadline
+        pauses.append(deadline - now)
+        assert not requests(job.on_time(deadline - 0.01))
+        now = deadline
+        assert requests(job.on_time(now)) == blocks(A, 0, attempt + 1)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert states == [JobState.RUNNING] * 2 + [JobState.WAITING] * 6, "a moment is no news"
+    settle(job, blocks(A, 0, 9), now)
+    assert job.state is JobState.VERIFYING
+    assert job._unread.deadline() is None
+
+
+def test_who_cannot_read_is_named_and_why() -> None:
+    job = make([[A], [B]], up=[A, B])
+    asked = requests(job.start(0.0))
+    settle(job, [ask for ask in asked if ask.peer_id == B])
+    for attempt, now in ((1, 0.0), (2, 1.0), (3, 3.0)):
+        job.refused(0, attempt, Unreadable("now"), now)
+        assert job.is_missing(0)
+        assert job.is_waited_for(0) is (attempt == 3)
+        job.on_time(now + attempt if attempt < 3 else now)
+    assert job.state is JobState.WAITING
+    assert (job.missing(), job.why_missing(A)) == ({A: 1}, "unreadable")
+
+
+def test_once_a_peer_can_read_one_of_them_again_it_is_asked_for_the_others_at_once() -> None:
+    """And people are told, who were told that it could not."""
+    job = make([[A]] * 3, up=[A])
+    job.start(0.0)
+    attempts = Counter({0: 0, 1: 0, 2: 0})
+    for now in (0.0, 1.0, 3.0):
+        job.on_time(now)
+        while begun := [index for index in range(3) if job.attempts(index)]:
+            attempts[begun[0]] += 1
+            job.refused(begun[0], job.attempts(begun[0])[0], Unreadable("now"), now)
+    assert attempts == {0: 3, 1: 3, 2: 3}
+    assert job.missing() == {A: 3}
+    asked = requests(job.on_time(7.0))
+    assert {ask.chunk for ask in asked} == {0, 1}
+    assert [action for action in answer(job, asked[:1], 7.0) if isinstance(action, Resumed)] == [Resumed(A)]
+    assert job.missing() == {}
+    assert [action for action in settle(job, asked[1:], 7.0) if isinstance(action, Resumed)] == []
+    assert job.state is JobState.VERIFYING
+
+
+def test_a_new_start_of_a_peer_is_asked_for_what_the_old_one_could_not_read() -> None:
+    job = make([[A]], up=[A])
+    job.start(0.0)
+    job.refused(0, 1, Unreadable("now"), 0.0)
+    assert requests(job.peer_up(A, 2, 0.5)) == blocks(A, 0, attempt=2)
+
+
+def test_a_reader_that_lost_interest_leaves_no_pause_behind() -> None:
+    job = make([[A]], up=[A])
+    job.start(0.0)
+    job.refused(0, 1, Unreadable("now"), 0.0)
+    job.unwant([0], 0.0)
+    job.on_time(1.0)
+    assert job.deadline() is None
 
 
 # -- hedging -------------------------------------------------------------------------------------
@@ -1204,7 +1285,9 @@ class World:
                 assert not (idle and self._is_clean(index, peer_id)), f"chunk {index} stands still"
 
     def _is_clean(self, chunk: int, peer_id: str) -> bool:
-        return peer_id not in self.job._chunks[chunk].strikes and self.job._peers[peer_id].corrupt < 2
+        job = self.job
+        clean = peer_id not in job._chunks[chunk].strikes and job._peers[peer_id].corrupt < 2
+        return clean and peer_id not in job._unread.pausing(chunk)
 
 
 PEERS = (A, B, C, NEW)
@@ -1286,7 +1369,9 @@ class Downloads(RuleBasedStateMachine):
     @precondition(lambda self: self.world.asked or self.world.past)
     @rule(
         data=st.data(),
-        error=st.sampled_from([Busy("b"), PeerUnreachable("p"), NotFound("n"), StorageFailure("s")]),
+        error=st.sampled_from(
+            [Busy("b"), PeerUnreachable("p"), NotFound("n"), StorageFailure("s"), Unreadable("u")]
+        ),
     )
     def block_is_refused(self, data: st.DataObject, error: ZchunkError) -> None:
         ask = data.draw(st.sampled_from(self.world.asked + self.world.past))

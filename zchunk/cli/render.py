@@ -426,7 +426,11 @@ def event_line(event: dict[str, Any]) -> str:
 
 def why_missing_short(row: dict[str, Any]) -> str:
     """The same in a few words, for a column."""
-    known = {"unreachable": "cannot be reached", "offline-store": "its disk is off"}
+    known = {
+        "unreachable": "cannot be reached",
+        "offline-store": "its disk is off",
+        "unreadable": "cannot read them now",
+    }
     return known.get(row.get("reason", ""), f"off since {local_time(row['last_seen'])}")
 
 
@@ -435,4 +439,6 @@ def why_missing(row: dict[str, Any]) -> str:
         return "which is up, but cannot be reached from here"
     if row.get("reason") == "offline-store":
         return "which is up, but without the disk that has them"
+    if row.get("reason") == "unreadable":
+        return "which is up, but cannot read them now; it is asked again"
     return f"last seen {local_time(row['last_seen'])}"

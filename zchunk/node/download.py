@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
 
-from zchunk.errors import IllegalEvent, IntegrityError, ZchunkError
+from zchunk.errors import IllegalEvent, IntegrityError, Unreadable, ZchunkError
 from zchunk.node.flow import Flow
+from zchunk.node.unread import Unread
 
 #: A peer that sent this many corrupt chunks is asked only for what nobody else has, and for
 #: each chunk that comes corrupt again no second time: one that lies ends in one pass.
@@ -272,6 +273,8 @@ class DownloadJob:
         #: the chunks in that state: few of many, where a reader wants some of a large file
         self._wanted = set(range(len(sizes))).difference(held)
         self._relocate_at: float | None = None
+        #: copies that their holders cannot read now
+        self._unread = Unread()
         for index in held:
             self._chunks[index].state = ChunkState.HELD
             self._held += 1
@@ -331,22 +334,29 @@ class DownloadJob:
         }
 
     def missing(self) -> dict[str, int]:
-        """Peers that are down, or cannot be reached -> how many wanted chunks only such peers
-        hold, counted at each."""
+        """Peers that are down, or cannot be reached, or cannot read their copies -> how many
+        wanted chunks only such peers hold, counted at each."""
         counts: dict[str, int] = {}
         for index in self.missing_chunks():
             for peer_id in self._askable(index):
                 counts[peer_id] = counts.get(peer_id, 0) + 1
         return counts
 
-    def is_unreachable(self, peer_id: str) -> bool:
-        """Up, says the tracker, but not to be reached from here."""
+    def why_missing(self, peer_id: str) -> str:
+        """Of a peer of `missing`: "offline", or, up as the tracker says, "unreachable" from here,
+        or "unreadable" what it holds."""
         peer = self._peers.get(peer_id)
-        return peer is not None and peer.up and not peer.reachable
+        if peer is None or not peer.up:
+            return "offline"
+        return "unreadable" if peer.reachable else "unreachable"
 
     def is_missing(self, index: int) -> bool:
         """Wanted, and no live peer can be asked for it."""
         return self._chunks[index].state is ChunkState.WANTED and not self._live(index)
+
+    def is_waited_for(self, index: int) -> bool:
+        """As `is_missing`, and it is more than a moment in which a peer could not read it."""
+        return self.is_missing(index) and not self._unread.is_brief(index)
 
     def missing_chunks(self) -> list[int]:
         """Wanted chunks without a live holder."""
@@ -396,6 +406,7 @@ class DownloadJob:
 
     def _welcome_back(self, peer_id: str, waited_for: bool, now: float) -> list[Action]:
         self._peers[peer_id].flow.welcome_back(now)
+        self._unread.started_anew(peer_id)
         self._queue_all()
         told: list[Action] = []
         if waited_for and self.state in (JobState.RUNNING, JobState.WAITING):
@@ -433,8 +444,17 @@ class DownloadJob:
         _, asked_at = fetch.asked.pop(offset)
         self._peers[fetch.peer_id].flow.answered(length, now - asked_at, now)
         self.bytes_received += length
-        actions = self._complete(chunk_index, fetch, now) if fetch.complete else []
+        actions = self._was_read(chunk_index, fetch.peer_id)
+        if fetch.complete:
+            actions += self._complete(chunk_index, fetch, now)
         return actions + self._go_on(now)
+
+    def _was_read(self, chunk_index: int, peer_id: str) -> list[Action]:
+        waited_for = self._unread.was_read(chunk_index, peer_id)
+        if waited_for is None:
+            return []
+        self._queue_all()
+        return [Resumed(peer_id)] if waited_for else []
 
     def expects(self, chunk_index: int, attempt: int, offset: int, length: int) -> bool:
         """Whether this is an answer to a request that still counts."""
@@ -449,7 +469,10 @@ class DownloadJob:
         if fetch is None:
             return []
         actions = self._give_up(chunk_index, fetch)
-        if error.retryable:
+        if isinstance(error, Unreadable):
+            # Of this chunk alone: the others may lie on a better part of its disk.
+            self._unread.refused(chunk_index, fetch.peer_id, now)
+        elif error.retryable:
             self._peers[fetch.peer_id].flow.set_aside(now)
         else:
             # It does not have the chunk (any more), or cannot read it: ask others for it, and
@@ -493,6 +516,7 @@ class DownloadJob:
         chunk.source = chunk.fetches.pop().peer_id
         self._peers[chunk.source].completed += 1
         chunk.state = ChunkState.HELD
+        self._unread.forget(chunk_index)
         self._in_work.discard(chunk_index)
         self._held += 1
         if not kept:
@@ -580,6 +604,8 @@ class DownloadJob:
         if self.state not in (JobState.RUNNING, JobState.WAITING):
             return []
         actions: list[Action] = []
+        if self._unread.end_pauses(now):
+            self._queue_all()
         for peer_id in sorted(self._peers):
             peer = self._peers[peer_id]
             peer.flow.end_pause(now)
@@ -597,8 +623,7 @@ class DownloadJob:
             return None
         times = [t for peer in self._peers.values() for t in peer.flow.wakes_at(self._limits.stall_s)]
         times += [due for due, _, _ in self._hedges()]
-        if self._relocate_at is not None:
-            times.append(self._relocate_at)
+        times += [at for at in (self._relocate_at, self._unread.deadline()) if at is not None]
         return min(times, default=None)
 
     # -- going on -------------------------------------------------------------------
@@ -616,6 +641,8 @@ class DownloadJob:
 
     def _waiting_or_running(self, now: float) -> list[Action]:
         if self._in_work or any(self._usable_queue(p) for p in self._peers.values()):
+            return self._enter(JobState.RUNNING, now)
+        if not self._wanted.isdisjoint(self._unread.brief()):
             return self._enter(JobState.RUNNING, now)
         hopeless = self._hopeless()
         if hopeless and len(hopeless) == self.chunks_count - self._held:
@@ -834,7 +861,8 @@ class DownloadJob:
     def _live(self, index: int) -> list[str]:
         """Peers to ask for the chunk now: those that were never caught, while there are."""
         strikes = self._chunks[index].strikes
-        live = [p for p in self._askable(index) if self._peers[p].there]
+        pausing = self._unread.pausing(index)
+        live = [p for p in self._askable(index) if self._peers[p].there and p not in pausing]
         clean = [p for p in live if p not in strikes and self._peers[p].corrupt < _MAX_CORRUPT]
         return clean or live
 

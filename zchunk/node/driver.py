@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from zchunk.clock import iso_utc
@@ -83,17 +83,16 @@ class JobDriver(ABC, Generic[A]):
         record = self.bulk.peers.get(peer_id)
         return record.name if record is not None else peer_id[:8]
 
-    def missing_rows(
-        self, missing: Mapping[str, int], unreachable: Collection[str] = ()
-    ) -> list[dict[str, Any]]:
-        """`missing` of a `waiting` event: peer id -> how many chunks wait for it."""
+    def missing_rows(self, missing: Mapping[str, int], why: Callable[[str], str]) -> list[dict[str, Any]]:
+        """`missing` of a `waiting` event: peer id -> how many chunks wait for it. `why` says of a
+        peer that it is "offline", "unreachable" or "unreadable"."""
         return [
             {
                 "peer_id": peer_id,
                 "name": self.peer_name(peer_id),
                 "chunks": chunks,
                 "last_seen": self._last_seen(peer_id),
-                "reason": self._reason(peer_id, unreachable),
+                "reason": self._reason(peer_id, why),
             }
             for peer_id, chunks in sorted(missing.items())
         ]
@@ -102,11 +101,11 @@ class JobDriver(ABC, Generic[A]):
         record = self.bulk.peers.get(peer_id)
         return iso_utc(record.last_seen_ms / 1000) if record is not None and record.last_seen_ms else None
 
-    def _reason(self, peer_id: str, unreachable: Collection[str]) -> str:
+    def _reason(self, peer_id: str, why: Callable[[str], str]) -> str:
         record = self.bulk.peers.get(peer_id)
         if record is not None and record.status == "offline-store":
             return record.status
-        return "unreachable" if peer_id in unreachable else "offline"
+        return why(peer_id)
 
     def follow(self, job: Job[A]) -> None:
         """From now on the job hears of peers and of time."""

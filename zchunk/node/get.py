@@ -317,7 +317,7 @@ class Download(Fetching):
             "job_id": self.part.job_id,
             "auto_resume": self._auto_resume,
             "missing_peers": sorted(missing),
-            "missing": self.missing_rows(missing, [p for p in missing if self._job.is_unreachable(p)]),
+            "missing": self.missing_rows(missing, self._job.why_missing),
             "chunks_missing": len(self._job.missing_chunks()),
             "chunks_completed": self._job.chunks_completed,
             "chunks_count": self._job.chunks_count,
@@ -486,7 +486,7 @@ class Download(Fetching):
 
 def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
     """The error of a download that does not wait for the peers of a `waiting` event."""
-    names = ", ".join(row["name"] for row in waiting["missing"]) or "no known peer"
+    names = ", ".join(map(_named, waiting["missing"])) or "no known peer"
     how = f"`zchunk resume {waiting['job_id']}`, or the same command, goes on when it is back"
     return PartialDownload(
         f"{kept}; {waiting['chunks_missing']} wait for {names}: {how}",
@@ -495,3 +495,7 @@ def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
         chunks_completed=waiting["chunks_completed"],
         chunks_count=waiting["chunks_count"],
     )
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['name']}, which cannot read them now" if row["reason"] == "unreadable" else str(row["name"])

@@ -435,10 +435,13 @@ class Upload(JobDriver[Action]):
         """For whom the job waits, since when, for how many chunks, and how many peers it takes."""
         assert self._job is not None
         missing, why = self._job.missing(), self._job.blocked
+        unreachable = self.bulk.unreachable
         event = {
             "event": "waiting",
             "missing_peers": sorted(missing),
-            "missing": self.missing_rows(missing, self.bulk.unreachable),
+            "missing": self.missing_rows(
+                missing, lambda peer_id: "unreachable" if peer_id in unreachable else "offline"
+            ),
             "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
             "chunks_completed": self._job.chunks_completed,
             "chunks_count": self._job.chunks_count,

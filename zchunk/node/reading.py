@@ -123,7 +123,7 @@ class Reader(Fetching):
         elif self._job.status(index)[0] == "failed":
             # The job itself goes on as long as it can have another chunk.
             self._answer(None, self._corrupt(index))
-        elif self._job.is_missing(index):
+        elif self._job.is_waited_for(index):
             self._missing(self._job, index)
         else:
             self._told_waiting = False
@@ -143,7 +143,7 @@ class Reader(Fetching):
         event: dict[str, Any] = {
             "event": "waiting",
             "missing_peers": sorted(missing),
-            "missing": self.missing_rows(missing, [p for p in missing if job.is_unreachable(p)]),
+            "missing": self.missing_rows(missing, job.why_missing),
             "chunks_missing": len(job.missing_chunks()),
             "chunk_index": index,
             "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
