@@ -5,33 +5,19 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 import zmq
 
 from tests.hostile import zmtp
-from tests.hostile.rig import EVENTS, MEMBERS, OF_EVENTS, STRANGERS, Rig, peak_since, rig
+from tests.hostile.rig import EVENTS, MEMBERS, OF_EVENTS, STRANGERS, Rig, peak_since
 from tests.integration.cluster import MIB
 from tests.integration.raw import Line, keys_of
 
 pytestmark = pytest.mark.slow
 _GROWTH = 64 * MIB
-_SIZE = 32 * MIB
 _SECONDS = 2.0
-
-
-@pytest.fixture(scope="module")
-def curve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with rig(tmp_path_factory.mktemp("hostile"), _SIZE, plain=False) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with rig(tmp_path_factory.mktemp("hostile-plain"), _SIZE, plain=True) as made:
-        yield made
 
 
 def attacked(made: Rig, attack: str, victim: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""ZMTP 3 by hand, over a plain socket: what libzmq itself would never send."""
+"""ZMTP by hand, over a plain socket: what libzmq itself would never send."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ At = tuple[str, int]
 
 _SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
 _MORE, _LONG, _COMMAND = 1, 2, 4
+_DEALER, _SUB = 5, 2
+
+
+def second(kind: int = _DEALER, said: bytes = b"x") -> bytes:
+    """All that a peer of ZMTP 2.0 says: its greeting, an empty routing id, one frame."""
+    return _SIGNATURE + bytes([1, kind]) + bytes(2) + bytes([0, len(said)]) + said
+
+
+def first(said: bytes = b"x") -> bytes:
+    """And one of ZMTP 1.0, which has no greeting."""
+    return bytes([1, 0]) + bytes([1 + len(said), 0]) + said
+
+
+#: What libzmq once took in plain transport, and hands on without a word on where it came from.
+OLD = (second(), first(), second(_SUB, b"\x01"), first(b"\x01"))
+OLD_IDS = ("2.0 dealer", "1.0 dealer", "2.0 subscriber", "1.0 subscriber")
 
 
 def greeting(mechanism: bytes) -> bytes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from socket import socket as TcpSocket
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from zchunk.transport.base import Delivery, Knock, Link, Received, SocketOptions
 from zchunk.transport.keys import CurveClient, CurveServer, KeyPair
 from zchunk.transport.zap import Admission, Admissions, ZapGate, parse_admission
 from zchunk.transport.zeromq import ConnectedSocket, ZmqTransport
+from zchunk.transport.zeromq import _number as number
 
 OPTIONS = SocketOptions(max_frame_bytes=1024, linger_ms=0)
 DEADLINE_S = 20.0
@@ -314,19 +317,27 @@ def test_in_plain_transport_nobody_is_who_his_handshake_says(kind: bytes, user_i
     """A User-Id in the handshake's properties comes with each message, as that of a gate does."""
     transport = ZmqTransport()
     bind = transport.router if kind == b"DEALER" else transport.publisher
-    socket = bind("tcp://127.0.0.1:0", OPTIONS)
-    host, _, port = socket.endpoint.removeprefix("tcp://").rpartition(":")
+    bound = bind("tcp://127.0.0.1:0", OPTIONS)
+    host, _, port = bound.endpoint.removeprefix("tcp://").rpartition(":")
     said = b"hello" if kind == b"DEALER" else b"\x01"
     arrived: list[Received] = []
+
+    def take() -> bool:
+        if isinstance(received := bound.receive(), Received):
+            arrived.append(received)
+        return bool(arrived)
+
     try:
-        with zmtp.plain((host, int(port)), kind, User_Id=user_id) as line:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            turning(pool.submit(zmtp.plain, (host, int(port)), kind, User_Id=user_id), take) as line,
+        ):
             line.sendall(zmtp.frame(said))
 
             def turn() -> bool:
-                if isinstance(received := socket.receive(), Received):
-                    arrived.append(received)
+                take()
                 if kind == b"SUB":
-                    socket.send([b"event"])
+                    bound.send([b"event"])
                     line.setblocking(False)
                     with suppress(BlockingIOError):
                         return bool(line.recv(64))
@@ -335,7 +346,67 @@ def test_in_plain_transport_nobody_is_who_his_handshake_says(kind: bytes, user_i
             wait_for(turn, DEADLINE_S, "it is heard, or hears")
         assert [received.peer_id for received in arrived] == [None] * len(arrived)
     finally:
-        socket.close()
+        bound.close()
+        transport.close()
+
+
+def turning(line: Future[TcpSocket], turn: Callable[[], Any]) -> TcpSocket:
+    """The connection, once its handshake is over, for which the other side must get its turns."""
+    wait_for(lambda: turn() or line.done(), DEADLINE_S, "the handshake")
+    return line.result()
+
+
+@pytest.mark.parametrize("said", zmtp.OLD, ids=zmtp.OLD_IDS)
+@pytest.mark.parametrize("kind", ["router", "publisher"])
+def test_a_peer_whose_messages_say_nothing_of_it_is_not_let_in(kind: str, said: bytes) -> None:
+    """ZMTP 1 and 2 know no metadata: which connection such a message came by is unknown."""
+    transport = ZmqTransport()
+    bound = getattr(transport, kind)("tcp://127.0.0.1:0", OPTIONS)
+    host, _, port = bound.endpoint.removeprefix("tcp://").rpartition(":")
+    try:
+        with zmtp.connect((host, int(port)), DEADLINE_S) as line:
+            line.sendall(said)
+            line.setblocking(False)
+            heard = bytearray()
+
+            def over() -> bool:
+                assert bound.receive() is None
+                with suppress(BlockingIOError, ConnectionResetError):
+                    piece = line.recv(64)
+                    heard.extend(piece)
+                    return not piece
+                return False
+
+            wait_for(over, DEADLINE_S, "its connection ends")
+        assert len(heard) <= 14, "a greeting, and nothing else"
+    finally:
+        bound.close()
+        transport.close()
+
+
+@pytest.mark.parametrize("said", zmtp.OLD, ids=zmtp.OLD_IDS)
+@pytest.mark.parametrize("kind", ["router", "publisher"])
+def test_a_message_that_does_not_say_where_it_came_from_is_none(
+    kind: str, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where libzmq lets such a peer in, as it does where it has nobody to ask."""
+    monkeypatch.setattr("zchunk.transport.zeromq._ask_gate", lambda raw, domain: None)
+    transport = ZmqTransport()
+    bound = getattr(transport, kind)("tcp://127.0.0.1:0", OPTIONS)
+    host, _, port = bound.endpoint.removeprefix("tcp://").rpartition(":")
+    came: list[int] = []
+    monkeypatch.setattr("zchunk.transport.zeromq._number", lambda frame: came.append(1) or number(frame))
+    try:
+        with zmtp.connect((host, int(port)), DEADLINE_S) as line:
+            line.sendall(said)
+
+            def turn() -> bool:
+                assert bound.receive() is None
+                return bool(came)
+
+            wait_for(turn, DEADLINE_S, "the message has come")
+    finally:
+        bound.close()
         transport.close()
 
 

@@ -2,6 +2,10 @@
 
 What may not happen here: a key let in because a request could not be read; an answer that
 names a member on a request that was not CURVE's; two connections let in under one number.
+
+Plain sockets ask as well, although everybody is let in there (`PlainGate`): a socket that asks
+nobody also takes peers that speak ZMTP 1 or 2, whose messages say nothing of the connection that
+they came by. libzmq refuses these wherever it has to ask.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from zchunk.transport.keys import KEY_BYTES
 _AT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
 _LET_IN, _REFUSED = b"200", b"400"
+#: The domain of plain sockets: without one libzmq does not ask.
+PLAIN_DOMAIN = "zchunk.plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +69,7 @@ class ZapGate:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], admissions: Admissions) -> None:
         self._admissions = admissions
-        self.raw = context.socket(zmq.ROUTER)
-        self.raw.setsockopt(zmq.LINGER, 0)
-        self.raw.bind(_AT)
+        self.raw = _handler(context)
         self.endpoint = ""
 
     def pollable(self) -> list[zmq.Socket[bytes]]:
@@ -80,13 +84,13 @@ class ZapGate:
             knock = _knock(frames)
             if knock is not None:
                 return knock
-            self._reply(tuple(frames[:1] + frames[3:4]), _REFUSED, b"")
+            _reply(self.raw, _ticket(frames), _REFUSED, b"")
 
     def answer(self, knock: Knock, peer_id: str | None) -> None:
         if peer_id is None:
-            self._reply(knock.ticket, _REFUSED, b"")
+            _reply(self.raw, knock.ticket, _REFUSED, b"")
         else:
-            self._reply(knock.ticket, _LET_IN, self._admissions.admit(peer_id).encode())
+            _reply(self.raw, knock.ticket, _LET_IN, self._admissions.admit(peer_id).encode())
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         return Delivery.GONE
@@ -94,9 +98,45 @@ class ZapGate:
     def close(self) -> None:
         self.raw.close()
 
-    def _reply(self, ticket: tuple[bytes, ...], status: bytes, user_id: bytes) -> None:
-        if len(ticket) == 2:
-            self.raw.send_multipart([ticket[0], b"", _VERSION, ticket[1], status, b"", user_id, b""])
+
+class PlainGate:
+    """The ZAP handler of a context with plain sockets: lets everybody in, as nobody."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.raw = _handler(context)
+
+    def answer(self) -> None:
+        """All that ask now."""
+        while True:
+            try:
+                frames = self.raw.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            _reply(self.raw, _ticket(frames), _LET_IN if _is_plain(frames) else _REFUSED, b"")
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+def _handler(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    raw = context.socket(zmq.ROUTER)
+    raw.setsockopt(zmq.LINGER, 0)
+    raw.bind(_AT)
+    return raw
+
+
+def _ticket(frames: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Who asked, and the number of the question."""
+    return tuple(frames[:1]) + tuple(frames[3:4])
+
+
+def _reply(raw: zmq.Socket[bytes], ticket: tuple[bytes, ...], status: bytes, user_id: bytes) -> None:
+    if len(ticket) == 2:
+        raw.send_multipart([ticket[0], b"", _VERSION, ticket[1], status, b"", user_id, b""])
+
+
+def _is_plain(frames: Sequence[bytes]) -> bool:
+    return len(frames) == 8 and frames[2] == _VERSION and frames[7] == b"NULL"
 
 
 def _knock(frames: Sequence[bytes]) -> Knock | None:

@@ -3,7 +3,7 @@
 What may not happen here: a routing id that we set, ROUTER_HANDOVER, an unlimited
 frame, a ROUTER send without MANDATORY, a blocking call outside `ZmqPoller.wait`; a socket
 bound under CURVE that lets a key in which no gate was asked about; a message handed on that
-came by a connection which was ended.
+came by a connection which was ended, or that does not say by which one it came.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ from zchunk.transport.greeting import Greeting
 from zchunk.transport.guard import Limits
 from zchunk.transport.keys import CurveClient, CurveServer
 from zchunk.transport.unread import Large, Unread
-from zchunk.transport.zap import Admission, Admissions, ZapGate, parse_admission
+from zchunk.transport.zap import (
+    PLAIN_DOMAIN,
+    Admission,
+    Admissions,
+    PlainGate,
+    ZapGate,
+    parse_admission,
+)
 
 #: Below this size a copy is cheaper than libzmq's bookkeeping for shared memory.
 _COPY_BELOW = 64 * 1024
@@ -91,6 +98,7 @@ class ZmqTransport:
         self._context.linger = 0
         self._admissions = Admissions()
         self._connections = Connections()
+        self._asked_in_plain = False
 
     def poller(self) -> Poller:
         return ZmqPoller()
@@ -101,8 +109,8 @@ class ZmqTransport:
     def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> RouterSocket:
         raw = self._socket(zmq.ROUTER, options, curve)
         raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        endpoint, delivered = self._listen(raw, bind, options, curve)
-        return RouterSocket(raw, endpoint, options.unread_bytes, self._shown_at(curve), delivered)
+        bound = self._listen(raw, bind, options, curve)
+        return RouterSocket(bound, options.unread_bytes)
 
     def publisher(
         self, bind: str, options: SocketOptions, curve: CurveServer | None = None
@@ -110,8 +118,7 @@ class ZmqTransport:
         # A PUB that shows its subscriptions, and so which connection is whose.
         raw = self._socket(zmq.XPUB, options, curve)
         raw.setsockopt(zmq.XPUB_VERBOSE, 1)
-        endpoint, delivered = self._listen(raw, bind, options, curve)
-        return PublisherSocket(raw, endpoint, self._shown_at(curve), delivered)
+        return PublisherSocket(self._listen(raw, bind, options, curve))
 
     def dealer(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
@@ -135,14 +142,21 @@ class ZmqTransport:
 
     def _listen(
         self, raw: zmq.Socket[bytes], bind: str, options: SocketOptions, curve: CurveServer | None
-    ) -> tuple[str, Delivered]:
+    ) -> _Bound:
         if curve is None:
             raw.setsockopt(zmq.RCVBUF, _PLAIN_WINDOW_BYTES)
+        _ask_gate(raw, curve.door if curve is not None else PLAIN_DOMAIN)
+        gate = self._plain_gate() if curve is None else None
         endpoint = _bind(raw, bind)
-        return endpoint, self._connections.watch(endpoint, _limits(options))
+        delivered = self._connections.watch(endpoint, _limits(options))
+        return _Bound(raw, endpoint, self._admissions, curve is not None, delivered, gate)
 
-    def _shown_at(self, curve: CurveServer | None) -> _Showing:
-        return _Showing(self._admissions, encrypts=curve is not None)
+    def _plain_gate(self) -> PlainGate | None:
+        """Of the first plain socket; it answers for the others too, which live in the same loop."""
+        if self._asked_in_plain:
+            return None
+        self._asked_in_plain = True
+        return PlainGate(self._context)
 
     def close(self) -> None:
         """Ends the context; every loop has closed its own sockets before."""
@@ -196,7 +210,10 @@ def _set_curve(raw: zmq.Socket[bytes], curve: CurveServer | CurveClient | None) 
         raw.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key)
         return
     raw.setsockopt(zmq.CURVE_SERVER, 1)
-    raw.setsockopt_string(zmq.ZAP_DOMAIN, curve.door)
+
+
+def _ask_gate(raw: zmq.Socket[bytes], domain: str) -> None:
+    raw.setsockopt_string(zmq.ZAP_DOMAIN, domain)
     # Else a socket lets in any key when nobody answers at the gate.
     raw.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
@@ -230,51 +247,78 @@ def _bind_dual_stack(raw: zmq.Socket[bytes], address: str) -> None:
         raw.bind(address)
 
 
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A socket that others connect to, and what is noted of them."""
+
+    raw: zmq.Socket[bytes]
+    endpoint: str
+    admissions: Admissions
+    encrypts: bool
+    delivered: Delivered
+    #: answers libzmq's questions, where this is the socket that does
+    gate: PlainGate | None
+
+    def admission(self, frame: zmq.Frame) -> Admission | None:
+        """In plain transport whoever connects may write a User-Id of his own into his handshake."""
+        return parse_admission(_metadata(frame, "User-Id")) if self.encrypts else None
+
+    @property
+    def gates(self) -> list[zmq.Socket[bytes]]:
+        return [self.gate.raw] if self.gate is not None else []
+
+    def answer_gate(self) -> None:
+        if self.gate is not None:
+            self.gate.answer()
+
+    def close_gate(self) -> None:
+        if self.gate is not None:
+            self.gate.close()
+
+
 class PublisherSocket:
     """A bound PUB: what is sent goes to whoever listens. It notes by which connection each
     member subscribed, to be able to end it."""
 
-    def __init__(
-        self, raw: zmq.Socket[bytes], endpoint: str, showing: _Showing, delivered: Delivered
-    ) -> None:
-        self.raw = raw
-        self.endpoint = endpoint
-        self._showing = showing
-        self._admissions = showing.admissions
-        self._delivered = delivered
+    def __init__(self, bound: _Bound) -> None:
+        self.raw = bound.raw
+        self.endpoint = bound.endpoint
+        self._bound = bound
         #: member -> its connections, and for how many usual topics each has asked
         self._subscribers: dict[str, dict[Descriptor, float]] = {}
 
     def pollable(self) -> list[zmq.Socket[bytes]]:
-        return [self.raw]
+        return [*self._bound.gates, self.raw]
 
     def receive(self) -> Received | None:
+        self._bound.answer_gate()
         while True:
             try:
                 frame = self.raw.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return None
-            number = _metadata(frame, "__fd")
+            number = _number(frame)
             if number is not None:  # else libzmq tells of a connection that ended
-                self._delivered.add(int(number), 1, len(frame))
-                self._note(self._showing.admission(frame), descriptors.descriptor(int(number)), len(frame))
+                self._bound.delivered.add(number, 1, len(frame))
+                self._note(self._bound.admission(frame), descriptors.descriptor(number), len(frame))
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         _send_frames(self.raw, frames)
         return Delivery.SENT
 
     def end(self, peer_id: str) -> None:
-        self._admissions.end(peer_id)
+        self._bound.admissions.end(peer_id)
         for which in self._subscribers.pop(peer_id, {}):
             descriptors.shut_down(which)
 
     def close(self) -> None:
+        self._bound.close_gate()
         self.raw.close()
 
     def _note(self, admission: Admission | None, which: Descriptor | None, size: int) -> None:
         if which is None:
             return
-        if self._admissions.is_void(admission):
+        if self._bound.admissions.is_void(admission):
             descriptors.shut_down(which)
             return
         theirs = self._subscribers.setdefault(admission.peer_id if admission else "", {})
@@ -293,30 +337,22 @@ class RouterSocket:
     events that nobody reads stop the whole context.
     """
 
-    def __init__(
-        self,
-        raw: zmq.Socket[bytes],
-        endpoint: str,
-        unread_bytes: int,
-        showing: _Showing,
-        delivered: Delivered,
-    ) -> None:
-        self.raw = raw
-        self.endpoint = endpoint
-        self._delivered = delivered
+    def __init__(self, bound: _Bound, unread_bytes: int) -> None:
+        self.raw = bound.raw
+        self.endpoint = bound.endpoint
+        self._bound = bound
         self._discards = False
         self._unread = Unread(unread_bytes)
-        self._showing = showing
-        self._admissions = showing.admissions
-        self._monitor = raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self.raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         #: descriptor -> connections that came by it, in this order; most are the latest's
         self._by_descriptor: dict[int, dict[bytes, None]] = {}
         self._shown: dict[bytes, _Shown] = {}
 
     def pollable(self) -> list[zmq.Socket[bytes]]:
-        return [self._monitor, self.raw]
+        return [self._monitor, *self._bound.gates, self.raw]
 
     def receive(self) -> Received | Suspects | None:
+        self._bound.answer_gate()
         if (suspects := self._suspects()) is not None:
             return suspects
         while True:
@@ -345,12 +381,13 @@ class RouterSocket:
         return Delivery.SENT
 
     def end(self, peer_id: str) -> None:
-        self._admissions.end(peer_id)
+        self._bound.admissions.end(peer_id)
         for shown in list(self._shown.values()):
             if shown.admission is not None and shown.admission.peer_id == peer_id:
                 _shut_down(shown)
 
     def close(self) -> None:
+        self._bound.close_gate()
         _close_monitored(self.raw, self._monitor)
 
     def _message(self) -> list[zmq.Frame] | None:
@@ -368,21 +405,23 @@ class RouterSocket:
         return None
 
     def _received(self, parts: Sequence[zmq.Frame]) -> Received | None:
-        """None for what came by a connection that is ended, or ends by it."""
+        """None for what came by a connection that is ended, ends by it, or is not known."""
         connection = parts[0].bytes
         if len(parts) < 2:
-            return Received([b""], connection=connection)
+            return None
         if connection[:1] != _OUR_ROUTING_ID:
             _end_sender(parts[1])
             return None
         known = self._shown.get(connection) or self._remember(connection, parts[1])
+        if known is None:
+            return None
         admission = known.admission
-        if self._admissions.is_void(admission):
+        if self._bound.admissions.is_void(admission):
             _shut_down(known)
             return None
         peer_id = admission.peer_id if admission is not None else None
         frames = [part.buffer for part in parts[1:]]
-        self._delivered.add(known.number, len(frames), sum(map(len, frames)))
+        self._bound.delivered.add(known.number, len(frames), sum(map(len, frames)))
         return Received(frames, connection, peer_id, _metadata(parts[1], "Peer-Address"))
 
     def _suspects(self) -> Suspects | None:
@@ -392,10 +431,13 @@ class RouterSocket:
                 return Suspects(tuple(connections))
         return None
 
-    def _remember(self, connection: bytes, frame: zmq.Frame) -> _Shown:
+    def _remember(self, connection: bytes, frame: zmq.Frame) -> _Shown | None:
+        """None where the message does not say by which descriptor it came."""
         self._unread.sweep()
-        number = int(frame.get(zmq.SRCFD))
-        shown = _Shown(number, self._showing.admission(frame), descriptors.descriptor(number))
+        number = _number(frame)
+        if number is None:
+            return None
+        shown = _Shown(number, self._bound.admission(frame), descriptors.descriptor(number))
         self._shown[connection] = shown
         self._by_descriptor.setdefault(number, {})[connection] = None
         return shown
@@ -422,7 +464,8 @@ class _Shown:
 
 
 def _end_sender(frame: zmq.Frame) -> None:
-    if (which := descriptors.descriptor(int(frame.get(zmq.SRCFD)))) is not None:
+    number = _number(frame)
+    if number is not None and (which := descriptors.descriptor(number)) is not None:
         descriptors.shut_down(which)
 
 
@@ -448,23 +491,20 @@ def _close_monitored(raw: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None
     raw.close()
 
 
+def _number(frame: zmq.Frame) -> int | None:
+    """The descriptor of the connection that it came by, where it says one: what a ZMTP 1 or 2 peer
+    sends has none, nor has what libzmq tells by itself."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return None
+
+
 def _metadata(frame: zmq.Frame, name: str) -> str | None:
     try:
         return str(frame.get(name))
     except (zmq.ZMQError, UnicodeDecodeError):
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Showing:
-    """What the messages of a bound socket show of who sends them."""
-
-    admissions: Admissions
-    encrypts: bool
-
-    def admission(self, frame: zmq.Frame) -> Admission | None:
-        """In plain transport whoever connects may write a User-Id of his own into his handshake."""
-        return parse_admission(_metadata(frame, "User-Id")) if self.encrypts else None
 
 
 def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[Large]:
