@@ -4,6 +4,10 @@ Shells put sockets with handlers, and `Timed` objects (usually around a pure mac
 into a loop. A handler never blocks: work that hashes, reads or writes goes to
 `Workers` and comes back as a posted call. A simulation drives the same loops with
 `turn` instead of `run`.
+
+What may not happen here: a loop that ends because one peer's message could not be handled. That
+costs the peer its connection. Deadlines and posted calls are our own: a bug in one of these ends
+the loop.
 """
 
 from __future__ import annotations
@@ -13,14 +17,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from zchunk.clock import Clock
 from zchunk.errors import ZchunkError
-from zchunk.transport.base import Arrival, Poller, Socket
+from zchunk.refusals import Refusals
+from zchunk.transport.base import Arrival, Poller, Received, Socket
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Handler = Callable[[Arrival], None]
 Done = Callable[[T | None, ZchunkError | None], None]
@@ -57,6 +63,7 @@ class Loop:
         self._timed: list[Timed] = []
         self._posted: deque[Callable[[], None]] = deque()
         self._stopping = False
+        self._bugs = Refusals()
         self._closers: list[Callable[[], None]] = []
 
     def add_socket(self, socket: Socket, handler: Handler) -> None:
@@ -150,7 +157,44 @@ class Loop:
             received = socket.receive() if handler is not None else None
             if handler is None or received is None:
                 return
-            handler(received)
+            try:
+                handler(received)
+            except Exception as error:  # noqa: BLE001 - see above
+                self._contain(socket, received, error)
+
+    def _contain(self, socket: Socket, received: Arrival, error: Exception) -> None:
+        """A message that could not be handled ends its connection; the others go on."""
+        line = self._bugs.note(_bug(error), _sender(received), self.clock.monotonic())
+        if line is not None:
+            log.error("%s: a message could not be handled (a bug): %s", self.name, line, exc_info=error)
+        if socket in self._handlers:
+            socket.reject(received)
+
+
+def _bug(error: Exception) -> ZchunkError:
+    return ZchunkError(f"unexpected {type(error).__name__}: {error}")
+
+
+def _sender(received: Arrival) -> str:
+    if not isinstance(received, Received):
+        return str(received)[:200]
+    member = f"member {received.peer_id}" if received.peer_id is not None else "nobody known"
+    return f"{received.address} ({member}, connection {received.connection.hex()})"
+
+
+def contained(work: Callable[P, T]) -> Callable[P, T]:
+    """Work that a peer asked for: a bug in it is an error for whoever asked, and ends no loop."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return work(*args, **kwargs)
+        except ZchunkError:
+            raise
+        except Exception as error:
+            log.error("a request could not be handled (a bug)", exc_info=error)
+            raise _bug(error) from error
+
+    return run
 
 
 class Workers(Protocol):

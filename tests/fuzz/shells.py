@@ -144,6 +144,8 @@ class _Shell:
             try:
                 value, error = work(), None
             except ZchunkError as problem:
+                if type(problem) is ZchunkError:  # a bug in work that was asked for
+                    raise
                 value, error = None, problem
             done(value, error)
 

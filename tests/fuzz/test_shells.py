@@ -7,7 +7,9 @@ import logging
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -219,6 +221,25 @@ def test_a_member_that_does_not_wait_for_answers_is_told_to(tmp_path: Path) -> N
     shell.work()
     assert isinstance(shell.answers[b"1", again][0], Files)
     assert shell.server.refused == 20
+    shell.store.close()
+
+
+def test_a_request_that_meets_a_bug_is_held_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = TrackerShell(tmp_path)
+
+    def broken(*_: object) -> NoReturn:
+        raise KeyError("nobody thought of it")
+
+    monkeypatch.setattr(shell.core, "handle", broken)
+    for _ in range(MAX_REQUESTS + 1):
+        with pytest.raises(KeyError):
+            shell.ask(ListFiles(page=""), b"1", peer_id("client"))
+    monkeypatch.undo()
+    asked = shell.ask(ListFiles(page=""), b"1", peer_id("client"))
+    shell.work()
+    assert isinstance(shell.answers[b"1", asked][0], Files)
     shell.store.close()
 
 

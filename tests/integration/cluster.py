@@ -43,6 +43,8 @@ NOBODY = 65534
 #: Everything that should take a second or two gets this long on a busy machine.
 PATIENCE_S = 60.0
 _SAMPLE_S = 0.05
+#: In the log of a process that met a bug and went on.
+_BUG = "could not be handled (a bug)"
 
 Event = dict[str, Any]
 Wanted = str | Callable[[Event], bool]
@@ -198,6 +200,10 @@ class Process:
     def stderr(self) -> str:
         size = os.fstat(self._stderr.fileno()).st_size
         return os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")
+
+    @property
+    def met_bug(self) -> bool:
+        return not self._stderr.closed and _BUG in self.stderr
 
     def children(self) -> list[int]:
         """Processes that this one has started and that still run."""
@@ -470,7 +476,9 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        bugs = [process.stderr for process in self._processes if process.met_bug]
         self.close()
+        assert error is not None or not bugs, "\n".join(bugs)
 
     def close(self) -> None:
         Cluster.running.discard(self)

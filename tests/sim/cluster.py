@@ -38,6 +38,7 @@ from zchunk.protocol.messages import Locate, Plan, Remove, Request
 from zchunk.sealing import Secret, open_manifest
 from zchunk.tracker.server import Tracker
 from zchunk.tracker.store import TrackerStore
+from zchunk.transport.base import Arrival, Socket
 from zchunk.transport.keys import peer_id_of
 from zchunk.transport.memory import Faults, MemoryPoller, MemoryTransport, Network
 
@@ -57,6 +58,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+class _Strict(Loop):
+    """A bug in the handling of a message fails the simulation, and is no peer's affair."""
+
+    def _contain(self, socket: Socket, received: Arrival, error: Exception) -> None:
+        raise error
+
+
+def _no_bug(error: ZchunkError) -> None:
+    """As `loop.contained` tells one to whoever asked."""
+    assert type(error) is not ZchunkError, error.message
+
+
 class Host:
     """One process: its loops get turns while it is alive."""
 
@@ -70,7 +83,7 @@ class Host:
     def loop(self, name: str) -> Loop:
         poller = self.transport.poller()
         assert isinstance(poller, MemoryPoller)
-        loop = Loop(poller, self.network.clock, f"{self.name}-{name}")
+        loop = _Strict(poller, self.network.clock, f"{self.name}-{name}")
         driver = _Driver(self, loop)
         poller.on_wake = driver.wake
         driver.wake()
@@ -141,6 +154,7 @@ class SimWorkers:
         try:
             value = work()
         except ZchunkError as error:
+            _no_bug(error)
             problem = error
             self._loop.post(lambda: done(None, problem))
         else:
@@ -160,6 +174,7 @@ class SimStoreRunner:
                 try:
                     return run(self._store), None
                 except ZchunkError as error:
+                    _no_bug(error)
                     return None, error
 
         self._workers.submit(work, lambda outcome, error: done(outcome if error is None else (None, error)))

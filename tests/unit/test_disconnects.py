@@ -136,6 +136,7 @@ class Caller:
         self.poller = self.transport.poller()
         self.poller.register(self.socket)
         while self.socket.receive() is not Link.UP:
+            server.router._bound.answer_gate()  # type: ignore[attr-defined]
             self.poller.wait(0.01)
         self.socket.send([name])
         server.turn_until(lambda: name in server.seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections import deque
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from zchunk.clock import ManualClock, Now, SystemClock, iso_utc, read
-from zchunk.errors import NotFound
-from zchunk.loop import Loop, LoopThread, ThreadWorkers
-from zchunk.transport.base import Delivery, Link, Received
+from zchunk.errors import NotFound, ZchunkError
+from zchunk.loop import Loop, LoopThread, ThreadWorkers, contained
+from zchunk.transport.base import Arrival, Delivery, Link, Received
 
 PATIENCE_S = 10.0
 
@@ -23,6 +24,7 @@ class FakeSocket:
 
     def __init__(self, *waiting: Received | Link) -> None:
         self.waiting = deque(waiting)
+        self.rejected: list[Arrival] = []
         self.closed = 0
 
     def receive(self) -> Received | Link | None:
@@ -30,6 +32,9 @@ class FakeSocket:
 
     def send(self, frames: Sequence[Any], connection: bytes = b"") -> Delivery:
         return Delivery.SENT
+
+    def reject(self, arrival: Arrival) -> None:
+        self.rejected.append(arrival)
 
     def close(self) -> None:
         self.closed += 1
@@ -162,6 +167,71 @@ def test_a_deadline_is_met_once_and_not_before_its_time(
     loop.turn()
     assert log == [("time", 101.5)]
     assert loop.next_deadline() == 103.0
+
+
+# -- a message that cannot be handled -----------------------------------------------------------
+
+
+def broken(received: Arrival) -> None:
+    raise KeyError("nobody thought of it")
+
+
+def test_a_message_that_cannot_be_handled_ends_its_connection_and_no_loop(
+    loop: Loop, log: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = Received([b"bad"], b"\0\1", "a" * 32, "10.0.0.7")
+    socket, other = FakeSocket(bad, message(1)), FakeSocket(message(2))
+    loop.add_socket(socket, lambda received: broken(received) if received is bad else log.append(received))
+    loop.add_socket(other, log.append)
+    loop.turn()
+    assert socket.rejected == [bad]
+    assert log == [message(1), message(2)]
+    (line,) = caplog.messages
+    assert "10.0.0.7" in line
+    assert "a" * 32 in line
+    assert "0001" in line
+    assert "KeyError" in line
+
+
+def test_many_such_messages_are_few_lines(
+    loop: Loop, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket = FakeSocket(*[message(number) for number in range(1000)])
+    loop.add_socket(socket, broken)
+    while socket.waiting:
+        loop.turn()
+    assert len(socket.rejected) == 1000
+    assert len(caplog.messages) == 1
+    clock.advance(61)
+    socket.waiting.append(message(1))
+    loop.turn()
+    assert "999 times" in caplog.messages[1]
+
+
+def test_a_handler_that_closed_its_socket_and_fails_ends_nothing_more(loop: Loop) -> None:
+    socket = FakeSocket(message(1))
+
+    def handler(received: Arrival) -> None:
+        loop.remove_socket(socket)
+        broken(received)
+
+    loop.add_socket(socket, handler)
+    loop.turn()
+    assert (socket.closed, socket.rejected) == (1, [])
+
+
+def test_a_bug_in_work_that_was_asked_for_is_an_error_of_who_asked(
+    loop: Loop, running: LoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers, told = ThreadWorkers(loop, 1, "work"), queue.SimpleQueue[Any]()
+    workers.submit(contained(lambda: {}["nothing"]), lambda value, error: told.put(error))
+    error = told.get(timeout=PATIENCE_S)
+    assert type(error) is ZchunkError
+    assert "KeyError" in error.message
+    workers.submit(contained(lambda: 7), lambda value, error: told.put(value))
+    assert told.get(timeout=PATIENCE_S) == 7
+    workers.close()
+    assert "could not be handled" in caplog.text
 
 
 # -- the longest turn ------------------------------------------------------------------------

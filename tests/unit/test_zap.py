@@ -247,6 +247,32 @@ def test_who_is_ended_loses_its_line_at_once_and_may_come_again(server: Server) 
     assert server.links[other] == [Link.UP]
 
 
+def test_who_sends_what_cannot_be_handled_loses_its_line_and_nobody_else_does(server: Server) -> None:
+    socket, other = (server.inside(server.member(who)) for who in (A, B))
+    for each in (socket, other):
+        each.send([b"here"])
+    server.until(lambda: len(server.received) == 2, "both are heard")
+    server.router.reject(next(received for received in server.received if received.peer_id == A))
+    server.until(lambda: server.links[socket] == [Link.UP, Link.DOWN, Link.UP], "it is back")
+    assert server.links[other] == [Link.UP]
+    socket.send([b"again"])
+    server.until(lambda: len(server.received) == 3, "it is heard again")
+
+
+def test_who_is_sent_what_cannot_be_handled_connects_again(server: Server) -> None:
+    socket, other = (server.inside(server.member(who)) for who in (A, B))
+    socket.reject(Received([b"anything"]))
+    server.until(lambda: server.links[socket] == [Link.UP, Link.DOWN, Link.UP], "it is back")
+    assert server.links[other] == [Link.UP]
+    socket.send([b"here"])
+    server.until(lambda: server.received, "it is heard")
+
+
+def test_a_knock_that_cannot_be_handled_is_refused(asked: Asked) -> None:
+    asked.gate.reject(asked.knock(GOOD))
+    assert asked.client.recv_multipart() == [b"1.0", b"7", b"400", b"", b"", b""]
+
+
 def test_who_said_nothing_before_its_end_is_not_heard_after_it(server: Server) -> None:
     socket = server.inside(server.member(A))
     server.router.end(A)

@@ -23,7 +23,7 @@ from zchunk.errors import (
     Unreadable,
     ZchunkError,
 )
-from zchunk.loop import Loop, Workers
+from zchunk.loop import Loop, Workers, contained
 from zchunk.manifest import MAX_STORED_SIZE
 from zchunk.misuse import Misuse
 from zchunk.node.serving import MAX_OFFERS, Admission, BlockWanted, ChunkKey, Incoming, Outgoing
@@ -212,7 +212,7 @@ class ChunkService:
             read = partial(
                 self._store.read_block, wanted.sha256, wanted.offset, wanted.length, self._blocks.lend
             )
-            self._reading.submit(read, partial(self._send_block, wanted))
+            self._reading.submit(contained(read), partial(self._send_block, wanted))
 
     def _send_block(self, wanted: BlockWanted, data: memoryview | None, error: ZchunkError | None) -> None:
         if error is not None:
@@ -273,7 +273,7 @@ class ChunkService:
             self._on_stored(offer.upload_id, offer.sha256)
             self._reply(connection, request_id, Offered(have=True))
 
-        self._storing.submit(work, done)
+        self._storing.submit(contained(work), done)
 
     def _take_anew(self, connection: bytes, request_id: int, offer: Offer) -> None:
         """It is here and cannot be read: what comes replaces it."""
@@ -286,7 +286,7 @@ class ChunkService:
         for chunk in self._incoming.admit_more():
             # Disk space is reserved before a byte of the chunk comes.
             self._storing.submit(
-                partial(self._store.reserve_space, chunk.size), partial(self._admitted, chunk)
+                contained(partial(self._store.reserve_space, chunk.size)), partial(self._admitted, chunk)
             )
 
     def _admitted(self, chunk: Admission, fits: bool | None, error: ZchunkError | None) -> None:
@@ -340,7 +340,7 @@ class ChunkService:
             self._admit()
 
         receive = partial(self._receive_chunk, sha256, chunk.blake3, view, upload_id, chunk.size)
-        self._storing.submit(receive, done)
+        self._storing.submit(contained(receive), done)
 
     def _give_up(self, chunk: Admission) -> None:
         if chunk.key in self._buffers:
@@ -373,4 +373,4 @@ class ChunkService:
             else:
                 self._reply(connection, request_id, Ok())
 
-        self._storing.submit(work, done)
+        self._storing.submit(contained(work), done)

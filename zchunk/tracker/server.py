@@ -21,7 +21,7 @@ from zchunk.disconnects import Disconnects
 from zchunk.errors import AlreadyRunning, InvalidUsage, NotAllowed, NotFound, StorageFailure, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.knocks import Knocks
-from zchunk.loop import Loop
+from zchunk.loop import Loop, contained
 from zchunk.misuse import Misuse
 from zchunk.outstanding import Outstanding, Ticket
 from zchunk.protocol import wire
@@ -232,10 +232,12 @@ class TrackerServer:
             else:
                 self._reply(Reply(sender.connection, request_id, wire.error_reply(error)), sender)
             return
-        actions = self.core.handle(sender, request_id, envelope.message, self._now())
-        self._perform(actions, ticket, sender)
-        if not ticket.works:
-            self._outstanding.end(ticket)
+        try:
+            actions = self.core.handle(sender, request_id, envelope.message, self._now())
+            self._perform(actions, ticket, sender)
+        finally:
+            if not ticket.works:
+                self._outstanding.end(ticket)
 
     def _refused(self, error: ZchunkError, sender: Sender | None) -> bool:
         """Counts it. Whether the sender is cut off, and so needs no answer."""
@@ -273,7 +275,7 @@ class TrackerServer:
 
         if ticket is not None:
             ticket.works += 1
-        self._store.submit(action.run, done)
+        self._store.submit(contained(action.run) if sender is not None else action.run, done)
 
     def _reply(self, action: Reply, sender: Sender | None) -> None:
         if isinstance(action.message, ErrorReply):

@@ -90,6 +90,10 @@ class Socket(Protocol):
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery: ...
 
+    def reject(self, arrival: Arrival) -> None:
+        """End the connection that this came by, or refuse who knocks. A socket that connects does
+        so again."""
+
     def close(self) -> None: ...
 
 

@@ -255,6 +255,10 @@ class ServerSocket(MemorySocket):
             self.network.transmit(target, False, frames)
         return Delivery.SENT
 
+    def reject(self, arrival: Arrival) -> None:
+        if isinstance(arrival, Received) and (found := self._connections.get(arrival.connection)):
+            self.network.end(found)
+
     def end(self, peer_id: str) -> None:
         """Nobody proves here who he is."""
 
@@ -284,6 +288,10 @@ class ClientSocket(MemorySocket):
             return Delivery.GONE
         self.network.transmit(self.connection, True, frames)
         return Delivery.SENT
+
+    def reject(self, arrival: Arrival) -> None:
+        if self.connection is not None:
+            self.network.end(self.connection)
 
     def close(self) -> None:
         self.closed = True

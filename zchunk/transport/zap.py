@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from zchunk.transport.base import Buffer, Delivery, Knock
+from zchunk.transport.base import Arrival, Buffer, Delivery, Knock
 from zchunk.transport.keys import KEY_BYTES
 
 _AT = "inproc://zeromq.zap.01"
@@ -94,6 +94,10 @@ class ZapGate:
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         return Delivery.GONE
+
+    def reject(self, arrival: Arrival) -> None:
+        if isinstance(arrival, Knock):
+            self.answer(arrival, None)
 
     def close(self) -> None:
         self.raw.close()

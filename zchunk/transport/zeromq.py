@@ -21,6 +21,7 @@ import zmq
 from zchunk.errors import InvalidUsage
 from zchunk.transport import descriptors
 from zchunk.transport.base import (
+    Arrival,
     Buffer,
     Delivery,
     Link,
@@ -306,6 +307,9 @@ class PublisherSocket:
         _send_frames(self.raw, frames)
         return Delivery.SENT
 
+    def reject(self, arrival: Arrival) -> None:
+        """Nothing that comes here is handed on."""
+
     def end(self, peer_id: str) -> None:
         self._bound.admissions.end(peer_id)
         for which in self._subscribers.pop(peer_id, {}):
@@ -379,6 +383,10 @@ class RouterSocket:
             self._forget(connection)
             return Delivery.GONE
         return Delivery.SENT
+
+    def reject(self, arrival: Arrival) -> None:
+        if isinstance(arrival, Received) and (shown := self._shown.get(arrival.connection)) is not None:
+            _shut_down(shown)
 
     def end(self, peer_id: str) -> None:
         self._bound.admissions.end(peer_id)
@@ -540,6 +548,8 @@ class ConnectedSocket:
         #: of addresses at which handshakes fail
         self._greetings: dict[str, Greeting] = {}
         self._connected_at = 0.0
+        #: the descriptor of the latest connection
+        self._number: int | None = None
         self._monitor = raw.get_monitor_socket(_LINK_EVENTS)
         self._connect()
 
@@ -561,6 +571,10 @@ class ConnectedSocket:
         except zmq.Again:
             return Delivery.FULL if self.link is Link.UP else Delivery.GONE
         return Delivery.SENT
+
+    def reject(self, arrival: Arrival) -> None:
+        if self._number is not None and (which := descriptors.descriptor(self._number)) is not None:
+            descriptors.shut_down(which)
 
     def close(self) -> None:
         _close_monitored(self.raw, self._monitor)
@@ -594,7 +608,7 @@ class ConnectedSocket:
         if event == zmq.EVENT_CONNECT_RETRIED:
             self._next_address()
         elif event == zmq.EVENT_CONNECTED:
-            self._connected_at = time.monotonic()
+            self._connected_at, self._number = time.monotonic(), value
         elif time.monotonic() - self._connected_at < _AT_ONCE_S:
             return self._handshake_failed(event, value)
         return None
