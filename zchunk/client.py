@@ -378,7 +378,6 @@ class Client:
         record = replace(record, job_id=part.job_id, created_at=part.created_at)
         kept = KeptJob(
             bulk=self.bulk,
-            transport=self._bulk_transport,
             book=self.desk.book,
             record=record,
             tell=self.events_in.put,

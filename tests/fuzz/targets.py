@@ -396,9 +396,7 @@ _RECORD = {
     "waiting_since": None,
     "reason": "why",
     "ended_at": None,
-    "endpoint": "tcp://127.0.0.1:4000",
-    "secret": "5" * 64,
-    "pid": 17,
+    "endpoint": "unix:/nowhere/job.sock",
 }
 _HOME = {
     "peer_id": "a" * 32,

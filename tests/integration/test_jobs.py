@@ -11,15 +11,17 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import zchunk
+from tests.hostile import zmtp
 from tests.integration.cluster import (
     MIB,
     UNPRIVILEGED,
@@ -101,6 +103,38 @@ def test_a_running_download_is_paused_and_goes_on(bench: Cluster, folder: Path, 
     assert done.last["job_id"] == job_id
     assert sha256_of(out / "copy") == source.sha256
     assert jobs(client)[job_id]["state"] == "complete"
+
+
+def test_what_is_no_order_ends_no_download(bench: Cluster, source: Source, out: Path) -> None:
+    """Some sixteen bytes of an old ZMTP ended any download, when it listened at a port."""
+    client = bench.client
+    bench.kill("B")
+    get, job_id = waiting_get(bench, source, out / "copy")
+    door = client.home / "client" / "jobs" / f"{job_id}.sock"
+    for said in (*zmtp.OLD, os.urandom(4096)):
+        with socket.socket(socket.AF_UNIX) as line, suppress(ConnectionResetError, BrokenPipeError):
+            line.settimeout(SOON_S)
+            line.connect(str(door))
+            line.sendall(said)
+            line.shutdown(socket.SHUT_WR)
+            assert line.recv(1) == b""
+    assert jobs(client)[job_id]["active"]
+    bench.restart("B")
+    get.result().expect(0)
+    assert sha256_of(out / "copy") == source.sha256
+
+
+def test_a_home_may_be_deeper_than_the_name_of_a_socket(bench: Cluster, folder: Path, out: Path) -> None:
+    source = fresh(folder, 2 * MIB)
+    bench.client.put(source.path)
+    client = bench.join("x" * 64)
+    bench.kill("B")
+    get = client.start("get", source.path.name, "-o", out / "copy")
+    job_id = get.until("plan")["job_id"]
+    get.until("waiting")
+    assert len(str(client.home / "client" / "jobs" / f"{job_id}.sock")) > 107
+    assert client.run("cancel", job_id).last["state"] == "cancelled"
+    get.result().expect(10)
 
 
 def test_a_waiting_download_is_cancelled(bench: Cluster, source: Source, out: Path) -> None:

@@ -3,18 +3,23 @@ real sockets, and what its record says in every moment."""
 
 from __future__ import annotations
 
-import secrets
+import errno
+import os
 import shutil
-import subprocess
+import socket
+import stat
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import msgpack
 import pytest
 
+from tests.hostile import zmtp
 from tests.unit.test_jobs import JOB, MANIFEST, OTHER, PEER, begun, record
 from tests.waiting import wait_for
 from zchunk.clock import SystemClock
@@ -34,15 +39,15 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.loop import Loop, LoopThread, ThreadWorkers
-from zchunk.node import jobdesk, partfile
+from zchunk.node import jobcontrol, jobdesk, partfile
 from zchunk.node.download import JobState
-from zchunk.node.jobcontrol import STEERING, KeptJob, steer
+from zchunk.node.jobcontrol import KeptJob, steer
 from zchunk.node.jobdesk import JobDesk
 from zchunk.node.jobs import JobBook, JobRecord
 from zchunk.node.partfile import PartFile, load_job
 from zchunk.protocol import wire
 from zchunk.protocol.messages import GetSnapshot, SteerJob
-from zchunk.transport.base import Link, Received
+from zchunk.transport.local import MAX_BYTES, LocalLine
 from zchunk.transport.zeromq import ZmqTransport
 
 PATIENCE_S = 30.0
@@ -120,7 +125,6 @@ class Rig:
         bulk: Any = SimpleNamespace(loop=self.loop, pools=SimpleNamespace(writing=writing, hashing=writing))
         self.kept = KeptJob(
             bulk=bulk,
-            transport=self.transport,
             book=self.book,
             record=record(self.target),
             tell=self.events.append,
@@ -141,13 +145,6 @@ class Rig:
         done = threading.Event()
         self.loop.post(lambda: (call(), done.set()))
         assert done.wait(PATIENCE_S)
-
-    def steer(self, record: JobRecord, action: str) -> Any:
-        transport = ZmqTransport()
-        try:
-            return steer(record, action, transport, SystemClock(), PATIENCE_S)
-        finally:
-            transport.close()
 
     def await_end(self) -> dict[str, Any]:
         wait_for(lambda: self.events, PATIENCE_S, "the end to be told")
@@ -176,20 +173,21 @@ def test_the_record_is_durable_with_its_endpoint_before_the_download_starts(rig:
     rig.loop.post(rig.kept.start)
     wait_for(lambda: seen, PATIENCE_S, "the download to be started")
     assert seen[0] is not None
-    assert seen[0].endpoint is not None
-    assert seen[0].endpoint.startswith("tcp://127.0.0.1:")
-    assert seen[0].secret is not None
-    assert len(bytes.fromhex(seen[0].secret)) == 32
+    door = rig.book.folders[0] / f"{JOB}.sock"
+    assert seen[0].endpoint == f"unix:{door}"
+    assert door.is_socket()
+    assert stat.S_IMODE(door.stat().st_mode) == 0o600
 
 
-def test_each_run_has_another_secret(tmp_path: Path) -> None:
-    found = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        rig = Rig(tmp_path / name)
-        found.append(rig.start().secret)
-        rig.close()
-    assert found[0] != found[1]
+def test_a_door_that_cannot_be_made_keeps_no_download_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(folder: Path, name: str) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(jobcontrol, "LocalDoor", refuse)
+    assert rig.start().endpoint is None
+    assert "Too many open files" in caplog.text
 
 
 def test_a_record_that_cannot_be_written_ends_the_run_before_it_begins(
@@ -224,7 +222,8 @@ def test_the_end_is_told_when_its_record_is_durable(error: ZchunkError | None, s
     rig.await_end()
     (found,) = records
     assert found is not None
-    assert (found.state, found.endpoint, found.secret) == (state, None, None)
+    assert (found.state, found.endpoint) == (state, None)
+    assert not list(rig.book.folders[0].glob("*.sock"))
     assert found.reason == (error.message if error is not None else None)
 
 
@@ -334,87 +333,105 @@ def test_an_order_that_comes_too_late_is_refused(action: str, rig: Rig) -> None:
 # -- who may ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("action", ["show", "pause", "resume", "cancel"])
-def test_a_wrong_secret_is_refused(action: str, rig: Rig) -> None:
-    run = rig.start()
-    with pytest.raises(NotAllowed):
-        rig.steer(replace(run, secret=secrets.token_hex(32)), action)
-    assert rig.download.orders == ["start"]
-
-
 def test_another_job_s_order_is_refused(rig: Rig) -> None:
     run = rig.start()
     with pytest.raises(NotFound):
-        rig.steer(replace(run, job_id=OTHER), "cancel")
+        steer(replace(run, job_id=OTHER), "cancel", PATIENCE_S)
     assert rig.download.orders == ["start"]
 
 
-def test_garbage_is_dropped_and_other_requests_are_refused(rig: Rig) -> None:
+GARBAGE = {
+    **dict(zip(zmtp.OLD_IDS, zmtp.OLD, strict=True)),
+    "ZMTP 3": zmtp.greeting(b"NULL") + zmtp.ready(),
+    "noise": b"\xff\x00garbage",
+    "no frames": msgpack.packb(["text"]),
+    "nothing": msgpack.packb([]),
+    "empty frames": msgpack.packb([b""] * 5),
+    "many frames": msgpack.packb([b"x"] * 9),
+    "a large frame": msgpack.packb([bytes(MAX_BYTES + 1)]),
+    "a frame without an end": msgpack.packb([bytes(MAX_BYTES)])[:-1],
+    "half a frame": msgpack.packb([bytes(1000)])[:500],
+}
+
+
+@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_costs_its_own_connection(said: bytes, rig: Rig) -> None:
     run = rig.start()
     assert run.endpoint is not None
-    transport = ZmqTransport()
-    poller, socket = transport.poller(), transport.dealer([run.endpoint], STEERING)
-    poller.register(socket)
-    answers: list[Any] = []
-
-    def pump() -> bool:
-        poller.wait(0.05)
-        received = socket.receive()
-        if received is Link.UP:
-            socket.send([b"\xff\x00garbage"])
-            socket.send([b""] * 5)
-            socket.send([b"x" * (STEERING.max_frame_bytes - 1)])
-            socket.send(wire.encode(GetSnapshot(), 7))
-        elif isinstance(received, Received):
-            answers.append(wire.decode(received.frames))
-        return bool(answers)
-
-    wait_for(pump, PATIENCE_S, "an answer")
-    poller.unregister(socket)
-    socket.close()
-    poller.close()
-    transport.close()
-    assert answers[0].request_id == 7
-    assert type(wire.raised(answers[0].message)) is UnknownMessage
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(PATIENCE_S)
+        line.connect(run.endpoint.removeprefix("unix:"))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            line.sendall(said)
+            line.sendall(b"and more, in any case")
+            line.shutdown(socket.SHUT_WR)
+            assert line.recv(1) == b""
     assert rig.desk.status(rig.desk.find(JOB)).state == "running"
+    assert rig.download.orders == ["start"]
+
+
+def test_what_a_job_does_not_answer_is_refused(rig: Rig) -> None:
+    run = rig.start()
+    assert run.endpoint is not None
+    with LocalLine(run.endpoint, PATIENCE_S) as line:
+        answer = wire.decode(line.ask(wire.encode(GetSnapshot(), 7)))
+    assert answer.request_id == 7
+    assert type(wire.raised(answer.message)) is UnknownMessage
 
 
 def test_an_unknown_action_cannot_even_be_built() -> None:
     with pytest.raises(ValueError, match="action"):
-        SteerJob(job_id=JOB, secret=bytes(32), action="delete")
+        SteerJob(job_id=JOB, action="delete")
 
 
 # -- processes that are gone, or hang ------------------------------------------------------------
 
 
-def no_transport() -> NoReturn:
-    raise AssertionError("somebody was asked")
-
-
 def dead(rig: Rig) -> JobRecord:
-    """What a kill leaves: a record with an endpoint, the files, and no lock."""
-    run = replace(rig.start(), pid=gone_pid())
-    rig.book.save(run)
+    """What a kill leaves: a record with an endpoint, the socket's name, the files, and no lock."""
+    run = rig.start()
+    rig.run(rig.kept._leave)
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(run.endpoint).removeprefix("unix:"))
     rig.part._close_writer()
     rig.part._lock.release()
     return run
 
 
-def gone_pid() -> int:
-    """Of a process that has ended."""
-    with subprocess.Popen(["true"]) as ended:
-        ended.wait(PATIENCE_S)
-    return ended.pid
-
-
-def test_a_dead_process_is_noticed_without_asking_anybody(rig: Rig) -> None:
-    run = dead(rig)
-    desk = JobDesk(rig.book, make_transport=no_transport)
+def test_a_dead_process_is_noticed_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, desk = dead(rig), rig.desk
+    monkeypatch.setattr(jobdesk, "SHOW_S", 3600.0)
+    monkeypatch.setattr(jobdesk, "ORDER_S", 3600.0)
+    monkeypatch.setattr(jobdesk, "CANCEL_S", 3600.0)
     for found in (desk.status(run), desk.pause(run), desk.resume(run), *desk.all()):
         assert (found.state, found.active, found.chunks_completed) == ("paused", False, 1)
     assert desk.cancel(run).state == "cancelled"
     assert list(rig.target.parent.iterdir()) == []
     assert desk.cancel(desk.find(JOB)).state == "cancelled"
+
+
+def test_the_next_run_takes_the_name_that_a_dead_one_left(rig: Rig) -> None:
+    run = dead(rig)
+    rig.run(rig.kept._listen)
+    assert rig.desk.status(run).active
+    rig.run(rig.kept._leave)
+
+
+def test_another_download_to_the_same_target_does_not_make_a_dead_one_active(rig: Rig) -> None:
+    run = rig.start()
+    other = replace(run, job_id=OTHER, endpoint=str(run.endpoint).replace(JOB, OTHER))
+    rig.book.save(other)
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(other.endpoint).removeprefix("unix:"))
+    assert not rig.desk.status(other).active
+    assert not rig.desk.pause(other).active
+    assert rig.download.orders == ["start"]
+
+
+def test_an_earlier_version_s_record_is_of_a_job_that_nothing_runs_here(rig: Rig) -> None:
+    run = replace(rig.start(), endpoint="tcp://127.0.0.1:5")
+    rig.book.save(run)
+    assert not rig.desk.status(run).active
 
 
 def test_a_process_whose_folder_was_removed_still_obeys(rig: Rig) -> None:
@@ -440,7 +457,7 @@ def test_a_process_that_hangs_is_shown_as_it_was_and_takes_no_orders(
         found = rig.desk.status(run)
         assert (found.state, found.active) == ("paused", True)
         assert found.reason is not None
-        assert f"process {run.pid}" in found.reason
+        assert f"process {os.getpid()}" in found.reason
         with pytest.raises(PeerUnreachable):
             rig.desk.resume(run)
     finally:
@@ -449,9 +466,9 @@ def test_a_process_that_hangs_is_shown_as_it_was_and_takes_no_orders(
 
 
 def test_an_endpoint_that_another_job_has_by_now_is_no_answer(rig: Rig) -> None:
-    """The target is being downloaded to by somebody else, who even got the same port."""
+    """The target is being downloaded to by somebody else, who even got the same name."""
     run = rig.start()
-    old = replace(run, job_id=OTHER, secret=secrets.token_hex(32))
+    old = replace(run, job_id=OTHER)
     rig.book.save(old)
     assert rig.desk.status(old).state == "failed"
     assert rig.desk.cancel(old).state == "cancelled"

@@ -589,15 +589,6 @@ def test_a_failed_opening_leaves_no_lock(target, file):
 # -- jobs that nobody works on -----------------------------------------------------------
 
 
-def test_whether_a_target_is_worked_on_is_told_without_leaving_a_trace(target, file):
-    assert not partfile.is_worked_on(target)
-    part = open_part(target, file.manifest, JOB_ID)
-    assert partfile.is_worked_on(target)
-    crash(part)
-    assert not partfile.is_worked_on(target)
-    assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
-
-
 def test_who_only_looks_does_not_keep_a_download_from_starting(target, file):
     """The look holds the lock for a moment: a start in that moment waits for it."""
     open_part(target, file.manifest, JOB_ID).keep()
@@ -637,7 +628,6 @@ def test_with_its_folder_gone_a_job_is_discarded_and_abandoned(tmp_path, file):
     shutil.rmtree(target.parent)
     part.abandon()
     partfile.discard_job(target, JOB_ID)
-    assert not partfile.is_worked_on(target)
 
 
 @pytest.mark.parametrize("job_id", ["../../etc/x", "a/b", "a b", "x" * 65, "ü"])

@@ -1,32 +1,28 @@
 """A running download that other commands of the same user can steer, and how they do it.
 
-`KeptJob` runs in the bulk loop of the process that downloads: it binds a ROUTER on loopback
-(TCP, so that it is the same everywhere), writes where it is and a random secret into the
-job's file, answers `steer_job`, and keeps the file up to date. `steer` is the other side.
+`KeptJob` runs in the bulk loop of the process that downloads: it listens at a Unix socket beside
+the job's file (transport/local.py), writes where that is into the file, answers `steer_job`, and
+keeps the file up to date. `steer` is the other side.
 
-What may not happen here: an order obeyed without the secret; `cancelled` said before the
-part is gone; a run that has begun, or ended, without its record durable.
+What may not happen here: an order of another user obeyed; `cancelled` said before the part is
+gone; a run that has begun, or ended, without its record durable.
 """
 
 from __future__ import annotations
 
-import hmac
 import itertools
 import logging
-import os
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from zchunk.clock import Clock, iso_utc
+from zchunk.clock import iso_utc
 from zchunk.errors import (
     Cancelled,
     Interrupted,
     InvalidUsage,
     MalformedMessage,
-    NotAllowed,
     NotFound,
     PartialDownload,
     PeerUnreachable,
@@ -39,14 +35,11 @@ from zchunk.node.located import MAX_LISTED
 from zchunk.node.transfer import BulkPlane
 from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import CHUNK_STATUSES, ErrorReply, Job, Message, SteerJob
-from zchunk.transport.base import Arrival, Delivery, Link, Poller, Received, Socket, SocketOptions, Transport
+from zchunk.transport.base import Arrival, Received
+from zchunk.transport.local import LocalDoor, LocalLine
 
 log = logging.getLogger(__name__)
 
-#: Requests are small; an answer has two columns of at most 1,000 entries, and missing peers.
-STEERING = SocketOptions(max_frame_bytes=4 * 1024 * 1024, send_mark=64, receive_mark=64)
-_SEND_AGAIN_S = 0.02
-_LOOPBACK = "tcp://127.0.0.1:0"
 #: What ends a run and leaves the job to be resumed, without anything being wrong.
 _STOPPED = (Interrupted, PartialDownload)
 
@@ -88,19 +81,16 @@ class KeptJob:
         self,
         *,
         bulk: BulkPlane,
-        transport: Transport,
         book: JobBook,
         record: JobRecord,
         tell: Callable[[dict[str, Any]], None],
     ) -> None:
         self.record = record
         self._bulk = bulk
-        self._transport = transport
         self._book = book
         self._tell = tell
         self._download: Steered
-        self._socket: Socket | None = None
-        self._secret = secrets.token_bytes(32)
+        self._door: LocalDoor | None = None
         self._has_ended = False
         #: of the records to be saved; the highest that was
         self._numbers = itertools.count(1)
@@ -116,11 +106,7 @@ class KeptJob:
 
     def start(self) -> None:
         """Listens, makes the record durable, then starts the download."""
-        self._socket = self._transport.router(_LOOPBACK, STEERING)
-        self._bulk.loop.add_socket(self._socket, self._on_message)
-        self.record = replace(
-            self.record, endpoint=self._socket.endpoint, secret=self._secret.hex(), pid=os.getpid()
-        )
+        self._listen()
         record = self.record
 
         def work() -> None:
@@ -128,6 +114,16 @@ class KeptJob:
             self._book.prune()
 
         self._bulk.pools.writing.submit(work, self._recorded)
+
+    def _listen(self) -> None:
+        """Who runs a job holds the lock beside its target, so nobody else listens by this name."""
+        try:
+            self._door = LocalDoor(self._book.folders[0], f"{self.record.job_id}.sock")
+        except OSError as error:
+            log.warning("other commands cannot steer job %s: %s", self.record.job_id, error)
+            return
+        self._bulk.loop.add_socket(self._door, self._on_message)
+        self.record = replace(self.record, endpoint=self._door.endpoint)
 
     def stop(self) -> None:
         self._download.stop()
@@ -201,9 +197,9 @@ class KeptJob:
         (pools.hashing if then is None else pools.writing).submit(work, done)
 
     def _leave(self) -> None:
-        if self._socket is not None:
-            self._bulk.loop.remove_socket(self._socket)
-            self._socket = None
+        if self._door is not None:
+            self._bulk.loop.remove_socket(self._door)
+            self._door = None
 
     # -- orders -----------------------------------------------------------------------
 
@@ -224,8 +220,6 @@ class KeptJob:
     def _checked(self, message: Message) -> SteerJob:
         if not isinstance(message, SteerJob):
             raise UnknownMessage(f"a download does not answer {message.TYPE!r}")
-        if not hmac.compare_digest(message.secret, self._secret):
-            raise NotAllowed("the secret is not that of this job")
         if message.job_id != self.record.job_id:
             raise NotFound(f"this process runs job {self.record.job_id}, not {message.job_id}")
         return message
@@ -249,8 +243,8 @@ class KeptJob:
 
     def _reply(self, connection: bytes, request_id: int, message: Message) -> None:
         # Who does not take it runs into its deadline.
-        if self._socket is not None:
-            self._socket.send(wire.encode(message, request_id), connection)
+        if self._door is not None:
+            self._door.send(wire.encode(message, request_id), connection)
 
     def _report(self) -> Job:
         statuses = self._download.chunk_statuses()
@@ -286,50 +280,24 @@ def _state_after(error: ZchunkError) -> JobState:
 # -- the other side -------------------------------------------------------------------
 
 
-def steer(record: JobRecord, action: str, transport: Transport, clock: Clock, timeout_s: float) -> JobStatus:
+def steer(record: JobRecord, action: str, timeout_s: float) -> JobStatus:
     """Asks the process that runs the job; blocks.
 
-    Raises PeerUnreachable where it does not answer in time, NotAllowed or NotFound where
-    another process listens there now, and what the download answers.
+    Raises NotFound where none does, PeerUnreachable where it does not answer in time, and what the
+    download answers.
     """
     assert record.endpoint is not None
-    assert record.secret is not None
-    order = SteerJob(job_id=record.job_id, secret=bytes.fromhex(record.secret), action=action)
-    poller = transport.poller()
-    socket = transport.dealer([record.endpoint], STEERING)
-    poller.register(socket)
+    order = wire.encode(SteerJob(job_id=record.job_id, action=action), 1)
+    who = "process"
     try:
-        answer = _exchange(wire.encode(order, 1), socket, poller, clock, timeout_s)
-    finally:
-        poller.unregister(socket)
-        socket.close()
-        poller.close()
-    if answer is None:
+        with LocalLine(record.endpoint, timeout_s) as line:
+            who = line.process
+            answer = line.ask(order)
+    except TimeoutError:
         raise PeerUnreachable(
-            f"the process {record.pid} that runs job {record.job_id} does not answer; end it, then try again"
-        )
-    return _status(record, wire.decode(answer.frames).message)
-
-
-def _exchange(
-    frames: Sequence[wire.Buffer], socket: Socket, poller: Poller, clock: Clock, timeout_s: float
-) -> Received | None:
-    """The answer to one request; None after the time, or when the connection has ended: an
-    answer that was on its way is lost with it, so whoever asks looks at the record then."""
-    deadline = clock.monotonic() + timeout_s
-    is_up = sent = False
-    while (now := clock.monotonic()) < deadline:
-        # A connection may be up a moment before it takes a message.
-        for _ in poller.wait(min(deadline - now, _SEND_AGAIN_S) if is_up and not sent else deadline - now):
-            received = socket.receive()
-            if isinstance(received, Received):
-                return received
-            if received is Link.DOWN and sent:
-                return None
-            is_up = received is Link.UP if isinstance(received, Link) else is_up
-        if is_up and not sent:
-            sent = socket.send(frames) is Delivery.SENT
-    return None
+            f"the {who} that runs job {record.job_id} does not answer; end it, then try again"
+        ) from None
+    return _status(record, wire.decode(answer).message)
 
 
 def _status(record: JobRecord, answer: Message) -> JobStatus:

@@ -1,15 +1,13 @@
 """What a home's commands do with its jobs: ask the process that runs one, else the disk.
 
-Whether a process runs a job is told by the lock beside its target, which ends with the
-process: a record of one that was killed is noticed without waiting for anybody. Only where
-the lock's file was removed, the process's number is a hint that asking may help.
+Whether a process runs a job is told by the socket that it listens at, which ends with the process:
+a record of one that was killed is noticed without waiting for anybody, and no order goes to a
+process that has its number by now.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +27,6 @@ from zchunk.node import partfile
 from zchunk.node.jobcontrol import steer
 from zchunk.node.jobs import JobBook, JobRecord, JobStatus, book_of, standing
 from zchunk.node.membership import of_home
-from zchunk.transport.base import Transport
-from zchunk.transport.zeromq import ZmqTransport
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +40,9 @@ CANCEL_S = 60.0
 class JobDesk:
     """The jobs of one home. Thread-safe; every call opens what it needs."""
 
-    def __init__(
-        self,
-        book: JobBook,
-        clock: Clock | None = None,
-        make_transport: Callable[[], Transport] = ZmqTransport,
-    ) -> None:
+    def __init__(self, book: JobBook, clock: Clock | None = None) -> None:
         self.book = book
         self._clock = clock or SystemClock()
-        self._make_transport = make_transport
 
     def all(self) -> list[JobStatus]:
         """Newest first."""
@@ -126,25 +116,16 @@ class JobDesk:
 
     def _order(self, record: JobRecord, action: str, timeout_s: float) -> JobStatus | None:
         """None where no process runs the job."""
-        if record.is_over or record.endpoint is None or not _may_run(record):
+        if record.is_over or record.endpoint is None:
             return None
-        transport = self._make_transport()
         try:
-            return steer(record, action, transport, self._clock, timeout_s)
+            return steer(record, action, timeout_s)
         except (NotAllowed, NotFound, UnknownMessage, MalformedMessage):
-            return None  # its target and its port are another's by now
+            return None  # nobody is there any more, or another program
         except PeerUnreachable as error:
-            if not self._still_runs(record):
-                return None
             if action != "show":
                 raise
             return replace(standing(record), state=record.state, active=True, reason=error.message)
-        finally:
-            transport.close()
-
-    def _still_runs(self, record: JobRecord) -> bool:
-        """It may have ended while it was asked."""
-        return self._fresh(record).endpoint == record.endpoint and _may_run(record)
 
     def _fresh(self, record: JobRecord) -> JobRecord:
         return self.book.load(record.job_id) or record
@@ -159,24 +140,6 @@ class JobDesk:
         kept = partfile.kept_job(Path(record.target), record.file_id)
         if kept is not None and kept.job_id == record.job_id:
             partfile.discard_job(Path(record.target), record.job_id)
-
-
-def _may_run(record: JobRecord) -> bool:
-    """Whether a process may be there to be asked. The lock tells; where its file is gone,
-    perhaps with the whole folder, only the process can."""
-    target = Path(record.target)
-    return partfile.is_worked_on(target) or (not partfile.has_lock(target) and _lives(record.pid))
-
-
-def _lives(pid: int | None) -> bool:
-    """A process of the same user has this id now; perhaps another one than then."""
-    if pid is None or os.name == "nt":  # there signal 0 would not only look
-        return pid is not None
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _over(job: JobStatus, what: str) -> InvalidUsage:

@@ -1,7 +1,7 @@
 """The downloads of a home as durable jobs: a small JSON file each, in ROLE/jobs.
 
-A record says which job there is, how its last run ended, and, while a process runs it, how
-to reach that process: an endpoint and a secret that only the user can read (mode 0600).
+A record says which job there is, how its last run ended, and, while a process runs it, where
+that process listens.
 What is on the disk of a download is not in it: `.zpart` and `.zjob` beside the target tell
 that, and the `.zlock` whether anybody works on it (partfile.py). So a record may be older
 than the truth, and `standing` puts the two together.
@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zchunk import addresses, disk, jsonfiles
-from zchunk.errors import AmbiguousName, InvalidUsage, NotFound
+from zchunk import disk, jsonfiles
+from zchunk.errors import AmbiguousName, NotFound
 from zchunk.manifest import MAX_CHUNKS
 from zchunk.node import partfile
 from zchunk.node.located import MAX_LISTED
@@ -62,10 +62,8 @@ class JobRecord:
     #: why the last run ended before the file was complete, for people
     reason: str | None = None
     ended_at: str | None = None
-    #: of the process that runs it; None when its run has ended
+    #: where the process listens that runs it; None when its run has ended
     endpoint: str | None = None
-    secret: str | None = None
-    pid: int | None = None
 
     @property
     def is_over(self) -> bool:
@@ -73,7 +71,7 @@ class JobRecord:
 
     def ended(self, state: str, at: str, reason: str | None = None) -> JobRecord:
         """Its run has ended, and nothing can be reached any more."""
-        return replace(self, state=state, ended_at=at, reason=reason, endpoint=None, secret=None, pid=None)
+        return replace(self, state=state, ended_at=at, reason=reason, endpoint=None)
 
 
 @dataclass(frozen=True)
@@ -162,6 +160,7 @@ class JobBook:
             if path is not None:
                 with disk.storage_errors(path, "deleting"):
                     path.unlink(missing_ok=True)
+                    path.with_suffix(".sock").unlink(missing_ok=True)  # a process that was killed left it
 
     def _path(self, job_id: str) -> Path | None:
         if not _ID.fullmatch(job_id):
@@ -181,13 +180,13 @@ def _load(path: Path) -> JobRecord | None:
         return _record(jsonfiles.record(jsonfiles.read(path)), path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, InvalidUsage) as error:
+    except (OSError, ValueError, KeyError) as error:
         log.warning("%s is no job that can be read: %s", path, error)
         return None
 
 
 def _record(raw: dict[str, Any], path: Path) -> JobRecord:
-    """Raises ValueError, KeyError or InvalidUsage for anything but a record."""
+    """Raises ValueError or KeyError for anything but a record."""
     if raw["version"] != RECORD_VERSION:
         raise ValueError("it is of another version")
     values = {name: check(raw[name]) for name, check in _FIELDS.items()}
@@ -232,9 +231,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "waiting_since": _optional,
     "reason": _or_none(_path_text),
     "ended_at": _optional,
-    "endpoint": _or_none(lambda value: addresses.parse(jsonfiles.text(value)).tcp),
-    "secret": _or_none(lambda value: jsonfiles.key(value).hex()),
-    "pid": _or_none(lambda value: jsonfiles.count(value, 2**31 - 1)),
+    "endpoint": _or_none(_path_text),
 }
 
 

@@ -248,26 +248,6 @@ def has_part(target: Path) -> bool:
     return os.path.lexists(_beside(target, PART))
 
 
-def has_lock(target: Path) -> bool:
-    """Whether there is a lock file, held or not."""
-    return os.path.lexists(_beside(target, LOCK))
-
-
-def is_worked_on(target: Path) -> bool:
-    """Whether a process downloads to the target now. Where that cannot be found out (a
-    folder of somebody else) it is not one of ours."""
-    if not has_lock(target):
-        return False
-    try:
-        lock = _lock(target, wait_s=0.0)
-    except AlreadyRunning:
-        return True
-    except ZchunkError:
-        return False
-    _unlock(lock, target)
-    return False
-
-
 def discard_job(target: Path, job_id: str) -> None:
     """Deletes .zpart and .zjob of this job; durable on return. Does nothing where others'
     lie there. Raises AlreadyRunning, NotAllowed, StorageFailure."""

@@ -769,14 +769,12 @@ class Job(Message, frozen=True):
 
 
 class SteerJob(Request, frozen=True):
-    """Show, pause, resume or cancel this job. `secret` stands in the job's file, which
-    only its user can read. The answer tells the job as it is then; that to `cancel`
-    comes when nothing of it is left on the disk."""
+    """Show, pause, resume or cancel this job, by a process of the same user. The answer tells
+    the job as it is then; that to `cancel` comes when nothing of it is left on the disk."""
 
     TYPE: ClassVar[str] = "steer_job"
     REPLY: ClassVar[type[Message]] = Job
     job_id: JobId
-    secret: Annotated[bytes, Meta(min_length=32, max_length=32)]
     action: Annotated[str, Meta(pattern=r"^(show|pause|resume|cancel)\Z")]
 
 

@@ -36,6 +36,7 @@ from zchunk.transport.descriptors import Descriptor
 from zchunk.transport.greeting import Greeting
 from zchunk.transport.guard import Limits
 from zchunk.transport.keys import CurveClient, CurveServer
+from zchunk.transport.local import LocalDoor
 from zchunk.transport.unread import Large, Unread
 from zchunk.transport.zap import (
     PLAIN_DOMAIN,
@@ -650,7 +651,7 @@ class ConnectedSocket:
         self._connect()
 
 
-AnySocket = RouterSocket | PublisherSocket | ConnectedSocket | ZapGate
+AnySocket = RouterSocket | PublisherSocket | ConnectedSocket | ZapGate | LocalDoor
 
 
 class ZmqPoller:
@@ -662,7 +663,8 @@ class ZmqPoller:
 
     def __init__(self) -> None:
         self._poller = zmq.Poller()
-        self._owner: dict[zmq.Socket[bytes], AnySocket] = {}
+        #: by socket, or by descriptor
+        self._owner: dict[zmq.Socket[bytes] | int, AnySocket] = {}
         self._wake_receiver, self._wake_sender = os_socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)

@@ -1,0 +1,313 @@
+"""transport/local.py: a door for processes of the same user, wherever its folder is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.waiting import wait_for
+from zchunk.clock import SystemClock
+from zchunk.errors import NotAllowed, NotFound
+from zchunk.loop import Loop, LoopThread
+from zchunk.transport import local
+from zchunk.transport.base import Arrival, Delivery, Received
+from zchunk.transport.local import MAX_BYTES, LocalDoor, LocalLine
+from zchunk.transport.zeromq import ZmqPoller
+
+PATIENCE_S = 20.0
+NAME = "0123456789abcdef.sock"
+
+
+class Server:
+    """A door in a loop of its own that answers with what it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loop = Loop(ZmqPoller(), SystemClock(), "server")
+        self.door = LocalDoor(folder, NAME)
+        self.at = self.door.endpoint
+        self.asked: list[Received] = []
+        self.answers = True
+        self.failures: list[BaseException] = []
+        self.loop.add_socket(self.door, self._on_arrival)
+        self.thread = LoopThread(self.loop, self.failures.append)
+        self.thread.start()
+
+    def _on_arrival(self, arrival: Arrival) -> None:
+        assert isinstance(arrival, Received)
+        self.asked.append(arrival)
+        if self.answers:
+            assert self.door.send(arrival.frames, arrival.connection) is Delivery.SENT
+
+    def ask(self, *frames: bytes) -> Any:
+        with LocalLine(self.at, PATIENCE_S) as line:
+            return line.ask(frames)
+
+    def close(self) -> None:
+        self.thread.stop()
+        assert self.failures == []
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "jobs")
+    yield server
+    server.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# -- messages ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [(b"x",), (b"", b"two"), (bytes(MAX_BYTES - 100),)])
+def test_an_answer_comes_back(server: Server, frames: tuple[bytes, ...]) -> None:
+    assert server.ask(*frames) == list(frames)
+
+
+def test_many_ask_at_once(server: Server) -> None:
+    told: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda n=n: told.append((n, server.ask(b"%d" % n)))) for n in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(told) == [(n, [b"%d" % n]) for n in range(20)]
+
+
+def test_who_does_not_read_holds_nobody_up_and_little(server: Server) -> None:
+    with LocalLine(server.at, PATIENCE_S) as line:
+        line._line.sendall(local._pack([b"x"]))
+        wait_for(lambda: server.asked, PATIENCE_S, "the question")
+        connection = server.asked[0].connection
+        told: list[Delivery] = []
+        done = threading.Event()
+
+        def flood() -> None:
+            told.extend(server.door.send([bytes(MAX_BYTES // 2)], connection) for _ in range(4))
+            done.set()
+
+        server.loop.post(flood)
+        assert done.wait(PATIENCE_S)
+        assert told[-1] is Delivery.FULL
+        assert server.ask(b"meanwhile") == [b"meanwhile"]
+
+
+def test_who_ends_is_answered_no_more(server: Server) -> None:
+    server.answers = False
+    line = LocalLine(server.at, PATIENCE_S)
+    line._line.sendall(local._pack([b"x"]))
+    wait_for(lambda: server.asked, PATIENCE_S, "the question")
+    line.__exit__(None, None, None)
+    gone: list[bool] = []
+
+    def is_gone() -> bool:
+        server.loop.post(
+            lambda: gone.append(server.door.send([b"x"], server.asked[0].connection) is Delivery.GONE)
+        )
+        return any(gone)
+
+    wait_for(is_gone, PATIENCE_S, "its end is known")
+
+
+def test_a_rejected_connection_ends_and_others_do_not(server: Server) -> None:
+    server.answers = False
+    with LocalLine(server.at, PATIENCE_S) as line, LocalLine(server.at, PATIENCE_S) as other:
+        line._line.sendall(local._pack([b"bad"]))
+        wait_for(lambda: server.asked, PATIENCE_S, "the question")
+        server.loop.post(lambda: server.door.reject(server.asked[0]))
+        assert line._line.recv(1) == b""
+        server.answers = True
+        assert other.ask([b"good"]) == [b"good"]
+
+
+def test_what_was_answered_last_is_read_after_the_end(server: Server) -> None:
+    answer = bytes(MAX_BYTES - 100)
+    server.answers = False
+    with LocalLine(server.at, PATIENCE_S) as line:
+        told: list[Any] = []
+        asking = threading.Thread(target=lambda: told.append(line.ask([b"x"])))
+        asking.start()
+        wait_for(lambda: server.asked, PATIENCE_S, "the question")
+
+        def end() -> None:
+            server.door.send([answer], server.asked[0].connection)
+            server.loop.remove_socket(server.door)
+
+        server.loop.post(end)
+        asking.join(PATIENCE_S)
+    assert told == [[answer]]
+
+
+def test_connections_beyond_the_limit_are_ended_and_the_others_stay(server: Server) -> None:
+    lines = [LocalLine(server.at, PATIENCE_S) for _ in range(local._MAX_CONNECTIONS)]
+    assert lines[0].ask([b"x"]) == [b"x"]
+    with LocalLine(server.at, PATIENCE_S) as surplus, pytest.raises(NotFound):
+        surplus.ask([b"x"])
+    assert lines[-1].ask([b"x"]) == [b"x"]
+    for line in lines:
+        line.__exit__(None, None, None)
+    wait_for(lambda: not server.door._connections, PATIENCE_S, "their ends are seen")
+    assert server.ask(b"x") == [b"x"]
+
+
+# -- nobody, or somebody else ---------------------------------------------------------------
+
+
+def test_who_hangs_is_waited_for_so_long_and_no_longer(server: Server) -> None:
+    server.answers = False
+    with LocalLine(server.at, 0.2) as line:
+        assert line.process == f"process {os.getpid()}"
+        with pytest.raises(TimeoutError):
+            line.ask([b"x"])
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(NotFound):
+        server.ask(b"x")
+    for endpoint in ("tcp://127.0.0.1:5", "unix:", "unix:/no/such/folder/x", f"unix:{tmp_path}"):
+        with pytest.raises(NotFound):
+            LocalLine(endpoint, 1.0)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400\r\n\r\n", b"\x91\xa1x", b"\xc4"])
+def test_another_program_is_no_answer(tmp_path: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "other"))
+        other.listen()
+
+        def serve() -> None:
+            line, _ = other.accept()
+            with line, suppress(OSError):
+                line.recv(100)
+                line.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with LocalLine(f"unix:{tmp_path}/other", PATIENCE_S) as line, pytest.raises(NotFound):
+            line.ask([b"x"])
+        thread.join()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is tried as root")
+def test_another_user_is_not_heard(server: Server) -> None:
+    """Not even where the modes of the folders let him."""
+    path = Path(server.at.removeprefix("unix:"))
+    path.chmod(0o666)
+    for folder in path.parents:
+        if folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    script = (
+        "import os, socket, sys\nos.setgid(65534); os.setuid(65534)\n"
+        "line = socket.socket(socket.AF_UNIX); line.settimeout(20); line.connect(sys.argv[1])\n"
+        "try:\n    line.sendall(bytes.fromhex('91c40178'))\n    heard = line.recv(1)\n"
+        "except OSError:\n    heard = b''\nprint(heard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert done.stdout == "b''\n"
+    assert server.asked == []
+    assert server.ask(b"x") == [b"x"]
+
+
+def test_who_may_not_connect_is_told_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(local.socket, "socket", type("_", (socket.socket,), {"connect": refuse}))
+    with pytest.raises(NotAllowed):
+        LocalLine(server.at, 1.0)
+
+
+# -- where it is ----------------------------------------------------------------------------
+
+
+def test_its_folder_and_its_name_are_the_user_s_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        server = Server(tmp_path / "jobs")
+    finally:
+        os.umask(before)
+    path = tmp_path / "jobs" / NAME
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    server.close()
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / NAME))
+        killed.listen()
+    server = Server(tmp_path)
+    assert server.ask(b"x") == [b"x"]
+    server.close()
+
+
+@pytest.mark.parametrize("length", [90, 108, 150, 3000])
+def test_a_folder_may_be_deep(tmp_path: Path, length: int) -> None:
+    folder = tmp_path
+    while len(str(folder)) < length:
+        folder /= "x" * min(200, length - len(str(folder)))
+    before = descriptors()
+    server = Server(folder)
+    assert server.at == f"unix:{folder}/{NAME}"
+    assert server.ask(b"x") == [b"x"]
+    server.close()
+    assert list(folder.iterdir()) == []
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EROFS])
+def test_a_folder_that_can_hold_no_socket_has_it_elsewhere(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    bind = local._bind
+
+    def refuse(path: Path) -> socket.socket:
+        if path.parent == tmp_path / "jobs":
+            raise OSError(number, os.strerror(number))
+        return bind(path)
+
+    monkeypatch.setattr(local, "_bind", refuse)
+    server = Server(tmp_path / "jobs")
+    path = Path(server.at.removeprefix("unix:"))
+    assert path.parent.parent == runtime
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert server.ask(b"x") == [b"x"]
+    server.close()
+    assert list(runtime.iterdir()) == []
+
+
+def test_where_none_can_be_made_it_is_said_and_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    def refuse(path: Path) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(local, "_bind", refuse)
+    before = descriptors()
+    with pytest.raises(OSError, match="Too many open files"):
+        LocalDoor(tmp_path / "jobs", NAME)
+    assert descriptors() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs"]
