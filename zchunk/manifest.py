@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,7 +51,11 @@ MAX_NEW_SEALED_CHUNKS = 120_000
 #: Of a manifest: what fits that frame.
 MAX_BYTES = 64 * 1024 * 1024
 
+#: Hex digits that a prefix of a file id has at least.
+MIN_ID_PREFIX = 8
+
 _ROW_FIELDS = 5
+_FILE_ID = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +226,20 @@ def name_problem(name: Any) -> str | None:
     if len(encoded) > MAX_NAME_BYTES:
         return f"the name is longer than {MAX_NAME_BYTES} bytes"
     return None
+
+
+def new_name_problem(name: Any) -> str | None:
+    """Why no file may be put under `name` from now on, or None. Stricter than `name_problem`,
+    which earlier files must pass."""
+    problem = name_problem(name)
+    if problem is None and is_file_id(name):
+        return "64 hex digits are always a file id"
+    return problem
+
+
+def is_file_id(text: str) -> bool:
+    """Whether `text` is a file id, whatever files there are; upper case means the same."""
+    return _FILE_ID.fullmatch(text) is not None
 
 
 def chunk_size_problem(chunk_size: Any) -> str | None:

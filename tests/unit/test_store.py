@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from zchunk.clock import ManualClock
 from zchunk.errors import (
     AmbiguousName,
     ConfigError,
+    InvalidUsage,
     MalformedMessage,
     ManifestInvalid,
     NoSpace,
@@ -835,14 +836,40 @@ def test_a_beginning_of_several_ids_is_refused(store: TrackerStore, monkeypatch:
     assert store.resolve(ids[0], unique=False).file_id == ids[0]
 
 
-def test_an_exact_name_wins_over_an_id(store: TrackerStore) -> None:
+def test_an_exact_name_wins_over_the_beginning_of_an_id(store: TrackerStore) -> None:
     """SPEC "Command line"."""
     target = put(store, "f", 1, 30)
-    named = put(store, target.file_id, 2, 20)
     prefix = put(store, target.file_id[:10], 3, 10)
-    assert store.resolve(target.file_id, unique=True) == named
     assert store.resolve(target.file_id[:10], unique=True) == prefix
     assert store.resolve(target.file_id[:11], unique=True) == target
+    almost = put(store, target.file_id[:63], 4, 10)
+    assert store.resolve(target.file_id[:63], unique=True) == almost
+
+
+@pytest.mark.parametrize("change", [str, str.upper])
+def test_64_hex_digits_are_an_id_and_no_name(store: TrackerStore, change: Callable[[str], str]) -> None:
+    target = put(store, "f", 1, 30)
+    asked = change(target.file_id)
+    with pytest.raises(InvalidUsage, match="64 hex digits are always a file id"):
+        put(store, asked, 2, 40)
+    assert store.resolve(asked, unique=True) == target
+    store.remove_file(target.file_id, now_ms=50)
+    with pytest.raises(NotFound):
+        store.resolve(asked, unique=False)
+
+
+def test_an_earlier_file_of_such_a_name_is_reached_by_its_own_id(store: TrackerStore) -> None:
+    target, named = put(store, "f", 1, 30), put(store, "g", 2, 40)
+    before = store.commit_number
+    file = store._database.models.File
+    file.update({file.name: target.file_id}).where(file.file_id == named.file_id).execute()
+    assert store.resolve(target.file_id, unique=False) == target
+    assert store.resolve(target.file_id, unique=True) == target
+    assert store.resolve(named.file_id, unique=True).name == target.file_id
+    assert store.locate(named.file_id).file.file_id == named.file_id
+    again, already = commit(store, make("g", [2]), distributed=False, now_ms=50)
+    assert (again.file_id, already) == (named.file_id, True), "a commit repeated goes well"
+    assert store.commit_number == before
 
 
 # -- locate, health, listing --------------------------------------------------------------

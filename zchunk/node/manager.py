@@ -16,7 +16,7 @@ from msgspec import ValidationError
 
 from zchunk import hashing
 from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, ZchunkError
-from zchunk.manifest import MAX_NEW_SEALED_CHUNKS, block_ranges, chunk_count, name_problem
+from zchunk.manifest import MAX_NEW_SEALED_CHUNKS, block_ranges, chunk_count, new_name_problem
 from zchunk.node.control import expect
 from zchunk.node.driver import Tell
 from zchunk.node.sealkeys import Sealing
@@ -261,6 +261,6 @@ def file_name(path: Path, options: PutOptions) -> str:
     name = options.name
     if name is None:
         name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    if (problem := name_problem(name)) is not None:
-        raise InvalidUsage(f"the file cannot be put as {name!r}: {problem}")
+    if (problem := new_name_problem(name)) is not None:
+        raise InvalidUsage(f"the file cannot be put as {name!r}: {problem}; choose another with --name")
     return name

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import peewee
 
-from zchunk.errors import ManifestInvalid
-from zchunk.manifest import Manifest
+from zchunk.errors import InvalidUsage, ManifestInvalid
+from zchunk.manifest import Manifest, new_name_problem
 from zchunk.outline import Outline
 from zchunk.protocol.messages import FileRecord
 from zchunk.tracker.chunks import Chunks
@@ -71,11 +71,10 @@ class Commits:
         return self._listing.find(same)[0], bool(known)
 
     def _insert_file(self, manifest: Content, demand: Demand, live: Collection[str], now_ms: int) -> None:
+        _check_new_name(manifest.name)
         numbers = self._chunks.numbers(manifest.hashes)
         holders, columns = self._holders(manifest, numbers, live)
         holders.check(demand)
-        if "\0" in manifest.name:  # a name may be any text, but PostgreSQL's text has no NUL
-            raise ManifestInvalid("the file's name contains a NUL character")
         chunk, grave = self._m.FileChunk, self._m.Tombstone
         key = self._m.File.insert(self._file_values(manifest, demand, holders, now_ms)).execute()
         rows = ((key, index, number) for index, number in enumerate(numbers))
@@ -190,3 +189,11 @@ class Commits:
         page, more = rows[:limit], len(rows) > limit
         last = page[-1][1] if more else self.number
         return Removals([row[0] for row in page], last, more)
+
+
+def _check_new_name(name: str) -> None:
+    """Raises ManifestInvalid, InvalidUsage."""
+    if "\0" in name:  # a name may be any text, but PostgreSQL's text has no NUL
+        raise ManifestInvalid("the file's name contains a NUL character")
+    if (problem := new_name_problem(name)) is not None:
+        raise InvalidUsage(f"no file can be named {shown(name)}: {problem}")

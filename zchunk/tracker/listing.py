@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import peewee
 
 from zchunk.errors import AmbiguousName, MalformedMessage, NotFound
+from zchunk.manifest import MIN_ID_PREFIX, is_file_id
 from zchunk.protocol import columns
 from zchunk.protocol.messages import FileRecord
 from zchunk.tracker.database import MAX_NUMBER, Database
@@ -21,8 +22,6 @@ from zchunk.tracker.remembered import Kept, Remembered
 from zchunk.tracker.storedpeers import StoredPeers
 
 _RUN_CHUNKS = 10_000
-#: Hex digits that a prefix of a file id needs at least (SPEC "Command line").
-_MIN_PREFIX = 8
 _MAX_CANDIDATES = 20
 
 
@@ -81,12 +80,14 @@ class Listing:
 
     def resolve(self, name_or_id: str, unique: bool) -> FileRecord:
         file = self._m.File
-        possible = "\0" not in name_or_id  # see `Commits._insert_file`; PostgreSQL fails to ask for one
+        # 64 hex digits are an id, also where an earlier file has them for a name. A NUL: see
+        # `Commits._insert_file`; PostgreSQL fails to ask for one.
+        possible = not is_file_id(name_or_id) and "\0" not in name_or_id
         if possible and (named := self.find(file.name == name_or_id, _MAX_CANDIDATES)):
             return _only(named, name_or_id, "name") if unique else named[0]
         prefix = name_or_id.lower()
         found: list[FileRecord] = []
-        if _MIN_PREFIX <= len(prefix) <= 64 and set(prefix) <= set("0123456789abcdef"):
+        if MIN_ID_PREFIX <= len(prefix) <= 64 and set(prefix) <= set("0123456789abcdef"):
             # "g" sorts behind every hex digit: a range, which every database can index
             found = self.find(file.file_id.between(prefix, prefix + "g"), _MAX_CANDIDATES)
         if not found:
