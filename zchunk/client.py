@@ -27,6 +27,7 @@ from zchunk.clock import SystemClock, iso_utc
 from zchunk.config import Settings
 from zchunk.config import load as load_settings
 from zchunk.errors import (
+    IntegrityError,
     InvalidUsage,
     KeyNeeded,
     NotAllowed,
@@ -220,20 +221,26 @@ class Client:
                 return
 
     def locate(self, name_or_id: str, unique: bool = False) -> Location:
-        """A file's manifest and holders, by name or id. Raises NotFound, AmbiguousName."""
+        """A file's manifest and holders, by name or id. 64 hex digits are always an id. Raises
+        NotFound, AmbiguousName, IntegrityError (the tracker answers with another file)."""
         try:
             ask = Locate(name_or_id=name_or_id, unique=unique)
         except ValidationError:
             raise NotFound(f"no file has the name or id {name_or_id[:60]!r}") from None
-        return location(self._expect(ask, Located))
+        return location(self._expect(ask, Located), name_or_id)
 
     def remove(self, file_id: str) -> Removed:
         """Removes the file of this id. What other files share with it stays."""
         try:
-            ask = Remove(file_id=file_id)
+            ask = Remove(file_id=file_id.lower())
         except ValidationError:
             raise NotFound(f"{file_id[:80]!r} is no file id; `ls` lists them") from None
-        return self._expect(ask, Removed)
+        removed = self._expect(ask, Removed)
+        if removed.file_id != ask.file_id:
+            raise IntegrityError(
+                f"asked to remove {ask.file_id}, the tracker removed {removed.file_id}: look with `ls`"
+            )
+        return removed
 
     # -- put ------------------------------------------------------------------------
 
@@ -471,10 +478,7 @@ class Client:
 
     def locate_job(self, record: JobRecord, unlock: Unlock | None = None) -> Location:
         """The file of a job of this home, opened. Raises NotFound, and as `opened` does."""
-        where = self.locate(record.file_id)
-        if where.manifest.file_id != record.file_id:  # a file whose name is that id
-            raise NotFound(f"the file {record.name!r} of job {record.job_id} is not in the cluster any more")
-        return self.opened(where, unlock)
+        return self.opened(self.locate(record.file_id), unlock)
 
     def run_job(
         self, record: JobRecord, where: Location, *, on_event: OnEvent | None = None

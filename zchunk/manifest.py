@@ -242,6 +242,11 @@ def is_file_id(text: str) -> bool:
     return _FILE_ID.fullmatch(text) is not None
 
 
+def may_begin(text: str, file_id: str) -> bool:
+    """Whether `text` is enough of `file_id` to stand for it: all of it, or its beginning."""
+    return len(text) >= MIN_ID_PREFIX and file_id.startswith(text.lower())
+
+
 def chunk_size_problem(chunk_size: Any) -> str | None:
     """Why `chunk_size` is not allowed, or None (SPEC U3)."""
     if not _is_count(chunk_size) or not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE:

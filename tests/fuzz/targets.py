@@ -196,7 +196,7 @@ def _tables(data: bytes) -> None:
     """What the tracker says of a file's holders, by a client that checks it."""
     message = wire.decode(parted(data)).message
     if isinstance(message, Located):
-        where = location(message)
+        where = location(message, message.file.file_id)
         assert len(where.holder_ids()) == len(where.manifest.chunks) == len(where.live_copies())
         where.distribution_map()
         [iso_utc(at / 1000) for row in where.holders for _, at in row]

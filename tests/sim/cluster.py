@@ -251,7 +251,7 @@ class SimClient:
             if error is not None:
                 outcome.settle(None, error)
                 return
-            where = location(reply)
+            where = location(reply, name)
             if where.manifest.sealed is not None:
                 assert self.cluster.secret is not None
                 where = replace(where, manifest=open_manifest(where.manifest, self.cluster.secret))

@@ -49,7 +49,7 @@ class Reads:
     def _located(self) -> Location:
         asked = self.client.ask(Locate(name_or_id=NAME, unique=False))
         self.cluster.run(lambda: asked.ended, "the manifest")
-        where = location(asked.value)
+        where = location(asked.value, NAME)
         if where.manifest.sealed is not None:
             where = replace(where, manifest=open_manifest(where.manifest, SECRET))
         return where

@@ -974,7 +974,7 @@ def test_locate_tells_who_holds_what(cluster: Cluster) -> None:
     for asked in ("film", file_id, file_id[:8]):
         reply = cluster.ask("observer", Locate(name_or_id=asked, unique=True))
         assert isinstance(reply, Located)
-        where = location(reply)
+        where = location(reply, asked)
         assert where.manifest == make_file()
         assert where.holder_ids() == [[peer_id("A")], [peer_id("B")]]
         assert {record.name for record in where.peers.values()} == {"A", "B"}
@@ -1018,7 +1018,7 @@ def test_the_welcome_names_the_newest_commit(cluster: Cluster) -> None:
 def test_what_a_node_lost_is_located_there_no_more(cluster: Cluster) -> None:
     distributed(cluster)
     cluster.ask("A", Lost(hashes=joined([1])))
-    where = location(cluster.ask("client", Locate(name_or_id="film", unique=False)))
+    where = location(cluster.ask("client", Locate(name_or_id="film", unique=False)), "film")
     assert where.holder_ids() == [[], [peer_id("B")]]
 
 
@@ -1030,7 +1030,7 @@ def report(number: int = 1, at: str = "A") -> ReportCorrupt:
 
 
 def holders(cluster: Cluster) -> list[list[str]]:
-    return location(cluster.ask("client", Locate(name_or_id="film", unique=False))).holder_ids()
+    return location(cluster.ask("client", Locate(name_or_id="film", unique=False)), "film").holder_ids()
 
 
 def doubts(cluster: Cluster, name: str) -> bytes:

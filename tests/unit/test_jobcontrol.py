@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import msgpack
 import pytest
+from msgspec import structs
 
 from tests.hostile import zmtp
 from tests.unit.test_jobs import JOB, MANIFEST, OTHER, PEER, begun, record
@@ -474,6 +475,17 @@ def test_an_endpoint_that_another_job_has_by_now_is_no_answer(rig: Rig) -> None:
     assert rig.desk.cancel(old).state == "cancelled"
     assert rig.download.orders == ["start"]
     assert load_job(rig.target.with_name("film.mkv.zjob")) is not None
+
+
+@pytest.mark.parametrize("wrong", [{"job_id": OTHER}, {"completed": 2}])
+def test_an_answer_that_is_not_of_this_job_is_refused(
+    wrong: dict[str, Any], rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = rig.start()
+    right = rig.kept._report
+    monkeypatch.setattr(rig.kept, "_report", lambda: structs.replace(right(), **wrong))
+    with pytest.raises(MalformedMessage, match=JOB):
+        rig.steer(run, "show")
 
 
 @pytest.mark.parametrize("error", [UnknownMessage, MalformedMessage, NotAllowed, NotFound])

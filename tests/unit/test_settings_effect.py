@@ -33,7 +33,7 @@ from zchunk.node.assembly import NodeParts, node_parts
 from zchunk.node.membership import Identity, Membership, save
 from zchunk.node.planes import bulk_plane
 from zchunk.node.put import assignment
-from zchunk.protocol.messages import FileRecord, PeerRecord, Planned
+from zchunk.protocol.messages import FileRecord, PeerRecord, Plan, Planned
 from zchunk.tracker import server as tracker_server
 from zchunk.tracker.server import Tracker, make_token
 from zchunk.transport.auth import Token, new_key_pair
@@ -196,20 +196,20 @@ def test_a_key_has_an_effect(root: Path, section: str, key: str) -> None:
 # -- chunking: what an upload plans ---------------------------------------------------------
 
 
-def _planned(world: World, size: int) -> Planned | ZchunkError:
-    """The plan of a file of that size in a cluster of three nodes."""
+def _planned(world: World, size: int) -> tuple[Plan, Planned | ZchunkError]:
+    """What was asked for a file of that size in a cluster of three nodes, and its plan."""
     cluster = world.cluster()
     client = cluster.client()
-    asked = client.ask(client.plan(size))
+    plan = client.plan(size)
+    asked = client.ask(plan)
     cluster.run(lambda: asked.ended, "the plan")
-    plan: Planned | ZchunkError = asked.error or asked.value
-    return plan
+    return plan, asked.error or asked.value
 
 
 def _rows(world: World, size: int) -> list[list[str]]:
-    planned = _planned(world, size)
+    plan, planned = _planned(world, size)
     assert isinstance(planned, Planned)
-    return assignment(planned, len(planned.assignment) // (2 * planned.replicas))
+    return assignment(plan, planned)
 
 
 @observes("chunking.chunk_size", MIB, default_shows=103, value_shows=1024)
@@ -224,7 +224,7 @@ def peers_of_a_smaller_file(world: World) -> int:
 
 @observes("chunking.min_peers_for_distribution", 4, default_shows="Planned", value_shows="TooFewPeers")
 def the_answer_with_three_peers(world: World) -> str:
-    return type(_planned(world, GIB)).__name__
+    return type(_planned(world, GIB)[1]).__name__
 
 
 @observes("chunking.distribution_strategy", "contiguous", default_shows=102, value_shows=2)

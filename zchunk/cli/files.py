@@ -288,7 +288,7 @@ def _shares(planned: PlannedUpload) -> tuple[render.PeerShare, ...]:
     from zchunk.node.put import assignment
     from zchunk.placement import consequence, describe_chunks
 
-    holders = assignment(planned.planned, _chunks_count(planned))
+    holders = assignment(planned.plan, planned.planned)
     primaries: dict[str, list[int]] = {}
     sizes: Counter[str] = Counter()
     for index, row in enumerate(holders):
@@ -362,9 +362,7 @@ def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
         ],
     }
     if event["chunks_count"] <= MAX_LISTED:
-        event["map"] = {
-            str(index): row[0] for index, row in enumerate(assignment(answer, event["chunks_count"]))
-        }
+        event["map"] = {str(index): row[0] for index, row in enumerate(assignment(planned.plan, answer))}
     return event
 
 
@@ -482,8 +480,7 @@ def _opened_record(client: Client, record: FileRecord, key: Secret) -> FileRecor
         return record
     with suppress(WrongKey, NotFound, IntegrityError):  # removed meanwhile, or odd: as it was listed
         opened = client.opened(client.locate(record.file_id), key).manifest
-        if opened.file_id == record.file_id:  # and no file whose name is that id
-            return replace(record, name=opened.name, sha256=opened.sha256)
+        return replace(record, name=opened.name, sha256=opened.sha256)
     return record
 
 

@@ -182,11 +182,9 @@ class Fetching(JobDriver[Action]):
         if self._job is None or self.ended or not isinstance(reply, Located):
             return  # the known holders do (SPEC D9)
         try:
-            where = location(reply)
+            where = location(reply, self.manifest.file_id)
         except ZchunkError as problem:
             log.warning("the tracker's answer is of no use: %s", problem.message)
-            return
-        if where.manifest.file_id != self.manifest.file_id:
             return
         for record in where.peers.values():
             self.bulk.learn(record)

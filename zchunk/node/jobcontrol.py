@@ -305,12 +305,15 @@ def _status(record: JobRecord, answer: Message) -> JobStatus:
         raise wire.raised(answer)
     if not isinstance(answer, Job):
         raise UnknownMessage(f"an answer of type {answer.TYPE!r} from job {record.job_id}")
+    counts = {status: getattr(answer, status) for status in CHUNK_STATUSES}
+    if answer.job_id != record.job_id or sum(counts.values()) != record.chunks_count:
+        raise MalformedMessage(f"the answer of job {record.job_id} does not fit it")
     since = answer.waiting_since_ms
     return JobStatus(
         **identity(record),
         state=answer.state,
         chunks_progress=_progress(record, answer),
-        chunks_status={status: getattr(answer, status) for status in CHUNK_STATUSES},
+        chunks_status=counts,
         missing_peers=answer.missing_peers,
         missing_names=answer.missing_names,
         waiting_since=iso_utc(since / 1000) if since is not None else None,

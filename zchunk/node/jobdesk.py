@@ -70,7 +70,7 @@ class JobDesk:
         found = self._order(record, "resume", ORDER_S)
         if found is not None:
             return found
-        anew = f"`zchunk get {record.file_id[:12]}` fetches the file again"
+        anew = f"`zchunk get {record.file_id}` fetches the file again"
         return self._unless_over(record, f"there is nothing to resume; {anew}")
 
     def cancel(self, record: JobRecord) -> JobStatus:

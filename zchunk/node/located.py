@@ -1,4 +1,6 @@
-"""The tracker's answers to `Locate` and `FindChunks` as Python values. Pure."""
+"""The tracker's answers to `Locate`, `FindChunks` and `Commit` as Python values. Pure.
+
+What may not happen here: an answer taken that is about another file than was asked for."""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from zchunk.clock import MAX_WALL_MS
-from zchunk.errors import MalformedMessage
-from zchunk.manifest import Manifest, parse
+from zchunk.errors import IntegrityError, MalformedMessage
+from zchunk.manifest import Manifest, is_file_id, may_begin, parse
 from zchunk.protocol import columns
 from zchunk.protocol.messages import ChunksFound, FileRecord, Located, PeerRecord
 
@@ -56,10 +58,30 @@ def found_holders(reply: ChunksFound, count: int) -> list[list[PeerRecord]]:
     return [[reply.peers[at] for at in islice(rest, length)] for length in counts]
 
 
-def location(reply: Located) -> Location:
-    """Raises ManifestInvalid where the manifest is not that of the file id (then nobody
-    but the tracker is wrong), MalformedMessage for tables that do not fit it."""
+def check_answered(asked: str, file: FileRecord) -> None:
+    """`asked` is a file id, whole or its beginning, or a name. Raises IntegrityError where the
+    tracker's answer is about another file; by its name a file is what the tracker says."""
+    by_id = may_begin(asked, file.file_id)
+    if by_id or (file.name == asked and not is_file_id(asked)):
+        return
+    raise IntegrityError(
+        f"asked about {_short(asked)}, the tracker answers with another file, {file.file_id}: nothing of"
+        " it is used; ask whoever runs the tracker to upgrade it"
+    )
+
+
+def _short(asked: str) -> str:
+    return repr(asked if len(asked) <= 100 else asked[:100] + "...")
+
+
+def location(reply: Located, asked: str) -> Location:
+    """The answer to a question about `asked`, a name or id. Raises IntegrityError where it is
+    about another file, ManifestInvalid where the manifest is not that of the file id (then
+    nobody but the tracker is wrong), MalformedMessage for tables that do not fit it."""
+    check_answered(asked, reply.file)
     manifest = parse(bytes(reply.manifest), reply.file.file_id)
+    if not _describes(reply.file, manifest):
+        raise MalformedMessage("the tracker's record of the file does not fit its manifest")
     if len(reply.holder_peers) > 2 * MAX_HOLDERS or len(reply.holder_times) > 8 * MAX_HOLDERS:
         raise MalformedMessage(f"the tracker's table has more than {MAX_HOLDERS} holders")
     counts = columns.unpack(2, reply.holder_counts)
@@ -76,3 +98,10 @@ def location(reply: Located) -> Location:
         holders.append([(reply.peers[peers[i]].peer_id, times[i]) for i in range(at, at + count)])
         at += count
     return Location(reply.file, manifest, {p.peer_id: p for p in reply.peers}, holders)
+
+
+def _describes(record: FileRecord, manifest: Manifest) -> bool:
+    """Whether the two say the same where both say it. The name is the record's alone: the
+    manifest has the one that the file was put under."""
+    said = (record.size, record.sha256, record.chunk_size, record.chunks_count)
+    return said == (manifest.size, manifest.sha256, manifest.chunk_size, len(manifest.chunks))

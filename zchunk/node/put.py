@@ -21,6 +21,7 @@ from zchunk.buffers import Buffer, BufferPool
 from zchunk.clock import iso_utc
 from zchunk.errors import (
     FileChanged,
+    IntegrityError,
     Interrupted,
     MalformedMessage,
     ManifestInvalid,
@@ -33,7 +34,7 @@ from zchunk.hashing import FileDigest
 from zchunk.manifest import IDENTITY, TAG_BYTES, ChunkRow, Manifest, chunk_count, chunk_length
 from zchunk.node.control import expect
 from zchunk.node.driver import JobDriver, Tell
-from zchunk.node.located import found_holders
+from zchunk.node.located import check_answered, found_holders
 from zchunk.node.progress import Progress
 from zchunk.node.sealkeys import Sealing
 from zchunk.node.source import SourceFile
@@ -88,9 +89,12 @@ _MEND_PAUSE_S = 1.0
 _FIND_S = 3.0
 
 
-def assignment(planned: Planned, count: int) -> list[list[str]]:
-    """The plan's peer ids per chunk. Raises MalformedMessage for a plan of `count` chunks
-    that does not fit itself."""
+def assignment(plan: Plan, planned: Planned) -> list[list[str]]:
+    """The peer ids per chunk that answer `plan`. Raises MalformedMessage for an answer that
+    does not fit what was asked, or itself."""
+    if (planned.replicas, planned.distributed) != (plan.replicas, plan.distribute):
+        raise MalformedMessage("the tracker's plan is not the one that was asked for")
+    count = chunk_count(plan.size, plan.chunk_size)
     rows = columns.rows(columns.unpack(2, planned.assignment), planned.replicas)
     known = (*range(len(planned.peers)), columns.NOBODY)
     if len(rows) != count or any(at not in known for row in rows for at in row):
@@ -132,7 +136,7 @@ class Upload(JobDriver[Action]):
         self._rows: list[ChunkRow | None] = [None] * count
         #: SHA-256 -> a chunk of these bytes; zeros, for one, come again and again
         self._first_of: dict[bytes, int] = {}
-        self._targets = assignment(planned, count)
+        self._targets = assignment(plan, planned)
         self._buffers: dict[int, Buffer] = {}
         self._pool = BufferPool(self._most_memory())
         self._digest = FileDigest()
@@ -412,7 +416,7 @@ class Upload(JobDriver[Action]):
                 self.perform(self._job.not_replanned(action.chunks, problem, self.now()))
                 return
             try:
-                peers = assignment(reply, len(copies))  # type: ignore[arg-type]
+                peers = assignment(ask, reply)  # type: ignore[arg-type]
             except MalformedMessage as odd:
                 self.fail(odd)
                 return
@@ -534,7 +538,7 @@ class Upload(JobDriver[Action]):
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if self.ended or (this_round != self._round and not isinstance(reply, Committed)):
                 return  # refused for what the job is mending already
-            problem = error or expect(reply, Committed)
+            problem = error or expect(reply, Committed) or self._other_file(reply)
             if isinstance(problem, ManifestInvalid) and tries > 1:
                 self._commit(tries - 1)  # damaged on its way
             elif isinstance(problem, (NotYetStored, TooFewPeers)) and self._mends < _MENDS:
@@ -546,6 +550,15 @@ class Upload(JobDriver[Action]):
                 self._conclude(reply)  # type: ignore[arg-type]
 
         self.bulk.control.request(commit, TRACKER_TIMEOUT_S, self.bulk.loop, answer)
+
+    def _other_file(self, reply: Message | None) -> ZchunkError | None:
+        """Why what was committed is not this file, or None."""
+        assert self._manifest is not None
+        try:
+            check_answered(self._manifest.file_id, reply.file)  # type: ignore[union-attr]
+        except IntegrityError as error:
+            return error
+        return None
 
     def _mend(self, now: float) -> None:
         """No peer went, and yet the tracker misses copies: a node lost them, or its report
