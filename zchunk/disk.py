@@ -36,6 +36,8 @@ _GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
 #: What a file system says that has no O_DIRECT, or not for this memory or offset.
 _NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _NO_FALLOCATE = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
+#: What a file system says that nobody can write to (an image, a CD).
+_NOTHING_TO_SYNC = frozenset({errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP, errno.ENOSYS})
 _TEMPORARY_PREFIX = ".zchunk-"
 _TEMPORARY_SUFFIX = ".tmp"
 
@@ -79,6 +81,17 @@ def sync_file(fd: int) -> None:
         os.fdatasync(fd)
     else:
         os.fsync(fd)
+
+
+def write_back(fd: int) -> None:
+    """On return what anybody wrote to the file before is on its disk, so that the next write
+    through a mapping moves the file's times. For reading what others write: nothing is vouched
+    for, and a file system that has nothing to sync is no failure. Raises OSError."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NOTHING_TO_SYNC:
+            raise
 
 
 def sync_folder(path: Path) -> None:

@@ -7,9 +7,13 @@ the tracker with it, so that it is not taken for down.
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,6 +48,13 @@ def modify(path: Path) -> None:
         file.write(b"other")
 
 
+def modify_and_put_the_time_back(path: Path) -> None:
+    """As programs do that shall leave no trace of their containers' use, and `touch -r`."""
+    before = path.stat()
+    modify(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, 5 * CHUNK)
 
@@ -57,7 +68,10 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("change", [append, modify, truncate, replace, remove])
+CHANGES = [append, modify, modify_and_put_the_time_back, truncate, replace, remove]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_is_not_published(
     change: Callable[[Path], None], bench: Cluster, folder: Path
 ) -> None:
@@ -84,6 +98,73 @@ def test_a_file_that_changes_in_the_middle_is_not_published(bench: Cluster, fold
     assert source.path.name not in bench.client.names()
     again = bench.client.put(source.path)
     assert again.last["size"] == source.size + 4
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A tmpfs, as /tmp may be, keeps no times of what is written through a mapping."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[Callable[[], None]]:
+    """A program, as a database or a virtual machine, that keeps two counters in the file, far apart
+    and always equal; what raises both. They were raised once, and nobody has synced that."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        places = (0, len(mapping) - 8)
+
+        def raise_both() -> None:
+            value = int.from_bytes(mapping[:8], "little") + 1
+            for at in places:
+                mapping[at : at + 8] = value.to_bytes(8, "little")
+
+        for at in places:
+            mapping[at : at + 8] = bytes(8)
+        raise_both()
+        yield raise_both
+
+
+def counters(path: Path) -> tuple[bytes, bytes]:
+    content = path.read_bytes()
+    return content[:8], content[-8:]
+
+
+def test_a_file_that_changes_through_a_mapping_is_not_published(bench: Cluster, on_disk: Path) -> None:
+    source = fresh(on_disk, 2 * MIB)
+    with mapped(source.path) as raise_both:
+        put, _ = held_put(bench, source.path)
+        raise_both()
+        put.answer("y\n")
+        result = put.result().expect(5)
+    assert result.last["code"] == "file_changed"
+    assert source.path.name not in bench.client.names()
+
+
+def test_a_writer_through_a_mapping_that_never_rests(bench: Cluster, on_disk: Path) -> None:
+    """Nothing torn is published; once it rests, the file is."""
+    source = fresh(on_disk, 4 * MIB)
+    stop = threading.Event()
+
+    def write_on(raise_both: Callable[[], None]) -> None:
+        while not stop.is_set():
+            raise_both()
+
+    with mapped(source.path) as raise_both:
+        writer = threading.Thread(target=write_on, args=(raise_both,))
+        writer.start()
+        try:
+            result = bench.client.put(source.path, code=5)
+        finally:
+            stop.set()
+            writer.join()
+        assert result.last["code"] == "file_changed"
+        assert source.path.name not in bench.client.names()
+        bench.client.put(source.path)
+    bench.client.get(source.path.name, on_disk / "copy")
+    first, second = counters(on_disk / "copy")
+    assert first == second != bytes(8)
+    assert sha256_of(on_disk / "copy") == sha256_of(source.path)
 
 
 # -- an upload that is stopped ---------------------------------------------------------------
