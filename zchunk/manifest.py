@@ -222,7 +222,7 @@ def name_problem(name: Any) -> str | None:
     try:
         encoded = name.encode("utf-8")
     except UnicodeEncodeError:
-        return "the name is not valid Unicode"
+        return "the name is not valid UTF-8"
     if len(encoded) > MAX_NAME_BYTES:
         return f"the name is longer than {MAX_NAME_BYTES} bytes"
     return None

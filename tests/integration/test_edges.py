@@ -238,6 +238,27 @@ def test_names_are_data_and_targets_are_safe(bench: Cluster, folder: Path) -> No
     assert not removed & set(client.names())
 
 
+def test_names_that_are_no_utf8_are_refused(bench: Cluster, folder: Path) -> None:
+    """Two of them would have become the same name."""
+    client = bench.client
+    for name in (b"caf\xe9.txt", b"caf\xe8.txt"):
+        path = folder / os.fsdecode(name)
+        source = make_file(path, 3000)
+        result = client.put(path, code=2)
+        assert "not valid UTF-8; choose another with --name" in result.stderr
+        client.put(path, "--name", f"coffee {name[-5]}")
+        client.get(f"coffee {name[-5]}", folder / "copy", "--force")
+        assert sha256_of(folder / "copy") == source.sha256
+    assert not [name for name in client.names() if "caf" in name]
+
+
+@pytest.mark.parametrize("path", ["/proc/cpuinfo", "/proc/version", "/sys/kernel/fscaps"])
+def test_what_has_no_size_of_its_own_is_refused(bench: Cluster, path: str) -> None:
+    result = bench.client.put(Path(path), code=2)
+    assert f"{path} has no size of its own: copy what it says to a file on a disk" in result.stderr
+    assert Path(path).name not in bench.client.names()
+
+
 def test_two_files_of_one_name(bench: Cluster, folder: Path) -> None:
     older, newer = fresh(folder, 3000), fresh(folder, 4000)
     client = bench.client

@@ -254,13 +254,9 @@ def _check_encryption(size: int, chunk_size: int, options: PutOptions) -> None:
 
 
 def file_name(path: Path, options: PutOptions) -> str:
-    """The name a file is put under; bytes that are no UTF-8 become replacement characters.
-
-    Raises InvalidUsage for a name that no file can have.
-    """
-    name = options.name
-    if name is None:
-        name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """The name a file is put under. Raises InvalidUsage for a name that no file can have: also
+    for one whose bytes are no UTF-8, since two such files would get the same name."""
+    name = path.name if options.name is None else options.name
     if (problem := new_name_problem(name)) is not None:
         raise InvalidUsage(f"the file cannot be put as {name!r}: {problem}; choose another with --name")
     return name
