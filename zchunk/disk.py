@@ -289,7 +289,7 @@ class DirectWriter:
         self.path = path
         with storage_errors(path, "opening"):
             self.fd = open_file(path, os.O_RDWR | flags)
-        self._direct = _open_direct(path)
+        self._direct = _open_direct(path, self.fd)
 
     def write_at(self, data: Writable, offset: int) -> int:
         """As `write_at`; not durable before `sync`. Raises NoSpace (retryable), StorageFailure."""
@@ -309,13 +309,18 @@ class DirectWriter:
                 close_file(fd)
 
 
-def _open_direct(path: Path) -> int | None:
-    """A descriptor past the page cache, or None where there is no such thing (EINVAL on
-    some file systems, no O_DIRECT on some systems): the cached one does everything then."""
+def _open_direct(path: Path, cached: int) -> int | None:
+    """A descriptor past the page cache of the file that `cached` is of, or None where there is no
+    such thing (EINVAL on some file systems, no O_DIRECT on some systems) or another file is at
+    `path` by now: the cached one does everything then."""
     flag = getattr(os, "O_DIRECT", None)
     if flag is None:
         return None
     try:
-        return open_file(path, os.O_WRONLY | flag)
+        fd = open_file(path, os.O_WRONLY | flag | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return None
+    if os.path.samestat(os.fstat(fd), os.fstat(cached)):
+        return fd
+    close_file(fd)
+    return None

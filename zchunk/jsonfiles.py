@@ -21,12 +21,15 @@ MAX_BYTES = 16 * 1024 * 1024
 _MAX_COUNT = 2**63 - 1
 
 
-def read(path: Path, most: int = MAX_BYTES) -> Any:
-    """What the file at `path` holds. A pipe or device there is not waited for."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+def read(path: Path, most: int = MAX_BYTES, *, follow: bool = True) -> Any:
+    """What the file at `path` holds. A pipe or device there is not waited for. `follow`: also
+    through a link, as is right in folders where only the user makes any."""
+    link = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | link)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"more than {most} bytes")

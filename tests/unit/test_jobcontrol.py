@@ -395,7 +395,7 @@ def dead(rig: Rig) -> JobRecord:
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(run.endpoint).removeprefix("unix:"))
     rig.part._close_writer()
-    rig.part._lock.release()
+    rig.part._lock.drop()
     return run
 
 

@@ -85,7 +85,7 @@ def replaced(module: object, name: str, new: object):
 def crash(part: PartFile) -> None:
     """What a kill does: descriptors and lock are gone, every file stays."""
     part._close_writer()
-    part._lock.release()
+    part._lock.drop()
 
 
 def names(folder: Path) -> list[str]:
@@ -593,7 +593,7 @@ def test_who_only_looks_does_not_keep_a_download_from_starting(target, file):
     """The look holds the lock for a moment: a start in that moment waits for it."""
     open_part(target, file.manifest, JOB_ID).keep()
     looking = partfile._lock(target)
-    timer = threading.Timer(0.05, partfile._unlock, (looking, target))
+    timer = threading.Timer(0.05, looking.release)
     timer.start()
     with open_part(target, file.manifest, OTHER_JOB) as part:
         assert part.job_id == JOB_ID

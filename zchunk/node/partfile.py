@@ -41,25 +41,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from zchunk import disk, hashing, jsonfiles
 from zchunk.clock import Clock, SystemClock, iso_utc
 from zchunk.errors import (
     AlreadyRunning,
     ChunkCorrupt,
     ManifestInvalid,
+    NotAllowed,
     NotFound,
     StorageFailure,
     TargetExists,
     ZchunkError,
 )
 from zchunk.manifest import MAX_BYTES, Manifest, parse
+from zchunk.node import targetlock
+from zchunk.node.owners import owner_name
+from zchunk.node.target import beside
+from zchunk.node.targetlock import Held, TargetLock
 
 JOB_VERSION = 1
 PART, JOB, LOCK = ".zpart", ".zjob", ".zlock"
 MAX_NAME_BYTES = 200
 
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _TEMP = ".zjob.tmp"  # one writer per target, so one name: the next save takes a stray one away
 _ASIDE = ".aside-"
 #: Who only looks whether a target is worked on holds its lock for a moment.
@@ -93,7 +97,7 @@ class JobInfo:
 def load_job(path: Path) -> JobInfo | None:
     """The job of a .zjob file; None where there is none or it cannot be trusted."""
     try:
-        return _job(jsonfiles.read(path, _MAX_JOURNAL))
+        return _job(jsonfiles.read(path, _MAX_JOURNAL, follow=False))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ManifestInvalid):
         return None
 
@@ -179,10 +183,6 @@ def _shorten(name: str) -> str:
     return f"{cut}{dot}{suffix}"
 
 
-def _beside(target: Path, suffix: str) -> Path:
-    return target.with_name(target.name + suffix)
-
-
 # -- the target -----------------------------------------------------------------------
 
 
@@ -200,9 +200,10 @@ def target_has_content(target: Path, manifest: Manifest) -> bool:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a device is not even opened
         raise IsADirectoryError(errno.EISDIR, "not a regular file", path)
-    return os.open(path, flags)
+    # Not blocking: if it is a pipe by now, it would wait for its other end.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _file_sha256(file: io.BufferedReader) -> bytes:
@@ -217,8 +218,8 @@ def remove_leftovers(target: Path) -> None:
     """Removes a .zjob without a .zpart, and a lock file nobody holds: what a run leaves that
     is killed right after its final rename. For a target that has its content; does nothing
     while another process works on it. A .zpart is never touched."""
-    part, job = _beside(target, PART), _beside(target, JOB)
-    if os.path.lexists(part) or not (job.exists() or _beside(target, LOCK).exists()):
+    part, job = beside(target, PART), beside(target, JOB)
+    if os.path.lexists(part) or not (job.exists() or beside(target, LOCK).exists()):
         return
     try:
         lock = _lock(target)
@@ -227,9 +228,9 @@ def remove_leftovers(target: Path) -> None:
     try:
         if not os.path.lexists(part):
             disk.discard(job)
-            disk.discard(_beside(target, _TEMP))
+            disk.discard(beside(target, _TEMP))
     finally:
-        _unlock(lock, target)
+        lock.release()
 
 
 # -- a job that nobody works on -------------------------------------------------------
@@ -238,14 +239,14 @@ def remove_leftovers(target: Path) -> None:
 def kept_job(target: Path, file_id: str) -> JobInfo | None:
     """The job of this file whose journal lies beside the target; None where there is none.
     `completed` is empty where the .zpart is gone."""
-    job = load_job(_beside(target, JOB))
+    job = load_job(beside(target, JOB))
     if job is None or job.file_id != file_id:
         return None
-    return job if os.path.isfile(_beside(target, PART)) else replace(job, completed=frozenset())
+    return job if os.path.isfile(beside(target, PART)) else replace(job, completed=frozenset())
 
 
 def has_part(target: Path) -> bool:
-    return os.path.lexists(_beside(target, PART))
+    return os.path.lexists(beside(target, PART))
 
 
 def discard_job(target: Path, job_id: str) -> None:
@@ -255,46 +256,42 @@ def discard_job(target: Path, job_id: str) -> None:
         return
     lock = _lock(target)
     try:
-        job = load_job(_beside(target, JOB))
+        job = load_job(beside(target, JOB))
         if job is not None and job.job_id == job_id:
             _delete(target)
     finally:
-        _unlock(lock, target)
+        lock.release()
 
 
 def _delete(target: Path) -> None:
-    with disk.storage_errors(_beside(target, PART), "deleting"), suppress(FileNotFoundError):
+    with disk.storage_errors(beside(target, PART), "deleting"), suppress(FileNotFoundError):
         # The journal last: a .zpart without one would be kept aside for ever.
         for suffix in (PART, JOB, _TEMP):
             with suppress(FileNotFoundError):
-                os.unlink(_beside(target, suffix))
+                os.unlink(beside(target, suffix))
         disk.sync_folder(target.parent)
 
 
 # -- one writer per target ------------------------------------------------------------
 
 
-def _lock(target: Path, wait_s: float = _LOOK_S) -> FileLock:
-    path = _beside(target, LOCK)
-    lock = FileLock(path, timeout=wait_s, poll_interval=0.02, thread_local=False)
+def _lock(target: Path, wait_s: float = _LOOK_S) -> TargetLock:
+    path = beside(target, LOCK)
     with disk.storage_errors(path, "locking"):
         try:
-            lock.acquire()
-        except Timeout:
-            job = load_job(_beside(target, JOB))
-            raise _already_running(target, job.job_id if job else None) from None
-    return lock
+            return targetlock.acquire(path, wait_s)
+        except Held as held:
+            raise _already_running(target, held.owner) from None
 
 
-def _already_running(target: Path, job_id: str | None) -> AlreadyRunning:
+def _already_running(target: Path, owner: int | None) -> AlreadyRunning:
+    if owner is not None:
+        text = f"{owner_name(owner)} is downloading to {target}: choose another target (-o)"
+        return AlreadyRunning(text, job_id=None, target=str(target))
+    job = load_job(beside(target, JOB))
+    job_id = job.job_id if job else None
     who = f"job {job_id}" if job_id else "another job"
     return AlreadyRunning(f"{who} is already downloading to {target}", job_id=job_id, target=str(target))
-
-
-def _unlock(lock: FileLock, target: Path) -> None:
-    # Removed while held: who waits at the old file finds that it has no name any more.
-    disk.discard(_beside(target, LOCK))
-    lock.release()
 
 
 # -- opening --------------------------------------------------------------------------
@@ -311,13 +308,13 @@ def open_part(target: Path, manifest: Manifest, job_id: str, *, clock: Clock | N
     _check_target(target)
     lock = _lock(target)
     try:
-        job = _own_job(target, manifest)
+        job = _own_job(target, manifest, lock)
         if job is not None:
             return PartFile(target, manifest, job.job_id, job.created_at, set(job.completed), lock)
         created_at = iso_utc((clock or SystemClock()).wall())
         return PartFile(target, manifest, job_id, created_at, set(), lock)
     except BaseException:
-        _unlock(lock, target)
+        lock.release()
         raise
 
 
@@ -328,12 +325,12 @@ def _check_target(target: Path) -> None:
         raise NotFound(f"the folder {target.parent} does not exist: make it first", target=str(target))
 
 
-def _own_job(target: Path, manifest: Manifest) -> JobInfo | None:
+def _own_job(target: Path, manifest: Manifest, lock: TargetLock) -> JobInfo | None:
     """The job to go on with. What belongs to another one is moved aside first."""
-    part, path = _beside(target, PART), _beside(target, JOB)
+    part, path = beside(target, PART), beside(target, JOB)
     job = load_job(path)
-    is_ours = job is not None and job.file_id == manifest.file_id
-    if is_ours and _is_file_or_absent(part):
+    is_ours = job is not None and job.file_id == manifest.file_id and _is_ours(path, lock)
+    if is_ours and (not os.path.lexists(part) or _is_ours(part, lock)):
         return job
     if is_ours:
         _move_aside(target, (PART,))
@@ -342,27 +339,28 @@ def _own_job(target: Path, manifest: Manifest) -> JobInfo | None:
     return None
 
 
-def _is_file_or_absent(path: Path) -> bool:
+def _is_ours(path: Path, lock: TargetLock) -> bool:
+    """What another user has made, or has a name of, may change at any time."""
     try:
-        return stat.S_ISREG(os.lstat(path).st_mode)  # not through a link: it is not our file
+        return lock.owns(os.lstat(path))
     except FileNotFoundError:
-        return True
+        return False
 
 
 def _move_aside(target: Path, suffixes: tuple[str, ...]) -> None:
     """Keeps what we may not use as `<name>.aside-N`, the pair under one number."""
-    found = [path for suffix in suffixes if os.path.lexists(path := _beside(target, suffix))]
+    found = [suffix for suffix in suffixes if os.path.lexists(beside(target, suffix))]
     if not found:
         return
     number = next(n for n in itertools.count(1) if not _aside_taken(target, n))
     with disk.storage_errors(target, "moving an older download aside for"):
-        for path in found:
-            os.rename(path, f"{path}{_ASIDE}{number}")
+        for suffix in found:
+            os.rename(beside(target, suffix), beside(target, f"{suffix}{_ASIDE}{number}"))
         disk.sync_folder(target.parent)
 
 
 def _aside_taken(target: Path, number: int) -> bool:
-    return any(os.path.lexists(_beside(target, f"{suffix}{_ASIDE}{number}")) for suffix in (PART, JOB))
+    return any(os.path.lexists(beside(target, f"{suffix}{_ASIDE}{number}")) for suffix in (PART, JOB))
 
 
 # -- the part file --------------------------------------------------------------------
@@ -375,7 +373,7 @@ class PartFile:
     """
 
     def __init__(
-        self, target: Path, manifest: Manifest, job_id: str, created_at: str, hint: set[int], lock: FileLock
+        self, target: Path, manifest: Manifest, job_id: str, created_at: str, hint: set[int], lock: TargetLock
     ) -> None:
         self.target = target
         self.manifest = manifest
@@ -385,8 +383,8 @@ class PartFile:
         self.state = "running"
         #: why nothing more is written or vouched for: a sync failed
         self.flag: str | None = None
-        self._part, self._job = _beside(target, PART), _beside(target, JOB)
-        self._temp = _beside(target, _TEMP)
+        self._part, self._job = beside(target, PART), beside(target, JOB)
+        self._temp = beside(target, _TEMP)
         self._lock = lock
         self._guard = threading.Lock()  # for _completed
         self._saving = threading.Lock()  # one journal at a time
@@ -397,16 +395,26 @@ class PartFile:
 
     def _open(self) -> None:
         # The journal first: a .zpart alone would be nobody's, and moved aside.
-        if not self._part.exists():
+        is_new = not os.path.lexists(self._part)
+        if is_new:
             self._completed = set()
             self._write_journal(self._completed)
-        writer = disk.DirectWriter(self._part, os.O_CREAT)
+        # Never what somebody puts there in this moment.
+        writer = disk.DirectWriter(self._part, _NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0))
         try:
+            self._check_ours(os.fstat(writer.fd))
             disk.preallocate(writer.fd, self.manifest.size, self._part)
         except BaseException:
             writer.close()
             raise
         self._writer = writer
+
+    def _check_ours(self, found: os.stat_result) -> None:
+        if not self._lock.owns(found):
+            raise NotAllowed(
+                f"{self._part} is no file of this user alone: remove it, or choose another target (-o)",
+                path=str(self._part),
+            )
 
     def __enter__(self) -> PartFile:
         return self
@@ -565,8 +573,7 @@ class PartFile:
         """Ends here and leaves .zpart and .zjob for the next run; `save` first, so that the
         journal is up to date. A second call, or one after an end, does nothing."""
         self._close_writer()
-        if self._lock.is_locked:
-            _unlock(self._lock, self.target)
+        self._lock.release()
 
     def abandon(self) -> None:
         """Ends here and deletes .zpart and .zjob; durable on return. Raises NotAllowed,

@@ -1,0 +1,130 @@
+"""Where a download is written (SPEC D10, "Command line"): what is at the target and beside it is
+what anybody may have put there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import zchunk
+from tests.integration.cluster import MIB, NOBODY, Cluster, Source, sha256_of
+from tests.integration.test_edges import fresh
+from zchunk.config import Settings
+from zchunk.node.owners import owner_name
+from zchunk.node.partfile import open_part
+from zchunk.node.targetlock import acquire
+
+PRECIOUS = b"precious, and none of their business"
+
+
+@pytest.fixture
+def source(bench: Cluster, folder: Path) -> Source:
+    source = fresh(folder, 2 * MIB)
+    bench.client.put(source.path)
+    return source
+
+
+@pytest.fixture
+def shared(folder: Path) -> Path:
+    """A folder that everybody may write to."""
+    path = folder / "shared"
+    path.mkdir()
+    path.chmod(0o777)
+    return path
+
+
+@pytest.fixture
+def precious(folder: Path) -> Path:
+    path = folder / "precious"
+    path.write_bytes(PRECIOUS)
+    return path
+
+
+def theirs(path: Path) -> None:
+    """Somebody else's; the user's own where the tests may not give files away."""
+    if os.geteuid() == 0:
+        os.lchown(path, NOBODY, NOBODY)
+
+
+# -- beside the target ------------------------------------------------------------------------
+
+
+def link(path: Path, precious: Path) -> None:
+    path.symlink_to(precious)
+
+
+def second_name(path: Path, precious: Path) -> None:
+    path.hardlink_to(precious)
+
+
+def other(path: Path, precious: Path) -> None:
+    path.write_bytes(b"x")
+
+
+@pytest.mark.parametrize("plant", [link, second_name, other])
+@pytest.mark.parametrize("suffix", [".zpart", ".zjob", ".zjob.tmp", ".zlock"])
+def test_what_somebody_puts_beside_a_target_leads_nowhere(
+    bench: Cluster,
+    source: Source,
+    shared: Path,
+    precious: Path,
+    suffix: str,
+    plant: Callable[[Path, Path], None],
+) -> None:
+    planted = shared / f"out{suffix}"
+    plant(planted, precious)
+    if plant is not second_name:
+        theirs(planted)
+    refused = suffix == ".zlock" and plant is link
+    result = bench.client.get(source.path.name, shared / "out", code=7 if refused else 0)
+    assert precious.read_bytes() == PRECIOUS
+    if refused:
+        assert f"{planted} is in the way" in result.stderr
+        assert planted.is_symlink()
+    else:
+        assert sha256_of(shared / "out") == source.sha256
+        assert not planted.exists()
+
+
+@pytest.mark.parametrize("plant", [link, second_name, other])
+def test_a_download_that_somebody_else_began_is_not_gone_on_with(
+    bench: Cluster, source: Source, shared: Path, precious: Path, plant: Callable[[Path, Path], None]
+) -> None:
+    """With a journal as it should be, and a part that he may write to, or that is another file."""
+    with zchunk.Client(bench.client.home, Settings()) as api:
+        manifest = api.locate(source.path.name).manifest
+    open_part(shared / "out", manifest, "1" * 16).keep()
+    part = shared / "out.zpart"
+    part.unlink()
+    plant(part, precious)
+    for path in shared.iterdir():
+        if not (path == part and plant is second_name):
+            theirs(path)
+    result = bench.client.get(source.path.name, shared / "out")
+    assert precious.read_bytes() == PRECIOUS
+    assert sha256_of(shared / "out") == source.sha256
+    assert result.last["bytes_received"] == source.size
+    if os.geteuid() == 0:
+        assert (shared / "out").stat().st_uid == 0
+        assert sorted(path.name for path in shared.iterdir()) == [
+            "out",
+            "out.zjob.aside-1",
+            "out.zpart.aside-1",
+        ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as two users")
+def test_a_download_of_another_user_is_told_as_his(bench: Cluster, source: Source, shared: Path) -> None:
+    lock = acquire(shared / "out.zlock", 0.0)
+    theirs(lock.path)
+    try:
+        result = bench.client.get(source.path.name, shared / "out", code=2)
+    finally:
+        lock.drop()
+    assert result.last["code"] == "already_running"
+    assert f"{owner_name(NOBODY)} is downloading to {shared / 'out'}" in result.stderr
+    bench.client.get(source.path.name, shared / "out")
+    assert [path.name for path in shared.iterdir()] == ["out"]
