@@ -128,3 +128,26 @@ def test_a_download_of_another_user_is_told_as_his(bench: Cluster, source: Sourc
     assert f"{owner_name(NOBODY)} is downloading to {shared / 'out'}" in result.stderr
     bench.client.get(source.path.name, shared / "out")
     assert [path.name for path in shared.iterdir()] == ["out"]
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [245, 246, 250, 255])
+def test_a_target_whose_name_is_as_long_as_a_name_may_be(
+    bench: Cluster, source: Source, folder: Path, length: int
+) -> None:
+    """Also where it is stopped in its middle, listed, and gone on with."""
+    target = folder / "out" / ("x" * length)
+    target.parent.mkdir()
+    bench.kill("B")
+    partial = bench.client.get(source.path.name, target, "--no-wait", code=4)
+    job_id = partial.last["job_id"]
+    (job,) = [job for job in bench.client.run("jobs").last if job["job_id"] == job_id]
+    assert (job["state"], job["target"]) == ("paused", str(target))
+    assert job["chunks_status"]["completed"] == partial.last["chunks_completed"] > 0
+    bench.restart("B")
+    done = bench.client.get(source.path.name, target).last
+    assert (done["job_id"], sha256_of(target)) == (job_id, source.sha256)
+    assert done["bytes_received"] < source.size
+    assert list(target.parent.iterdir()) == [target]

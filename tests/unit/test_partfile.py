@@ -649,7 +649,37 @@ def test_a_folder_is_no_target(tmp_path, file):
 
 def test_a_name_that_is_too_long_is_said(tmp_path, file):
     with pytest.raises(InvalidUsage, match="too long"):
-        open_part(tmp_path / ("x" * 254), file.manifest, JOB_ID)
+        open_part(tmp_path / ("x" * 256), file.manifest, JOB_ID)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 241, "x" * 246, "x" * 250, "x" * 255, "é" * 127 + "x", "x" + "é" * 127]
+)
+def test_a_name_as_long_as_a_name_may_be(tmp_path, file, name):
+    """What lies beside it has a shorter one, the same in each run."""
+    target, other = tmp_path / name, File(SIZE, 7)
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, 0, 1)
+        part.save()
+        assert any(found.endswith(".zlock") for found in names(tmp_path))
+    assert partfile.kept_job(target, file.manifest.file_id).completed == {0, 1}
+    with open_part(target, file.manifest, OTHER_JOB) as part:
+        assert (part.job_id, part.scan()) == (JOB_ID, {0, 1})
+    with open_part(target, other.manifest, OTHER_JOB) as part:
+        write(part, other, 0)
+        part.finish()
+    assert target.read_bytes() == other.data
+    assert len([found for found in names(tmp_path) if "aside-1" in found]) == 2
+    assert all(len(os.fsencode(found)) <= 255 for found in names(tmp_path))
+
+
+def test_long_names_that_begin_alike_do_not_meet(tmp_path, file):
+    targets = [tmp_path / ("x" * 254 + end) for end in "abc"]
+    parts = [open_part(target, file.manifest, JOB_ID) for target in targets]
+    assert len(names(tmp_path)) == 9
+    for part in parts:
+        part.abandon()
     assert names(tmp_path) == []
 
 

@@ -319,10 +319,11 @@ def open_part(target: Path, manifest: Manifest, job_id: str, *, clock: Clock | N
 
 
 def _check_target(target: Path) -> None:
-    if target.is_dir():
-        raise TargetExists(f"{target} is a folder: name a file in it", target=str(target))
-    if not target.parent.is_dir():
-        raise NotFound(f"the folder {target.parent} does not exist: make it first", target=str(target))
+    with disk.storage_errors(target, "looking at"):
+        if target.is_dir():
+            raise TargetExists(f"{target} is a folder: name a file in it", target=str(target))
+        if not target.parent.is_dir():
+            raise NotFound(f"the folder {target.parent} does not exist: make it first", target=str(target))
 
 
 def _own_job(target: Path, manifest: Manifest, lock: TargetLock) -> JobInfo | None:
