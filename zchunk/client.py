@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import queue
 import secrets
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import ValidationError
 
+from zchunk import disk
 from zchunk.clock import SystemClock, iso_utc
 from zchunk.config import Settings
 from zchunk.config import load as load_settings
@@ -51,6 +53,7 @@ from zchunk.node.partfile import open_part, remove_leftovers, safe_target_name, 
 from zchunk.node.planes import bulk_plane, control_plane
 from zchunk.node.sealkeys import Sealing, SealKeys
 from zchunk.node.source import SourceFile
+from zchunk.node.target import check_regular, followed
 from zchunk.node.transfer import BULK_IO_THREADS, BulkPlane
 from zchunk.protocol.messages import (
     Abandon,
@@ -309,10 +312,9 @@ class Client:
         force: bool = False,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """As `get`, of what `locate` and `opened` returned."""
-        path = Path(target) if target is not None else Path(safe_target_name(where.manifest.name))
-        if path.is_dir():
-            path = path / safe_target_name(where.manifest.name)
+        """As `get`, of what `locate` and `opened` returned. Raises TargetExists also for a target
+        that is no regular file, or a link of somebody else; the user's own links are followed."""
+        path = _chosen(target, safe_target_name(where.manifest.name))
         done = self._at_target(where, path, force)
         if done is not None:
             return done
@@ -350,11 +352,12 @@ class Client:
 
     def _at_target(self, where: Location, path: Path, force: bool) -> dict[str, Any] | None:
         """The `done` event where the target is the file already. Raises TargetExists."""
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         if target_has_content(path, where.manifest):
             remove_leftovers(path)
             return _done_already(where, path)
+        check_regular(path, os.lstat(path))
         if not force:
             raise TargetExists(f"{path} exists with other content; choose another with -o, or --force")
         return None
@@ -628,6 +631,14 @@ def _event_dict(event: Event) -> dict[str, Any]:
 def _missed_dict(missed: Missed) -> dict[str, Any]:
     numbers = {"seq": missed.last, "first": missed.first, "last": missed.last}
     return {"topic": "missed", "epoch": missed.epoch, "time": iso_utc(SystemClock().wall()), **numbers}
+
+
+def _chosen(target: str | Path | None, name: str) -> Path:
+    """The file to write; `name` is its name where the target is a folder, or was not given."""
+    path = Path(name if target is None else target)
+    with disk.storage_errors(path, "looking at"):
+        path = followed(path)
+        return followed(path / name) if path.is_dir() else path
 
 
 def _done_already(where: Location, path: Path) -> dict[str, Any]:

@@ -4,7 +4,10 @@ what anybody may have put there."""
 from __future__ import annotations
 
 import os
+import socket
+import stat
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -151,3 +154,105 @@ def test_a_target_whose_name_is_as_long_as_a_name_may_be(
     assert (done["job_id"], sha256_of(target)) == (job_id, source.sha256)
     assert done["bytes_received"] < source.size
     assert list(target.parent.iterdir()) == [target]
+
+
+# -- what is at the target --------------------------------------------------------------------
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    """As /dev/null is, which must not be tried on; a pipe where the tests may not make one."""
+    if os.geteuid() == 0:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    else:
+        os.mkfifo(path)
+
+
+def door(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, chdir(path.parent):
+        listener.bind(path.name)
+
+
+@pytest.mark.parametrize("make", [pipe, device, door])
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_what_is_no_file_is_never_replaced(
+    bench: Cluster, source: Source, folder: Path, make: Callable[[Path], None], options: tuple[str, ...]
+) -> None:
+    target = folder / "out" / "odd"
+    target.parent.mkdir()
+    make(target)
+    before = target.lstat()
+    for path in (target, target.with_name("link")):
+        result = bench.client.get(source.path.name, path, *options, code=2)
+        assert result.last["code"] == "target_exists"
+        assert "and no file: choose another target" in result.stderr
+        assert "--force" not in result.stderr
+        if path == target:
+            path.with_name("link").symlink_to(target)
+    after = target.lstat()
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["link", "odd"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_of_the_user_is_written_through(
+    bench: Cluster, source: Source, folder: Path, there: bool
+) -> None:
+    real, link = folder / "disk" / "real", folder / "out" / "link"
+    for path in (real, link):
+        path.parent.mkdir()
+    link.symlink_to("../disk/real")
+    if there:
+        real.write_bytes(b"older")
+        result = bench.client.get(source.path.name, link, code=2)
+        assert result.last["code"] == "target_exists"
+        assert "--force" in result.stderr
+    options = ["--force"] if there else []
+    done = bench.client.get(source.path.name, link, *options).last
+    assert done["target"] == str(real)
+    assert link.is_symlink()
+    assert sha256_of(real) == source.sha256
+    assert [*link.parent.iterdir(), *real.parent.iterdir()] == [link, real]
+    assert bench.client.get(source.path.name, link).last["already"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as two users")
+@pytest.mark.parametrize("options", [(), ("--force",)])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_of_somebody_else_is_refused(
+    bench: Cluster, source: Source, shared: Path, precious: Path, there: bool, options: tuple[str, ...]
+) -> None:
+    link = shared / "out"
+    link.symlink_to(precious if there else precious.with_name("new"))
+    theirs(link)
+    result = bench.client.get(source.path.name, link, *options, code=2)
+    assert f"{link} is a link of {owner_name(NOBODY)}" in result.stderr
+    assert precious.read_bytes() == PRECIOUS
+    assert not precious.with_name("new").exists()
+    assert list(shared.iterdir()) == [link]
+
+
+def test_a_link_to_a_folder_takes_the_file(bench: Cluster, source: Source, folder: Path) -> None:
+    real, link = folder / "disk", folder / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    bench.client.get(source.path.name, link)
+    assert sha256_of(real / source.path.name) == source.sha256
+
+
+def test_who_may_not_read_what_is_replaced_may_not_read_the_new_one(
+    bench: Cluster, source: Source, folder: Path
+) -> None:
+    target = folder / "out"
+    target.write_bytes(b"older")
+    target.chmod(0o600)
+    bench.kill("B")
+    bench.client.get(source.path.name, target, "--force", "--no-wait", code=4)
+    assert folder.joinpath("out.zpart").stat().st_mode & 0o777 == 0o600
+    bench.restart("B")
+    bench.client.get(source.path.name, target, "--force")
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert sha256_of(target) == source.sha256

@@ -647,6 +647,48 @@ def test_a_folder_is_no_target(tmp_path, file):
         open_part(tmp_path / "no" / "x", file.manifest, JOB_ID)
 
 
+@pytest.mark.parametrize("replaced_mode", [0o600, 0o640, 0o755, 0o444, 0o000])
+def test_the_mode_of_what_is_replaced_is_kept(target, file, part_path, replaced_mode):
+    """And nobody can read the part who could not read that."""
+    target.write_bytes(b"older")
+    target.chmod(replaced_mode)
+    with open_part(target, file.manifest, JOB_ID) as part:
+        assert part_path.stat().st_mode & 0o777 == replaced_mode | 0o600
+        write(part, file, 0)
+        part.save()
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, *range(file.count))
+        part.finish()
+    assert target.stat().st_mode & 0o777 == replaced_mode
+    assert target.stat().st_size == len(file.data)
+
+
+def test_a_mode_that_was_changed_meanwhile_counts(target, file, part_path):
+    target.write_bytes(b"older")
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, *range(file.count))
+    target.chmod(0o604)
+    part.finish()
+    assert target.stat().st_mode & 0o777 == 0o604
+
+
+def test_a_new_file_has_the_mode_of_any_new_file(target, file, tmp_path):
+    (tmp_path / "any").touch()
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, *range(file.count))
+        part.finish()
+    assert target.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_a_disk_without_modes_takes_the_file(target, file, monkeypatch):
+    target.write_bytes(b"older")
+    monkeypatch.setattr(os, "fchmod", oserror(errno.EPERM))
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, *range(file.count))
+    part.finish()
+    assert target.read_bytes() == file.data
+
+
 def test_a_name_that_is_too_long_is_said(tmp_path, file):
     with pytest.raises(InvalidUsage, match="too long"):
         open_part(tmp_path / ("x" * 256), file.manifest, JOB_ID)
@@ -778,7 +820,7 @@ def test_a_target_that_became_a_folder_keeps_the_job(target, file, part_path):
     part = open_part(target, file.manifest, JOB_ID)
     write(part, file, *range(file.count))
     target.mkdir()
-    with pytest.raises(StorageFailure):
+    with pytest.raises(TargetExists, match="is a folder and no file"):
         part.finish()
     target.rmdir()
     with open_part(target, file.manifest, JOB_ID) as again:

@@ -47,7 +47,7 @@ def as_another(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def change() -> None:
         mine = os.geteuid()
-        monkeypatch.setattr(targetlock, "_own_uid", lambda: mine + 1)
+        monkeypatch.setattr(targetlock, "own_uid", lambda: mine + 1)
 
     return change
 

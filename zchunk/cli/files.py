@@ -378,7 +378,7 @@ def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
     help="Where to; else here, under its name.",
 )
 @click.option("--no-wait", is_flag=True, help="Do not wait for missing peers: keep the part, exit 4.")
-@click.option("--force", is_flag=True, help="Replace a target that has other content.")
+@click.option("--force", is_flag=True, help="Replace a file that has other content.")
 @secret_options
 @json_option
 @everywhere()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+if sys.platform == "win32":
 
-def owner_name(uid: int) -> str:
-    if sys.platform != "win32":
-        import pwd
+    def own_uid() -> int:
+        return 0
 
+    def owner_name(uid: int) -> str:
+        return "somebody else"
+
+else:
+    import pwd
+
+    def own_uid() -> int:
+        return os.geteuid()
+
+    def owner_name(uid: int) -> str:
         try:
             return f"the user {pwd.getpwuid(uid).pw_name}"
         except KeyError:
-            pass
-    return f"the user with the number {uid}"
+            return f"the user with the number {uid}"

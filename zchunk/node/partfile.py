@@ -56,7 +56,7 @@ from zchunk.errors import (
 from zchunk.manifest import MAX_BYTES, Manifest, parse
 from zchunk.node import targetlock
 from zchunk.node.owners import owner_name
-from zchunk.node.target import beside
+from zchunk.node.target import beside, check_regular, mode_of, put_in_place
 from zchunk.node.targetlock import Held, TargetLock
 
 JOB_VERSION = 1
@@ -200,7 +200,7 @@ def target_has_content(target: Path, manifest: Manifest) -> bool:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a device is not even opened
+    if not stat.S_ISREG(os.lstat(path).st_mode):  # a device is not even opened
         raise IsADirectoryError(errno.EISDIR, "not a regular file", path)
     # Not blocking: if it is a pipe by now, it would wait for its other end.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -302,7 +302,7 @@ def open_part(target: Path, manifest: Manifest, job_id: str, *, clock: Clock | N
     beside the target say; then `PartFile.job_id` is the earlier job's.
 
     On return the journal is durable and all space is taken. Raises AlreadyRunning (details:
-    the other's `job_id`), TargetExists (a folder), NotFound (no such folder), NotAllowed,
+    the other's `job_id`), TargetExists (no regular file), NotFound (no such folder), NotAllowed,
     NoSpace (retryable: the job is kept), StorageFailure.
     """
     _check_target(target)
@@ -324,6 +324,8 @@ def _check_target(target: Path) -> None:
             raise TargetExists(f"{target} is a folder: name a file in it", target=str(target))
         if not target.parent.is_dir():
             raise NotFound(f"the folder {target.parent} does not exist: make it first", target=str(target))
+        with suppress(FileNotFoundError):
+            check_regular(target, os.lstat(target))
 
 
 def _own_job(target: Path, manifest: Manifest, lock: TargetLock) -> JobInfo | None:
@@ -404,11 +406,20 @@ class PartFile:
         writer = disk.DirectWriter(self._part, _NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0))
         try:
             self._check_ours(os.fstat(writer.fd))
+            self._take_mode(writer.fd, 0o600)
             disk.preallocate(writer.fd, self.manifest.size, self._part)
         except BaseException:
             writer.close()
             raise
         self._writer = writer
+
+    def _take_mode(self, fd: int, more: int = 0) -> None:
+        """Who may not read what is at the target may not read what replaces it. `more`: what we
+        need to go on with it."""
+        mode = mode_of(self.target)
+        if mode is not None:
+            with suppress(PermissionError):  # a disk without permissions, as FAT
+                os.fchmod(fd, mode | more)
 
     def _check_ours(self, found: os.stat_result) -> None:
         if not self._lock.owns(found):
@@ -542,16 +553,16 @@ class PartFile:
 
     def finish(self) -> None:
         """The part becomes the target: on return the file is durable under its name, and
-        journal and lock are gone. Replaces what is at the target; the caller has decided
-        about that, and has verified every chunk and the whole.
+        journal and lock are gone. Replaces a file at the target, and keeps its mode; the
+        caller has decided about that, and has verified every chunk and the whole.
 
-        Raises NotFound (the folder or the .zpart was removed meanwhile), NoSpace, NotAllowed,
-        StorageFailure. The job is then kept as by `keep`.
+        Raises TargetExists (no regular file is there), NotFound (the folder or the .zpart was
+        removed meanwhile), NoSpace, NotAllowed, StorageFailure. The job is then kept as by `keep`.
         """
         try:
             self._seal()
             with disk.storage_errors(self.target, "putting the finished download at"):
-                os.replace(self._part, self.target)
+                put_in_place(self._part, self.target)
                 disk.sync_folder(self.target.parent)
             disk.discard(self._job)
             disk.discard(self._temp)
@@ -566,6 +577,7 @@ class PartFile:
                 if not os.path.samestat(os.fstat(writer.fd), os.lstat(self._part)):
                     raise FileNotFoundError(errno.ENOENT, "replaced by another file")
                 os.ftruncate(writer.fd, self.manifest.size)
+                self._take_mode(writer.fd)
             self._sync()
         finally:
             self._close_writer()

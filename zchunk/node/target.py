@@ -1,13 +1,83 @@
-"""Where a download goes: the names of what lies beside its target."""
+"""Where a download goes: the file that a path means, the names of what lies beside it, and the
+step that gives a finished part its name.
+
+What may not happen here: anything but a regular file replaced; a link followed that somebody
+else has made, who would choose so which of the user's files is overwritten; a file replaced
+that came about while the download ran, unless replacing was asked for.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
+
+from zchunk.errors import TargetExists
+from zchunk.node.owners import own_uid, owner_name
 
 #: Bytes of a file's name; some file systems take fewer.
 _NAME_MAX = 255
+_MAX_LINKS = 40
+_KINDS = {
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
+}
+
+
+# -- which file -----------------------------------------------------------------------
+
+
+def followed(path: Path) -> Path:
+    """`path`, or the end of the user's own links there, which need not exist. A link of root's is
+    followed to a folder. Raises TargetExists for a link of somebody else, and for what is
+    neither a regular file nor a folder; OSError."""
+    at = path
+    for _ in range(_MAX_LINKS):
+        try:
+            found = os.lstat(at)
+        except FileNotFoundError:
+            return _plain(at, path)
+        if not stat.S_ISLNK(found.st_mode):
+            if not stat.S_ISDIR(found.st_mode):
+                check_regular(at, found)
+            return _plain(at, path)
+        if not (found.st_uid == own_uid() or (found.st_uid == 0 and at.is_dir())):
+            raise TargetExists(
+                f"{at} is a link of {owner_name(found.st_uid)} and not followed: choose another target (-o)",
+                target=str(path),
+            )
+        at = at.parent / os.readlink(at)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _plain(end: Path, path: Path) -> Path:
+    """Without the steps back that a link may name; a path without a link stays as it was given."""
+    return path if end == path else Path(os.path.realpath(end.parent)) / end.name
+
+
+def check_regular(path: Path, found: os.stat_result) -> None:
+    """Raises TargetExists for what is no regular file: it is not replaced, whatever was asked for."""
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+    if kind is not None:
+        raise TargetExists(f"{path} is {kind} and no file: choose another target (-o)", target=str(path))
+
+
+def mode_of(target: Path) -> int | None:
+    """The permissions of the file at `target`; None where there is none."""
+    try:
+        return stat.S_IMODE(os.lstat(target).st_mode) & 0o777
+    except FileNotFoundError:
+        return None
+
+
+# -- names beside it ------------------------------------------------------------------
 
 
 def beside(target: Path, suffix: str) -> Path:
@@ -28,3 +98,14 @@ def _name_limit(folder: Path) -> int:
         return min(_NAME_MAX, os.pathconf(folder, "PC_NAME_MAX"))
     except (OSError, ValueError, AttributeError):
         return _NAME_MAX
+
+
+# -- the last step --------------------------------------------------------------------
+
+
+def put_in_place(part: Path, target: Path) -> None:
+    """`part` becomes `target`, in one step, also where a file is there. Not durable by itself.
+    Raises TargetExists for anything else there (`part` stays), OSError."""
+    with suppress(FileNotFoundError):
+        check_regular(target, os.lstat(target))
+    os.replace(part, target)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from zchunk import disk
 from zchunk.errors import NotAllowed
-from zchunk.node.owners import owner_name
+from zchunk.node.owners import own_uid, owner_name
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class TargetLock:
     def owns(self, found: os.stat_result) -> bool:
         """Whether a file in that folder is ours alone: nobody else may write to it, by another
         name either."""
-        ours = found.st_uid in (self.owner, _own_uid())
+        ours = found.st_uid in (self.owner, own_uid())
         return stat.S_ISREG(found.st_mode) and ours and found.st_nlink == 1
 
     def release(self) -> None:
@@ -96,7 +96,7 @@ def _try(path: Path) -> tuple[TargetLock | None, Held | None]:
         return None, None
     try:
         found = os.fstat(fd)
-        ours = made or found.st_uid == _own_uid()
+        ours = made or found.st_uid == own_uid()
         if not _lock(fd, path):
             return None, Held(None if ours else found.st_uid)
         if not _is_at(path, found):
@@ -162,9 +162,6 @@ def _remove_foreign(path: Path, uid: int) -> None:
 
 if sys.platform == "win32":
 
-    def _own_uid() -> int:
-        return 0
-
     def _lock(fd: int, path: Path) -> bool:
         import msvcrt
 
@@ -176,9 +173,6 @@ if sys.platform == "win32":
 
 else:
     import fcntl
-
-    def _own_uid() -> int:
-        return os.geteuid()
 
     def _lock(fd: int, path: Path) -> bool:
         """Whether nobody else has it."""
