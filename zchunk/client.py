@@ -381,7 +381,7 @@ class Client:
         """Runs the job in this process; the record becomes that of what is at the target."""
         self._check_fetches()
         try:
-            part = open_part(Path(record.target), where.manifest, record.job_id)
+            part = open_part(Path(record.target), where.manifest, record.job_id, replaces=record.force)
         except ZchunkError as error:
             self.desk.not_started(record, error)
             raise

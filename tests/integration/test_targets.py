@@ -15,6 +15,7 @@ import pytest
 import zchunk
 from tests.integration.cluster import MIB, NOBODY, Cluster, Source, sha256_of
 from tests.integration.test_edges import fresh
+from tests.integration.test_jobs import waiting_get
 from zchunk.config import Settings
 from zchunk.node.owners import owner_name
 from zchunk.node.partfile import open_part
@@ -256,3 +257,50 @@ def test_who_may_not_read_what_is_replaced_may_not_read_the_new_one(
     bench.client.get(source.path.name, target, "--force")
     assert target.stat().st_mode & 0o777 == 0o600
     assert sha256_of(target) == source.sha256
+
+
+@pytest.mark.parametrize("make", [other, link, pipe])
+def test_what_was_made_meanwhile_stays(
+    bench: Cluster,
+    source: Source,
+    folder: Path,
+    precious: Path,
+    make: Callable[[Path, Path], None] | Callable[[Path], None],
+) -> None:
+    """The download waits for a node while the user makes something at its target."""
+    target = folder / "out" / "copy"
+    target.parent.mkdir()
+    bench.kill("B")
+    get, job_id = waiting_get(bench, source, target)
+    make(target) if make is pipe else make(target, precious)  # type: ignore[call-arg]
+    before = target.lstat()
+    bench.restart("B")
+    result = get.result().expect(2)
+    assert (result.last["code"], result.last["job_id"]) == ("target_exists", job_id)
+    assert "stays as it is: move it away" in result.stderr
+    after = target.lstat()
+    assert (before.st_ino, before.st_size, before.st_mtime_ns) == (
+        after.st_ino,
+        after.st_size,
+        after.st_mtime_ns,
+    )
+    assert precious.read_bytes() == PRECIOUS
+    (job,) = [job for job in bench.client.run("jobs").last if job["job_id"] == job_id]
+    assert (job["state"], job["active"], job["chunks_status"]["completed"]) == ("failed", False, 32)
+    target.rename(folder / "away")
+    done = bench.client.run("resume", job_id).last
+    assert (done["bytes_received"], sha256_of(target)) == (0, source.sha256)
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_was_made_meanwhile_is_replaced_by_force(bench: Cluster, source: Source, folder: Path) -> None:
+    target = folder / "out"
+    bench.kill("B")
+    get = bench.client.start("get", source.path.name, "-o", target, "--force")
+    get.until("waiting")
+    target.write_bytes(b"made meanwhile")
+    target.chmod(0o640)
+    bench.restart("B")
+    get.result().expect(0)
+    assert sha256_of(target) == source.sha256
+    assert target.stat().st_mode & 0o777 == 0o640

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from zchunk import disk, hashing
+from zchunk import disk, hashing, syscalls
 from zchunk.clock import ManualClock
 from zchunk.errors import (
     AlreadyRunning,
@@ -158,7 +158,7 @@ def test_a_file_of_any_size_is_finished(target, size):
 
 def test_the_target_is_replaced_at_once(target, file):
     target.write_bytes(b"an older and much longer file" * 99999)
-    part = open_part(target, file.manifest, JOB_ID)
+    part = open_part(target, file.manifest, JOB_ID, replaces=True)
     write(part, file, *range(file.count))
     assert target.read_bytes().startswith(b"an older")
     part.finish()
@@ -183,10 +183,10 @@ def test_finish_is_durable_step_by_step(part, file, monkeypatch, part_path):
 
     spy(os, "ftruncate")
     spy(disk, "sync_file")
-    spy(os, "replace", nothing_open)
+    spy(syscalls, "rename_new", nothing_open)
     spy(disk, "sync_folder", journal_stands)
     part.finish()
-    assert calls == ["ftruncate", "sync_file", "replace", "sync_folder"]
+    assert calls == ["ftruncate", "sync_file", "rename_new", "sync_folder"]
 
 
 def _is_open(fd: str) -> bool:
@@ -652,11 +652,11 @@ def test_the_mode_of_what_is_replaced_is_kept(target, file, part_path, replaced_
     """And nobody can read the part who could not read that."""
     target.write_bytes(b"older")
     target.chmod(replaced_mode)
-    with open_part(target, file.manifest, JOB_ID) as part:
+    with open_part(target, file.manifest, JOB_ID, replaces=True) as part:
         assert part_path.stat().st_mode & 0o777 == replaced_mode | 0o600
         write(part, file, 0)
         part.save()
-    with open_part(target, file.manifest, JOB_ID) as part:
+    with open_part(target, file.manifest, JOB_ID, replaces=True) as part:
         write(part, file, *range(file.count))
         part.finish()
     assert target.stat().st_mode & 0o777 == replaced_mode
@@ -665,7 +665,7 @@ def test_the_mode_of_what_is_replaced_is_kept(target, file, part_path, replaced_
 
 def test_a_mode_that_was_changed_meanwhile_counts(target, file, part_path):
     target.write_bytes(b"older")
-    part = open_part(target, file.manifest, JOB_ID)
+    part = open_part(target, file.manifest, JOB_ID, replaces=True)
     write(part, file, *range(file.count))
     target.chmod(0o604)
     part.finish()
@@ -683,7 +683,7 @@ def test_a_new_file_has_the_mode_of_any_new_file(target, file, tmp_path):
 def test_a_disk_without_modes_takes_the_file(target, file, monkeypatch):
     target.write_bytes(b"older")
     monkeypatch.setattr(os, "fchmod", oserror(errno.EPERM))
-    part = open_part(target, file.manifest, JOB_ID)
+    part = open_part(target, file.manifest, JOB_ID, replaces=True)
     write(part, file, *range(file.count))
     part.finish()
     assert target.read_bytes() == file.data
@@ -756,7 +756,7 @@ def test_a_disk_that_fills_up_in_between_keeps_the_job(target, file, job_path):
     write(part, file, 1)  # space again: it goes on
     part.save()
     assert load_job(job_path).completed == {0, 1}
-    with replaced(os, "replace", oserror(errno.ENOSPC)), pytest.raises(NoSpace):
+    with replaced(syscalls, "rename_new", oserror(errno.ENOSPC)), pytest.raises(NoSpace):
         part.finish()
     with open_part(target, file.manifest, OTHER_JOB) as again:
         assert (again.job_id, again.scan()) == (JOB_ID, {0, 1})
@@ -816,15 +816,35 @@ def test_a_part_removed_meanwhile_is_said(target, file, part_path, how):
     assert how == "gone" or part_path.read_bytes() == b"mine"
 
 
-def test_a_target_that_became_a_folder_keeps_the_job(target, file, part_path):
-    part = open_part(target, file.manifest, JOB_ID)
+@pytest.mark.parametrize(
+    ("replaces", "message"), [(True, "is a folder and no file"), (False, "was made by somebody else")]
+)
+def test_a_target_that_became_a_folder_keeps_the_job(target, file, part_path, replaces, message):
+    part = open_part(target, file.manifest, JOB_ID, replaces=replaces)
     write(part, file, *range(file.count))
     target.mkdir()
-    with pytest.raises(TargetExists, match="is a folder and no file"):
+    with pytest.raises(TargetExists, match=message):
         part.finish()
     target.rmdir()
-    with open_part(target, file.manifest, JOB_ID) as again:
+    with open_part(target, file.manifest, JOB_ID, replaces=replaces) as again:
         assert again.scan() == set(range(file.count))
+
+
+def test_a_file_that_was_made_meanwhile_stays_as_it_is(target, file, job_path):
+    part = open_part(target, file.manifest, JOB_ID)
+    write(part, file, *range(file.count))
+    part.save()
+    target.write_bytes(b"made meanwhile")
+    target.chmod(0o400)
+    with pytest.raises(TargetExists, match="move it away"):
+        part.finish()
+    assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"made meanwhile", 0o400)
+    assert load_job(job_path).completed == set(range(file.count))
+    target.rename(target.with_name("away"))
+    with open_part(target, file.manifest, OTHER_JOB) as again:
+        assert again.scan() == set(range(file.count))
+        again.finish()
+    assert target.read_bytes() == file.data
 
 
 def test_what_cannot_be_deleted_stays_a_job(target, file, job_path):
@@ -844,6 +864,7 @@ PATCHED = (
     "fdatasync",
     "fsync",
     "replace",
+    "link",
     "unlink",
     "ftruncate",
     "posix_fallocate",
@@ -881,10 +902,15 @@ def die_at(step: int) -> None:
 
     for name in PATCHED:
         setattr(os, name, dying(getattr(os, name)))
+    syscalls.rename_new = dying(syscalls.rename_new)
 
 
-def test_killed_at_any_disk_call_the_next_run_keeps_what_was_verified(tmp_path, file):
-    """SPEC D7, PITFALLS T1: and at the end there is the file, and nothing else."""
+@pytest.mark.parametrize("renames", [True, False])
+def test_killed_at_any_disk_call_the_next_run_keeps_what_was_verified(tmp_path, file, monkeypatch, renames):
+    """SPEC D7, PITFALLS T1: and at the end there is the file, and nothing else. Also where the
+    disk gives a name only by a second one."""
+    if not renames:
+        monkeypatch.setattr(syscalls, "rename_new", oserror(errno.EINVAL))
     steps = 0
     for step in range(1, 1000):
         folder = tmp_path / str(step)
@@ -967,6 +993,18 @@ def test_remove_leftovers_touches_no_download(target, file, part_path, job_path)
     remove_leftovers(target)
     assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
     os.replace(part_path, target)
+    remove_leftovers(target)
+    assert names(target.parent) == ["film.mkv"]
+
+
+def test_remove_leftovers_leaves_a_part_that_only_has_the_targets_content(target, file, part_path):
+    with open_part(target, file.manifest, JOB_ID) as part:
+        write(part, file, *range(file.count))
+    shutil.copy(part_path, target)
+    remove_leftovers(target)
+    assert names(target.parent) == ["film.mkv", "film.mkv.zjob", "film.mkv.zpart"]
+    target.unlink()
+    os.link(part_path, target)
     remove_leftovers(target)
     assert names(target.parent) == ["film.mkv"]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from zchunk import syscalls
 from zchunk.errors import TargetExists
 from zchunk.node import target as module
 from zchunk.node.target import followed, put_in_place
@@ -125,20 +128,98 @@ def test_what_is_no_file_is_no_target(
         followed(path)
 
 
-@pytest.mark.parametrize("make", [pipe, door, device, Path.mkdir])
-def test_nothing_but_a_file_is_replaced(path: Path, make: Callable[[Path], None]) -> None:
+# -- the last step --------------------------------------------------------------------------------
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.fixture
+def part(path: Path) -> Path:
     part = path.with_name("part")
     part.write_bytes(b"new")
+    return part
+
+
+@pytest.fixture(params=["rename", "link", "neither"])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has to give a name only where there is none."""
+    if request.param != "rename":
+        monkeypatch.setattr(syscalls, "rename_new", refuse(errno.EINVAL))
+    if request.param == "neither":
+        monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+
+
+@pytest.mark.usefixtures("disk")
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_part_gets_its_name(path: Path, part: Path, replace: bool) -> None:
+    number = part.stat().st_ino
+    put_in_place(part, path, replace)
+    assert (path.stat().st_ino, path.stat().st_nlink) == (number, 1)
+    assert os.listdir(path.parent) == ["film.mkv"]
+
+
+@pytest.mark.usefixtures("disk")
+@pytest.mark.parametrize("make", [Path.touch, pipe, door, device, Path.mkdir])
+def test_nothing_is_replaced_that_was_not_asked_for(
+    path: Path, part: Path, make: Callable[[Path], None]
+) -> None:
+    make(path)
+    before = path.lstat()
+    with pytest.raises(TargetExists, match="was made by somebody else"):
+        put_in_place(part, path, False)
+    after = path.lstat()
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
+    assert part.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("make", [pipe, door, device, Path.mkdir])
+def test_nothing_but_a_file_is_replaced(path: Path, part: Path, make: Callable[[Path], None]) -> None:
     make(path)
     before = path.lstat().st_ino
     with pytest.raises(TargetExists, match="and no file"):
-        put_in_place(part, path)
+        put_in_place(part, path, True)
     assert (path.lstat().st_ino, part.read_bytes()) == (before, b"new")
 
 
-def test_a_file_is_replaced(path: Path) -> None:
-    part = path.with_name("part")
-    part.write_bytes(b"new")
+def test_a_file_is_replaced_where_it_was_asked_for(path: Path, part: Path) -> None:
     path.write_bytes(b"old")
-    put_in_place(part, path)
+    put_in_place(part, path, True)
     assert (path.read_bytes(), part.exists()) == (b"new", False)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_fails_is_not_asked_another_way(
+    path: Path, part: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syscalls, "rename_new", refuse(number))
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        put_in_place(part, path, False)
+    assert os.listdir(path.parent) == ["part"]
+
+
+# -- the call -------------------------------------------------------------------------------------
+
+
+def test_a_name_is_given_in_one_step_or_not_at_all(path: Path, part: Path) -> None:
+    syscalls.rename_new(part, path)
+    part.write_bytes(b"newer")
+    with pytest.raises(FileExistsError):
+        syscalls.rename_new(part, path)
+    assert path.read_bytes() == b"new"
+    with pytest.raises(FileNotFoundError):
+        syscalls.rename_new(path.with_name("none"), path.with_name("other"))
+
+
+def test_a_system_without_the_call_is_as_a_disk_without_it(
+    path: Path, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syscalls, "_library", lambda: None)
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOSYS))):
+        syscalls.rename_new(part, path)
+    put_in_place(part, path, False)
+    assert path.read_bytes() == b"new"

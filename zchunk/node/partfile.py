@@ -216,21 +216,30 @@ def _file_sha256(file: io.BufferedReader) -> bytes:
 
 def remove_leftovers(target: Path) -> None:
     """Removes a .zjob without a .zpart, and a lock file nobody holds: what a run leaves that
-    is killed right after its final rename. For a target that has its content; does nothing
-    while another process works on it. A .zpart is never touched."""
+    is killed right after its final step; and a .zpart that is the target itself, which then has
+    two names. For a target that has its content; does nothing while another process works on
+    it. Any other .zpart is never touched."""
     part, job = beside(target, PART), beside(target, JOB)
-    if os.path.lexists(part) or not (job.exists() or beside(target, LOCK).exists()):
+    if _is_another(part, target) or not (job.exists() or beside(target, LOCK).exists()):
         return
     try:
         lock = _lock(target)
     except AlreadyRunning:
         return
     try:
-        if not os.path.lexists(part):
+        if not _is_another(part, target):
+            disk.discard(part)
             disk.discard(job)
             disk.discard(beside(target, _TEMP))
     finally:
         lock.release()
+
+
+def _is_another(part: Path, target: Path) -> bool:
+    try:
+        return not os.path.samestat(os.lstat(part), os.lstat(target))
+    except FileNotFoundError:
+        return os.path.lexists(part)
 
 
 # -- a job that nobody works on -------------------------------------------------------
@@ -297,9 +306,12 @@ def _already_running(target: Path, owner: int | None) -> AlreadyRunning:
 # -- opening --------------------------------------------------------------------------
 
 
-def open_part(target: Path, manifest: Manifest, job_id: str, *, clock: Clock | None = None) -> PartFile:
+def open_part(
+    target: Path, manifest: Manifest, job_id: str, *, replaces: bool = False, clock: Clock | None = None
+) -> PartFile:
     """Begins the download of `manifest` to `target`, or goes on with it, whichever the files
-    beside the target say; then `PartFile.job_id` is the earlier job's.
+    beside the target say; then `PartFile.job_id` is the earlier job's. `replaces`: a file that
+    is at the target at the end, too.
 
     On return the journal is durable and all space is taken. Raises AlreadyRunning (details:
     the other's `job_id`), TargetExists (no regular file), NotFound (no such folder), NotAllowed,
@@ -310,9 +322,9 @@ def open_part(target: Path, manifest: Manifest, job_id: str, *, clock: Clock | N
     try:
         job = _own_job(target, manifest, lock)
         if job is not None:
-            return PartFile(target, manifest, job.job_id, job.created_at, set(job.completed), lock)
+            return PartFile(target, manifest, job.job_id, job.created_at, set(job.completed), lock, replaces)
         created_at = iso_utc((clock or SystemClock()).wall())
-        return PartFile(target, manifest, job_id, created_at, set(), lock)
+        return PartFile(target, manifest, job_id, created_at, set(), lock, replaces)
     except BaseException:
         lock.release()
         raise
@@ -376,7 +388,14 @@ class PartFile:
     """
 
     def __init__(
-        self, target: Path, manifest: Manifest, job_id: str, created_at: str, hint: set[int], lock: TargetLock
+        self,
+        target: Path,
+        manifest: Manifest,
+        job_id: str,
+        created_at: str,
+        hint: set[int],
+        lock: TargetLock,
+        replaces: bool,
     ) -> None:
         self.target = target
         self.manifest = manifest
@@ -389,6 +408,8 @@ class PartFile:
         self._part, self._job = beside(target, PART), beside(target, JOB)
         self._temp = beside(target, _TEMP)
         self._lock = lock
+        #: a file at the target is replaced
+        self._replaces = replaces
         self._guard = threading.Lock()  # for _completed
         self._saving = threading.Lock()  # one journal at a time
         self._completed = hint
@@ -416,7 +437,7 @@ class PartFile:
     def _take_mode(self, fd: int, more: int = 0) -> None:
         """Who may not read what is at the target may not read what replaces it. `more`: what we
         need to go on with it."""
-        mode = mode_of(self.target)
+        mode = mode_of(self.target) if self._replaces else None
         if mode is not None:
             with suppress(PermissionError):  # a disk without permissions, as FAT
                 os.fchmod(fd, mode | more)
@@ -553,21 +574,29 @@ class PartFile:
 
     def finish(self) -> None:
         """The part becomes the target: on return the file is durable under its name, and
-        journal and lock are gone. Replaces a file at the target, and keeps its mode; the
-        caller has decided about that, and has verified every chunk and the whole.
+        journal and lock are gone. With `replaces` it replaces a file at the target, and
+        keeps its mode. The caller has verified every chunk and the whole.
 
-        Raises TargetExists (no regular file is there), NotFound (the folder or the .zpart was
-        removed meanwhile), NoSpace, NotAllowed, StorageFailure. The job is then kept as by `keep`.
+        Raises TargetExists (something is there that is not to be replaced), NotFound (the folder
+        or the .zpart was removed meanwhile), NoSpace, NotAllowed, StorageFailure. The job is then
+        kept as by `keep`.
         """
         try:
             self._seal()
             with disk.storage_errors(self.target, "putting the finished download at"):
-                put_in_place(self._part, self.target)
+                self._put_in_place()
                 disk.sync_folder(self.target.parent)
             disk.discard(self._job)
             disk.discard(self._temp)
         finally:
             self.keep()
+
+    def _put_in_place(self) -> None:
+        try:
+            put_in_place(self._part, self.target, self._replaces)
+        except TargetExists:
+            self._write_journal(set(self.completed))  # all of it is durable already
+            raise
 
     def _seal(self) -> None:
         """Length set, all bytes durable, nothing open."""

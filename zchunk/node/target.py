@@ -12,15 +12,17 @@ import errno
 import hashlib
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
+from zchunk import syscalls
 from zchunk.errors import TargetExists
 from zchunk.node.owners import own_uid, owner_name
 
 #: Bytes of a file's name; some file systems take fewer.
 _NAME_MAX = 255
 _MAX_LINKS = 40
+#: What a file system, a kernel or a network says that has no such call.
+_CANNOT = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK})
 _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -103,9 +105,49 @@ def _name_limit(folder: Path) -> int:
 # -- the last step --------------------------------------------------------------------
 
 
-def put_in_place(part: Path, target: Path) -> None:
-    """`part` becomes `target`, in one step, also where a file is there. Not durable by itself.
-    Raises TargetExists for anything else there (`part` stays), OSError."""
-    with suppress(FileNotFoundError):
-        check_regular(target, os.lstat(target))
-    os.replace(part, target)
+def put_in_place(part: Path, target: Path, replace: bool) -> None:
+    """`part` becomes `target`, in one step; with `replace` also where a file is there. Not durable
+    by itself. Raises TargetExists (`part` stays), OSError."""
+    if replace:
+        found = _found(target)
+        if found is not None:
+            check_regular(target, found)
+        os.replace(part, target)
+        return
+    try:
+        _rename_new(part, target)
+    except FileExistsError:
+        raise TargetExists(
+            f"{target} was made by somebody else while the file was on its way, and stays as it is: move it"
+            " away and run the same again (all of the file is kept), or use --force",
+            target=str(target),
+        ) from None
+
+
+def _found(path: Path) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _rename_new(part: Path, target: Path) -> None:
+    """Raises FileExistsError where something has the name."""
+    try:
+        syscalls.rename_new(part, target)
+        return
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    try:
+        os.link(part, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    else:
+        os.unlink(part)
+        return
+    # A file system with neither: who makes the file within this moment loses it.
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    os.rename(part, target)
