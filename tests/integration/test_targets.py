@@ -3,9 +3,13 @@ what anybody may have put there."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -13,8 +17,9 @@ from pathlib import Path
 import pytest
 
 import zchunk
-from tests.integration.cluster import MIB, NOBODY, Cluster, Source, sha256_of
-from tests.integration.test_edges import fresh
+from tests.integration import wrongdigest
+from tests.integration.cluster import MIB, NOBODY, Cluster, Source, flip_bit, sha256_of
+from tests.integration.test_edges import CHUNK, fresh
 from tests.integration.test_jobs import waiting_get
 from zchunk.config import Settings
 from zchunk.node.owners import owner_name
@@ -304,3 +309,94 @@ def test_what_was_made_meanwhile_is_replaced_by_force(bench: Cluster, source: So
     get.result().expect(0)
     assert sha256_of(target) == source.sha256
     assert target.stat().st_mode & 0o777 == 0o640
+
+
+# -- stdout -----------------------------------------------------------------------------------
+
+
+def to_stdout(cluster: Cluster, *args: str, code: int = 0, cwd: Path | None = None) -> tuple[bytes, str]:
+    """What `zchunk get` writes, and what it says."""
+    words = [sys.executable, "-m", "zchunk", "get", "--home", str(cluster.client.home), *args]
+    done = subprocess.run(words, capture_output=True, timeout=60, cwd=cwd)
+    said = done.stderr.decode()
+    assert done.returncode == code, said
+    assert "Traceback" not in said
+    return done.stdout, said
+
+
+@pytest.mark.parametrize("output", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_a_file_goes_to_stdout(
+    bench: Cluster, source: Source, folder: Path, output: str, options: tuple[str, ...]
+) -> None:
+    here = folder / "here"
+    here.mkdir()
+    data, said = to_stdout(bench, source.path.name, "-o", output, *options, cwd=here)
+    assert data == source.path.read_bytes()
+    assert "is complete and verified: 2.1 MB, 2.1 MB received" in said
+    assert list(here.iterdir()) == []
+    assert bench.client.ls()[0]["file_id"] in said
+
+
+def test_stdout_that_is_a_file_is_written_to_and_not_replaced(
+    bench: Cluster, source: Source, folder: Path
+) -> None:
+    out = folder / "out"
+    words = [sys.executable, "-m", "zchunk", "get", "--home", str(bench.client.home), "-o", "/dev/stdout"]
+    with out.open("wb") as file:
+        number = os.fstat(file.fileno()).st_ino
+        assert subprocess.run([*words, source.path.name], stdout=file, timeout=60).returncode == 0
+    assert (out.stat().st_ino, sha256_of(out)) == (number, source.sha256)
+
+
+def test_a_file_may_be_named_as_a_dash(bench: Cluster, source: Source, folder: Path) -> None:
+    here = folder / "here"
+    here.mkdir()
+    data, _ = to_stdout(bench, source.path.name, "-o", "./-", cwd=here)
+    assert data == b""
+    assert sha256_of(here / "-") == source.sha256
+
+
+def test_json_and_content_do_not_meet_on_stdout(bench: Cluster, source: Source) -> None:
+    data, said = to_stdout(bench, source.path.name, "-o", "-", "--json", code=2)
+    (line,) = data.splitlines()
+    assert json.loads(line)["code"] == "usage"
+    assert "cannot both go to stdout" in said
+
+
+def test_nothing_unverified_goes_to_stdout(bench: Cluster, source: Source) -> None:
+    """A node's copy has a flipped bit, and it is the only one."""
+    info = bench.client.info(source.path.name)
+    node = bench.node_of(info["distribution_map"]["20"])
+    flip_bit(node.chunk_path(info["chunks_hashes"][20]), 1000)
+    data, said = to_stdout(bench, source.path.name, "-o", "-", code=5)
+    assert data == source.piece(0, 20 * CHUNK)
+    assert node.name in said
+    assert "complete" not in said
+
+
+def test_what_is_not_the_whole_that_was_promised_is_said(bench: Cluster, folder: Path) -> None:
+    source = fresh(folder, 200_000)
+    liar = bench.join("wrong digest", prefix=(sys.executable, wrongdigest.__file__))
+    liar.put(source.path)
+    data, said = to_stdout(bench, source.path.name, "-o", "-", code=5)
+    assert data == source.path.read_bytes()
+    assert "the file's SHA-256 is not" in said
+    assert "complete" not in said
+
+
+def test_who_has_read_enough_ends_it_without_a_word(bench: Cluster, source: Source) -> None:
+    words = [sys.executable, "-m", "zchunk", "get", "--home", str(bench.client.home), "-o", "-"]
+    line = f"set -o pipefail; {shlex.join([*words, source.path.name])} | head -c 100000"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, source.piece(0, 100000))
+    assert b"complete" not in done.stderr
+
+
+def test_without_a_holder_stdout_ends_before_its_chunk(bench: Cluster, source: Source) -> None:
+    holders = bench.client.info(source.path.name)["distribution_map"]
+    node = bench.kill(bench.node_of(holders["5"]).name)
+    first = min(int(index) for index, peer in holders.items() if peer == node.peer_id)
+    data, said = to_stdout(bench, source.path.name, "-o", "-", "--no-wait", code=4)
+    assert data == source.piece(0, first * CHUNK)
+    assert node.name in said

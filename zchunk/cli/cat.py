@@ -1,18 +1,24 @@
-"""`zchunk cat`: a file, or a range of it, to stdout."""
+"""`zchunk cat`: a file, or a range of it, to stdout; and `zchunk get -o -`, all of it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from zchunk.cli import render
 from zchunk.cli.common import Invocation, as_size, everywhere, pass_invocation, say, while_somebody_reads
 from zchunk.cli.keys import keys_given, secret_options
+from zchunk.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from zchunk.client import Client
+    from zchunk.hashing import FileDigest
+    from zchunk.node.located import Location
 
 
 @click.command()
@@ -45,12 +51,39 @@ def cat(
             _write(stream.pieces(offset, rest))
 
 
-def _write(pieces: Iterable[memoryview]) -> None:
+def write_whole(client: Client, where: Location, *, wait: bool) -> int | None:
+    """All of a file to stdout, each chunk verified before a byte of it is written; how much came
+    over the wire, or None where whoever reads had enough before the end. Raises IntegrityError
+    where the whole is not what its manifest says, PartialDownload without `wait`."""
+    from zchunk.hashing import FileDigest
+
+    digest = FileDigest()
+    with closing(client.stream(where, wait=wait, on_event=_tell)) as stream:
+        if not _write(_digested(stream.pieces(0, where.manifest.size), digest)):
+            return None
+        if where.manifest.sha256 not in (None, digest.digest()):
+            raise IntegrityError(
+                f"every chunk of {where.manifest.name!r} is right but the file's SHA-256 is not; its manifest"
+                " is wrong: put the file again from its source"
+            )
+        return stream.bytes_received
+
+
+def _digested(pieces: Iterable[memoryview], digest: FileDigest) -> Iterator[memoryview]:
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+
+
+def _write(pieces: Iterable[memoryview]) -> bool:
+    """Whether somebody read it all."""
     out = sys.stdout.buffer
     with while_somebody_reads():
         for piece in pieces:
             out.write(piece)
         out.flush()
+        return True
+    return False
 
 
 def _tell(event: dict[str, Any]) -> None:

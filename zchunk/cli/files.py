@@ -15,6 +15,7 @@ import click
 from msgspec.structs import replace
 
 from zchunk.cli import progress, render
+from zchunk.cli.cat import write_whole
 from zchunk.cli.common import (
     Invocation,
     as_chunk_size,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from zchunk.protocol.messages import FileRecord
     from zchunk.sealing import Secret
 
+#: Where a file's content goes instead of a job's events.
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _STRATEGIES = ("round_robin", "contiguous", "balanced")
 
 
@@ -374,8 +377,8 @@ def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, readable=False),
-    help="Where to; else here, under its name.",
+    metavar="PATH",
+    help="Where to; else here, under its name. - writes to stdout.",
 )
 @click.option("--no-wait", is_flag=True, help="Do not wait for missing peers: keep the part, exit 4.")
 @click.option("--force", is_flag=True, help="Replace a file that has other content.")
@@ -386,7 +389,7 @@ def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
 def get(
     invocation: Invocation,
     name_or_id: str,
-    output: Path | None,
+    output: str | None,
     no_wait: bool,
     force: bool,
     passphrase_file: str | None,
@@ -397,10 +400,16 @@ def get(
     Waits for missing peers and goes on by itself when they are back. Interrupted and run
     again, it keeps what is there. `zchunk pause`, `resume` and `cancel` steer it from any
     terminal; cancelled, it keeps nothing and ends with exit code 10.
+
+    With -o - (or /dev/stdout) the content goes to stdout, in order, each chunk once it is
+    verified; then there is no job, and run again it begins anew.
     """
+    to_stdout = output in _STDOUT
+    if to_stdout and invocation.json:
+        raise InvalidUsage("the file and --json cannot both go to stdout: name a file with -o")
     keys = keys_given(passphrase_file, key_file)
     invocation.say(f"{name_or_id}: asking the tracker who has it")
-    if output is not None and output.is_file():
+    if output is not None and Path(output).is_file():
         invocation.say(f"{output} exists: looking whether it is the same")
     with invocation.client() as client:
         # Before anything is drawn: it may ask for the passphrase.
@@ -409,7 +418,19 @@ def get(
         def run(tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
             return client.get_located(where, output, wait=not no_wait, force=force, on_event=tell)
 
-        run_get(invocation, client, run)
+        if to_stdout:
+            _get_to_stdout(client, where, wait=not no_wait)
+        else:
+            run_get(invocation, client, run)
+
+
+def _get_to_stdout(client: Client, where: Location, *, wait: bool) -> None:
+    """No part and no job: what was written cannot be taken back, so it begins anew each time."""
+    say(f"id {where.manifest.file_id}")
+    received = write_whole(client, where, wait=wait)
+    if received is not None:
+        text = f"{render.size_text(where.manifest.size)}, {render.size_text(received)} received"
+        say(f"{where.manifest.name} is complete and verified: {text}")
 
 
 def run_get(

@@ -68,7 +68,8 @@ def check_regular(path: Path, found: os.stat_result) -> None:
     """Raises TargetExists for what is no regular file: it is not replaced, whatever was asked for."""
     kind = _KINDS.get(stat.S_IFMT(found.st_mode))
     if kind is not None:
-        raise TargetExists(f"{path} is {kind} and no file: choose another target (-o)", target=str(path))
+        how = "choose another target, or `-o -` for stdout"
+        raise TargetExists(f"{path} is {kind} and no file: {how}", target=str(path))
 
 
 def mode_of(target: Path) -> int | None:
