@@ -34,6 +34,7 @@ class History:
         self.files: dict[str, Path] = {}
         self.ids: dict[str, str] = {}
         self.gets: list[tuple[str, Path, Outcome]] = []
+        self.targets = 0
 
     def run(self) -> None:
         steps = [
@@ -90,7 +91,8 @@ class History:
         if not self.files:
             return
         name = self.rng.choice(sorted(self.files))
-        target = self.cluster.root / f"got{len(self.gets)}"
+        self.targets += 1  # a download replaces no file that is there
+        target = self.cluster.root / f"got{self.targets}"
         self.gets.append((name, target, self.reader.get(name, target)))
         self.cluster.run_for(self.rng.uniform(0, 1))
 

@@ -27,6 +27,7 @@ from zchunk.node.download import (
     Action,
     AllHeld,
     BeginChunk,
+    CheckRemoved,
     ChunkState,
     DownloadJob,
     DropChunk,
@@ -434,7 +435,9 @@ def test_a_chunk_that_stays_corrupt_at_its_only_holder_fails_when_nothing_else_i
     for now in (10.0, 20.0):
         assert Failed not in {type(a) for a in corrupt(job, 0, now)}
         assert requests(job.on_time(now + 5))
-    actions = corrupt(job, 0, 30.0)
+    assert corrupt(job, 0, 30.0)[-1] == CheckRemoved()
+    assert job.state is JobState.RUNNING
+    actions = job.not_located(30.1)
     assert [type(a) for a in actions[-2:]] == [StateChanged, Failed]
     assert isinstance(actions[-1], Failed)
     assert isinstance(actions[-1].error, IntegrityError)
@@ -445,7 +448,82 @@ def test_a_chunk_that_stays_corrupt_at_its_only_holder_fails_when_nothing_else_i
 def test_a_chunk_that_its_only_holder_does_not_have_fails() -> None:
     job = make([[A]])
     job.start(0.0)
-    assert isinstance(job.refused(0, 1, NotFound("no"), 1.0)[-1], Failed)
+    assert job.refused(0, 1, NotFound("no"), 1.0)[-1] == CheckRemoved()
+    (_, failed) = job.located([[A]], 1.1)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, IntegrityError)
+
+
+# -- a file that is removed -------------------------------------------------------------------------
+
+
+def no_more(job: DownloadJob, now: float) -> str:
+    """What the job ends with when the tracker knows of no such file."""
+    (_, failed) = job.removed(now)
+    assert isinstance(failed, Failed)
+    assert job.state is JobState.FAILED
+    return type(failed.error).__name__
+
+
+def test_chunks_that_nobody_has_any_more_are_no_corruption_if_the_file_was_removed() -> None:
+    job = make([[A], [B]], up=[A, B])
+    asked = requests(job.start(0.0))
+    actions = [action for ask in asked[::4] for action in job.refused(ask.chunk, 1, NotFound("no"), 1.0)]
+    assert actions.count(CheckRemoved()) == 1
+    assert job.checking
+    assert CheckRemoved() not in job.on_time(2.0), "it is not asked twice"
+    assert no_more(job, 3.0) == "NotFound"
+
+
+def test_what_still_comes_of_a_removed_file_is_taken() -> None:
+    job = make([[A], [A], [B]], up=[A])
+    asked = requests(job.start(0.0))
+    assert job.removed(0.1) == []
+    actions = settle(job, asked)
+    assert job.chunks_completed == 2
+    assert isinstance(actions[-1], Failed)
+    assert isinstance(actions[-1].error, NotFound)
+
+
+def test_a_removed_file_that_came_whole_is_whole() -> None:
+    job = make([[A], [A]], up=[A])
+    asked = requests(job.start(0.0))
+    job.removed(0.1)
+    assert settle(job, asked)[-1] == AllHeld()
+
+
+def test_a_job_that_waits_ends_when_the_file_is_removed() -> None:
+    job = make([[A], [B]], up=[A])
+    settle(job, job.start(0.0))
+    assert job.state is JobState.WAITING
+    assert no_more(job, 5.0) == "NotFound"
+
+
+def test_a_job_that_stands_still_learns_of_it_when_it_goes_on() -> None:
+    job = make([[A], [B]], up=[A])
+    settle(job, job.start(0.0))
+    job.pause(1.0)
+    assert job.removed(2.0) == []
+    assert job.state is JobState.PAUSED
+    assert isinstance(job.resume(3.0)[-1], Failed)
+
+
+def test_a_file_that_was_put_again_is_fetched_on() -> None:
+    job = make([[A], [B]], up=[A])
+    asked = requests(job.start(0.0))
+    job.removed(0.1)
+    assert job.located([[A], [B]], 0.2) == []
+    settle(job, asked)
+    assert job.state is JobState.WAITING
+
+
+def test_a_holder_that_the_tracker_names_then_is_asked() -> None:
+    job = make([[A]], up=[A, B])
+    job.start(0.0)
+    job.refused(0, 1, NotFound("no"), 1.0)
+    assert requests(job.located([[A, B]], 1.1)) == blocks(B, 0, attempt=2)
+    assert job.refused(0, 2, NotFound("no"), 2.0)[-1] == CheckRemoved(), "asked again of what is new"
+    assert isinstance(job.not_located(2.1)[-1], Failed)
 
 
 def test_a_holder_that_can_read_none_of_its_chunks_is_asked_for_each_at_once_and_then_told() -> None:
@@ -458,8 +536,10 @@ def test_a_holder_that_can_read_none_of_its_chunks_is_asked_for_each_at_once_and
         if isinstance(action, RequestBlock):
             todo += job.refused(action.chunk, action.attempt, StorageFailure("disk"), 0.0)
     assert {ask.chunk for ask in requests(seen)} == set(range(20))
-    assert isinstance(seen[-1], Failed)
-    assert A[:8] in seen[-1].error.message
+    assert seen[-1] == CheckRemoved()
+    failed = job.not_located(1.0)[-1]
+    assert isinstance(failed, Failed)
+    assert A[:8] in failed.error.message
 
 
 def test_a_corrupt_chunk_waits_for_its_other_holder_that_is_down() -> None:
@@ -507,6 +587,8 @@ def test_a_peer_that_sends_nothing_but_wrong_bytes_costs_one_pass_and_no_pauses(
         if in_flight:
             corrupt(job, in_flight[0], now)
             passes += 1
+        elif job.checking:
+            job.not_located(now)
         else:
             pauses += 1
             now += 10.0
@@ -1109,6 +1191,7 @@ class World:
         self.up: dict[str, int] = {}
         self.unreachable: set[str] = set()
         self.relocate = False
+        self.checking = False
         self.all_held = 0
         self.hedges = 0
         #: peer -> bytes on their way when that was looked at last
@@ -1170,6 +1253,12 @@ class World:
     def _Relocate(self, action: Relocate) -> None:
         assert self.job.state in (JobState.RUNNING, JobState.WAITING)
         self.relocate = True
+
+    def _CheckRemoved(self, action: CheckRemoved) -> None:
+        assert self.job.state is JobState.RUNNING
+        assert not self.checking, "asked twice"
+        assert not self.buffers
+        self.checking = True
 
     def _StateChanged(self, action: StateChanged) -> None:
         pass
@@ -1309,6 +1398,7 @@ class Downloads(RuleBasedStateMachine):
     def begin(self, sizes: list[int], budget: int, block_max: int, honest: bool, data: st.DataObject) -> None:
         self.now = 100.0
         self.honest = honest
+        self.removed = False
         self.limits = Limits(budget, 4, block_max, STALL, RELOCATE)
         #: chunk -> peers that really hold it
         self.truth = [self._some_holders(data) for _ in sizes]
@@ -1413,7 +1503,20 @@ class Downloads(RuleBasedStateMachine):
         holders = [data.draw(st.sets(st.sampled_from(PEERS))) for _ in self.truth]
         if self.honest:
             holders = [chunk | {HONEST} for chunk in holders]
+        self.world.checking = False
         self.world.do(self.job.located(holders, self.now))
+
+    @rule()
+    def tracker_does_not_answer(self) -> None:
+        self.world.checking = False
+        self.world.do(self.job.not_located(self.now))
+
+    @precondition(lambda self: not self.honest)
+    @rule()
+    def tracker_knows_no_such_file(self) -> None:
+        self.world.checking = False
+        self.removed = True
+        self.world.do(self.job.removed(self.now))
 
     @rule()
     def pause(self) -> None:
@@ -1464,6 +1567,7 @@ class Downloads(RuleBasedStateMachine):
 
     def tracker_names_all(self) -> None:
         self.world.do(self.job.resume(self.now))
+        self.world.checking = False
         self.world.do(self.job.located(self.truth, self.now))
 
     def _one_good_step(self) -> None:
@@ -1476,6 +1580,8 @@ class Downloads(RuleBasedStateMachine):
             world.verified(min(world.verifying), self.now)
         elif world.asked:
             world.answered(world.asked[0], True, self.now)
+        elif world.checking:
+            self.tracker_does_not_answer()
         elif self.job.state is not JobState.VERIFYING:
             self.deadline_comes()
 
@@ -1488,7 +1594,8 @@ class Downloads(RuleBasedStateMachine):
             assert self.world.all_held
             assert self.world.proven == set(range(len(self.truth)))
         else:
-            assert isinstance(self.world.failure, IntegrityError)
+            kinds = (NotFound, IntegrityError) if self.removed else IntegrityError
+            assert isinstance(self.world.failure, kinds)
 
 
 TestAnyInterleaving = Downloads.TestCase

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
 
-from zchunk.errors import IllegalEvent, IntegrityError, Unreadable, ZchunkError
+from zchunk.errors import IllegalEvent, IntegrityError, NotFound, Unreadable, ZchunkError
 from zchunk.node.flow import Flow
 from zchunk.node.unread import Unread
 
@@ -124,6 +124,11 @@ class Relocate:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckRemoved:
+    """As `Relocate`, and soon: no holder has what is left, which is what a removal looks like."""
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged:
     state: JobState
 
@@ -153,6 +158,7 @@ Action = (
     | DropChunk
     | ReportCorrupt
     | Relocate
+    | CheckRemoved
     | StateChanged
     | Resumed
     | AllHeld
@@ -275,6 +281,10 @@ class DownloadJob:
         self._relocate_at: float | None = None
         #: copies that their holders cannot read now
         self._unread = Unread()
+        #: the tracker says that there is no such file (any more)
+        self._removed = False
+        #: it was asked whether there is; and it has answered, or cannot
+        self._checking = self._checked = False
         for index in held:
             self._chunks[index].state = ChunkState.HELD
             self._held += 1
@@ -319,6 +329,11 @@ class DownloadJob:
             return "failed", None
         peer_id = chunk.fetches[0].peer_id if chunk.fetches else chunk.source
         return PUBLIC_STATUS[chunk.state], peer_id or None
+
+    @property
+    def checking(self) -> bool:
+        """Whether it waits to be told if the file is still there."""
+        return self._checking
 
     @property
     def came_back(self) -> frozenset[str]:
@@ -428,9 +443,25 @@ class DownloadJob:
         if len(holders) != len(self._chunks):
             raise IllegalEvent("holders of another file")
         self._holders = [frozenset(h) for h in holders]
+        self._removed = False  # put again, perhaps
         for peer_id in sorted({p for h in self._holders for p in h}):
             self._peer(peer_id)
         self._queue_all()
+        return self._answered(now)
+
+    def not_located(self, now: float) -> list[Action]:
+        """The tracker did not say who holds what."""
+        return self._answered(now)
+
+    def removed(self, now: float) -> list[Action]:
+        """The tracker knows of no such file. What still comes is taken; when nothing does any
+        more the job has failed."""
+        self._removed = True
+        return self._answered(now)
+
+    def _answered(self, now: float) -> list[Action]:
+        if self._checking:
+            self._checking, self._checked = False, True
         return self._go_on(now)
 
     def block(self, chunk_index: int, attempt: int, offset: int, length: int, now: float) -> list[Action]:
@@ -478,6 +509,7 @@ class DownloadJob:
             # It does not have the chunk (any more), or cannot read it: ask others for it, and
             # this one for its others at once. A pause for each of many would take for ever.
             chunk.strikes[fetch.peer_id] = _MAX_STRIKES
+            self._checked = False
             self._relocate_at = now + 1.0
         self._queue_all()
         return actions + self._go_on(now)
@@ -500,6 +532,7 @@ class DownloadJob:
 
     def _strike(self, chunk: _Chunk, peer: _Peer, peer_id: str, now: float) -> None:
         peer.corrupt += 1
+        self._checked = False
         if peer.corrupt > _MAX_CORRUPT:
             # Set apart already. Pauses would spare nobody, and draw out a sure end.
             chunk.strikes[peer_id] = _MAX_STRIKES
@@ -644,8 +677,13 @@ class DownloadJob:
             return self._enter(JobState.RUNNING, now)
         if not self._wanted.isdisjoint(self._unread.brief()):
             return self._enter(JobState.RUNNING, now)
+        if self._removed:
+            return self.fail(removed_meanwhile("the file"), now)
         hopeless = self._hopeless()
         if hopeless and len(hopeless) == self.chunks_count - self._held:
+            if not self._checked:
+                asked, self._checking = self._checking, True
+                return [*self._enter(JobState.RUNNING, now), *([] if asked else [CheckRemoved()])]
             peers = sorted({p for i in hopeless for p in self._chunks[i].strikes})
             return self.fail(corrupt_everywhere(len(hopeless), peers, [p[:8] for p in peers]), now)
         return self._enter(JobState.WAITING, now)
@@ -892,6 +930,12 @@ class DownloadJob:
             self.waiting_since = None
             self._relocate_at = None
         return [StateChanged(state)]
+
+
+def removed_meanwhile(what: str, kept: str = "") -> NotFound:
+    """`details["removed"]` tells it from other things that are not found. `kept`: what of it is."""
+    text = f"{what} was removed from the cluster while it was being fetched{kept}"
+    return NotFound(text, removed=True)
 
 
 def corrupt_everywhere(chunks: int, peer_ids: Sequence[str], names: Sequence[str]) -> IntegrityError:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from zchunk import disk, hashing
 from zchunk.buffers import Buffer, BufferPool
-from zchunk.errors import IntegrityError, ZchunkError
+from zchunk.errors import IntegrityError, NotFound, ZchunkError
 from zchunk.manifest import TAG_BYTES
-from zchunk.node.control import expect
+from zchunk.node.control import Answer, expect
 from zchunk.node.download import (
     Action,
     BeginChunk,
+    CheckRemoved,
     DownloadJob,
     DropChunk,
     Limits,
@@ -30,15 +31,19 @@ from zchunk.node.download import (
     Resumed,
     VerifyChunk,
     corrupt_everywhere,
+    removed_meanwhile,
 )
-from zchunk.node.driver import JobDriver, Tell
+from zchunk.node.driver import Job, JobDriver, Tell
 from zchunk.node.located import Location, location
 from zchunk.node.transfer import TRACKER_TIMEOUT_S, BulkPlane
-from zchunk.protocol.messages import Block, Locate, Located, Message
+from zchunk.protocol.messages import Block, Event, Locate, Located, Message
 from zchunk.protocol.messages import ReportCorrupt as ReportMessage
 from zchunk.sealing import opened
 
 log = logging.getLogger(__name__)
+
+#: Whether the file is still there: a tracker that is away is not waited for longer.
+CHECK_S = 5.0
 
 
 class Fetching(JobDriver[Action]):
@@ -56,6 +61,7 @@ class Fetching(JobDriver[Action]):
         #: (chunk, attempt) -> its memory
         self._buffers: dict[tuple[int, int], Buffer] = {}
         self._opened = opened(self.manifest)
+        self._stop_watching: Callable[[], None] | None = None
         budget, chunk_size = bulk.settings.transfer.receive_budget, self.manifest.chunk_size
         # One chunk may be larger than the budget, and each is rounded up to pages.
         rounding = disk.ALIGNMENT * (budget // chunk_size + 1)
@@ -105,8 +111,9 @@ class Fetching(JobDriver[Action]):
         elif isinstance(action, Resumed):
             self.tell({"event": "resumed", "peer_id": action.peer_id, "name": self.peer_name(action.peer_id)})
         elif isinstance(action, Relocate):
-            ask = Locate(name_or_id=self.manifest.file_id, unique=False)
-            self.bulk.control.request(ask, TRACKER_TIMEOUT_S, self.bulk.loop, self._relocated)
+            self._locate(TRACKER_TIMEOUT_S, self._relocated)
+        elif isinstance(action, CheckRemoved):
+            self._locate(CHECK_S, self._relocated)
         elif isinstance(action, ReportCorrupt):
             self._report(action)
         else:
@@ -178,20 +185,61 @@ class Fetching(JobDriver[Action]):
             }
         )
 
+    def _locate(self, timeout_s: float, answer: Answer) -> None:
+        ask = Locate(name_or_id=self.manifest.file_id, unique=False)
+        self.bulk.control.request(ask, timeout_s, self.bulk.loop, answer)
+
     def _relocated(self, reply: Message | None, error: ZchunkError | None) -> None:
-        if self._job is None or self.ended or not isinstance(reply, Located):
-            return  # the known holders do (SPEC D9)
+        if self._job is None or self.ended:
+            return
+        if isinstance(error, NotFound):
+            self.perform(self._job.removed(self.now()))
+            return
+        if not isinstance(reply, Located):
+            self.perform(self._job.not_located(self.now()))  # the known holders do (SPEC D9)
+            return
         try:
             where = location(reply, self.manifest.file_id)
         except ZchunkError as problem:
             log.warning("the tracker's answer is of no use: %s", problem.message)
+            self.perform(self._job.not_located(self.now()))
             return
         for record in where.peers.values():
             self.bulk.learn(record)
         self.perform(self._job.located(where.holder_ids(), self.now()))
 
+    # -- removal ----------------------------------------------------------------------
+
+    def follow(self, job: Job[Action]) -> None:
+        """It also hears when the file is removed."""
+        super().follow(job)
+        self._stop_watching = self.bulk.control.watch_events(
+            self.bulk.loop, self._on_event, lambda missed: self._doubt()
+        )
+
+    def leave(self) -> None:
+        super().leave()
+        if self._stop_watching is not None:
+            self._stop_watching()
+            self._stop_watching = None
+
+    def _on_event(self, event: Event) -> None:
+        if event.topic == "file.removed" and event.fields.get("file_id") == self.manifest.file_id:
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """An event is a hint: the file may have been put again."""
+        if not self.ended:
+            self._locate(TRACKER_TIMEOUT_S, self._relocated)
+
+    def kept_text(self) -> str:
+        """Behind the news that the file was removed: what is kept of it."""
+        return ""
+
     def _with_names(self, error: ZchunkError) -> ZchunkError:
         """The job knows ids only; people know names."""
+        if error.details.get("removed"):
+            return removed_meanwhile(repr(self.manifest.name), self.kept_text())
         peers = error.details.get("peers")
         if not isinstance(error, IntegrityError) or not peers:
             return error

@@ -353,6 +353,9 @@ class Download(Fetching):
             event = {"event": "peer_back", "job_id": self.part.job_id, "peer_id": peer_id}
             self.tell(event | {"name": self.peer_name(peer_id)})
 
+    def kept_text(self) -> str:
+        return f"; {self._chunks_text()}: `zchunk cancel {self.part.job_id}` deletes them"
+
     def _chunks_text(self) -> str:
         assert self._job is not None
         return f"{self._job.chunks_completed} of {self._job.chunks_count} chunks are kept"

@@ -16,13 +16,22 @@ from typing import Any
 
 from zchunk.buffers import Buffer
 from zchunk.clock import iso_utc
-from zchunk.errors import PartialDownload, ZchunkError
-from zchunk.node.download import Action, ChunkState, DownloadJob, Failed, WriteChunk, corrupt_everywhere
+from zchunk.errors import NotFound, PartialDownload, ZchunkError
+from zchunk.node.download import (
+    Action,
+    ChunkState,
+    DownloadJob,
+    Failed,
+    WriteChunk,
+    corrupt_everywhere,
+    removed_meanwhile,
+)
 from zchunk.node.driver import Tell
-from zchunk.node.fetching import Fetching
+from zchunk.node.fetching import CHECK_S, Fetching
 from zchunk.node.located import Location
 from zchunk.node.ranges import Window, room_for
 from zchunk.node.transfer import BulkPlane
+from zchunk.protocol.messages import Message
 
 #: Of a chunk that comes alone, the second block is read while the first is sent: with larger ones
 #: a read takes longer (docs/performance.md).
@@ -56,6 +65,8 @@ class Reader(Fetching):
         #: the chunk that somebody waits for, and how to tell him
         self._asked: tuple[int, Answer] | None = None
         self._told_waiting = False
+        #: the tracker is being asked why a chunk does not come
+        self._finding_out = False
 
     # -- the owner's calls, in the bulk loop ----------------------------------------
 
@@ -122,7 +133,8 @@ class Reader(Fetching):
             self._answer(self._there[index].view(self.manifest.length(index)), None)
         elif self._job.status(index)[0] == "failed":
             # The job itself goes on as long as it can have another chunk.
-            self._answer(None, self._corrupt(index))
+            if not self._job.checking:
+                self._find_out(index)
         elif self._job.is_waited_for(index):
             self._missing(self._job, index)
         else:
@@ -132,6 +144,25 @@ class Reader(Fetching):
         if self._asked is not None:
             (_, answer), self._asked = self._asked, None
             answer(view, error)
+
+    def _find_out(self, index: int) -> None:
+        """Why no holder has the chunk: corrupt copies, or the file was removed."""
+        if self._finding_out:
+            return
+        self._finding_out = True
+
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            self._finding_out = False
+            self._relocated(reply, error)
+            if self._asked is None or self._job is None or self.ended:
+                return
+            if self._asked[0] == index and self._job.status(index)[0] == "failed":
+                gone = isinstance(error, NotFound)
+                name = repr(self.manifest.name)
+                self._answer(None, removed_meanwhile(name) if gone else self._corrupt(index))
+            self.perform([])  # somebody may ask for another one by now
+
+        self._locate(CHECK_S, answer)
 
     def _corrupt(self, index: int) -> ZchunkError:
         holders = [peer_id for peer_id, _ in self.where.holders[index]]
