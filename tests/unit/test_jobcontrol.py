@@ -191,16 +191,36 @@ def test_a_door_that_cannot_be_made_keeps_no_download_back(
     assert "Too many open files" in caplog.text
 
 
-def test_a_record_that_cannot_be_written_ends_the_run_before_it_begins(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failing", ["save", "prune"])
+def test_a_run_goes_on_without_a_record_and_says_so_once(
+    failing: str, rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(record: JobRecord) -> NoReturn:
+    def full(*_: JobRecord) -> NoReturn:
         raise NoSpace("full")
 
-    monkeypatch.setattr(rig.book, "save", full)
+    monkeypatch.setattr(rig.book, failing, full)
     rig.loop.post(rig.kept.start)
-    assert rig.await_end()["code"] == "no_space"
-    assert rig.download.orders == ["stop"]
+    wait_for(lambda: rig.download.orders, PATIENCE_S, "the download to be started")
+    rig.run(rig.download.pause)
+    rig.run(rig.download.resume)
+    rig.run(lambda: rig.download.end(None))
+    assert rig.await_end() == {"event": "done"}
+    assert rig.download.orders == ["start", "pause", "resume"]
+    (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"job {JOB} goes on without its record: full" in told.getMessage()
+
+
+def test_a_cancellation_without_a_record_is_done_all_the_same(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = dead(rig)
+
+    def full(record: JobRecord) -> NoReturn:
+        raise NotAllowed("read-only")
+
+    monkeypatch.setattr(rig.book, "save", full)
+    assert rig.desk.cancel(run).state == "cancelled"
+    assert list(rig.target.parent.iterdir()) == []
 
 
 ENDS: list[tuple[ZchunkError | None, str]] = [

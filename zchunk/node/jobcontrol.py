@@ -5,7 +5,7 @@ the job's file (transport/local.py), writes where that is into the file, answers
 keeps the file up to date. `steer` is the other side.
 
 What may not happen here: an order of another user obeyed; `cancelled` said before the part is
-gone; a run that has begun, or ended, without its record durable.
+gone; a run that has begun, or ended, without its record durable, where the home's disk takes one.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class KeptJob:
         self._numbers = itertools.count(1)
         self._saved = 0
         self._saving = threading.Lock()
+        self._told_unrecorded = False
         #: connections that wait for the cancellation to be done, with their requests
         self._cancelling: list[tuple[bytes, int]] = []
 
@@ -113,7 +114,12 @@ class KeptJob:
             self._book.save(record)
             self._book.prune()
 
-        self._bulk.pools.writing.submit(work, self._recorded)
+        def then(_: None, error: ZchunkError | None) -> None:
+            if error is not None:
+                self._unrecorded(error)
+            self._download.start()
+
+        self._bulk.pools.writing.submit(work, then)
 
     def _listen(self) -> None:
         """Who runs a job holds the lock beside its target, so nobody else listens by this name."""
@@ -128,11 +134,16 @@ class KeptJob:
     def stop(self) -> None:
         self._download.stop()
 
-    def _recorded(self, _: None, error: ZchunkError | None) -> None:
-        if error is not None:
-            self._download.stop(error)
-        else:
-            self._download.start()
+    def _unrecorded(self, error: ZchunkError) -> None:
+        """The home's disk is full, say, and the target's is not: what lies beside the target is
+        what counts. Said once."""
+        log.log(
+            logging.INFO if self._told_unrecorded else logging.WARNING,
+            "job %s goes on without its record: %s; `zchunk jobs`, `pause` and the like may not know it",
+            self.record.job_id,
+            error.message,
+        )
+        self._told_unrecorded = True
 
     # -- what the download tells ------------------------------------------------------
 
@@ -189,8 +200,7 @@ class KeptJob:
 
         def done(_: None, error: ZchunkError | None) -> None:
             if error is not None:
-                # What is on disk beside the target is what counts.
-                log.warning("job %s could not be recorded: %s", record.job_id, error.message)
+                self._unrecorded(error)
             if then is not None:
                 then()
 

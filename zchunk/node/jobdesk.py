@@ -88,7 +88,7 @@ class JobDesk:
             raise _over(now, f"there is nothing to cancel; {now.target} stays")
         self._discard(record)
         ended = record.ended("cancelled", iso_utc(self._clock.wall()))
-        self.book.save(ended)
+        self._save(ended)
         return standing(ended)
 
     def not_started(self, record: JobRecord, error: ZchunkError) -> None:
@@ -102,15 +102,19 @@ class JobDesk:
         elif self.book.load(record.job_id) is None:
             return
         error.details.setdefault("job_id", record.job_id)
-        try:
-            self.book.save(record.ended("failed", iso_utc(self._clock.wall()), error.message))
-        except ZchunkError as problem:
-            # Not in place of the reason: the journal beside the target keeps the job.
-            log.warning("job %s could not be recorded: %s", record.job_id, problem.message)
+        self._save(record.ended("failed", iso_utc(self._clock.wall()), error.message))
 
     def completed(self, record: JobRecord) -> None:
         """The target has the content, however it came there."""
-        self.book.save(record.ended("complete", iso_utc(self._clock.wall())))
+        self._save(record.ended("complete", iso_utc(self._clock.wall())))
+
+    def _save(self, record: JobRecord) -> None:
+        """What was done is done, whether the home's disk takes it down or not; and a reason why
+        something failed is not replaced by this one."""
+        try:
+            self.book.save(record)
+        except ZchunkError as problem:
+            log.warning("job %s could not be recorded: %s", record.job_id, problem.message)
 
     # -- inside ---------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 Decisions are `UploadJob`'s. Everything here runs in the bulk loop; blocking work goes
 to its threads. What may not happen here: a chunk's buffer given back while the running
-file digest still needs it; a commit before the manifest is durable at every holder and
-beside the client's own record of the upload; a plain byte or a plain digest of a file that
+file digest still needs it; a commit before the manifest is durable at every holder and, where
+its disk takes it, in the uploader's home; a plain byte or a plain digest of a file that
 is encrypted on its way to anybody: what is offered, asked about and sent is ciphertext.
 """
 
@@ -463,21 +463,31 @@ class Upload(JobDriver[Action]):
             return
         if self._manifest is None:
             self._keeping = True
-            self.submit(self.bulk.pools.writing, self._keep_manifest, self._kept)
+            self.submit(self.bulk.pools.writing, self._made_manifest, self._kept)
         else:
             self._put_manifests()
 
-    def _keep_manifest(self) -> Manifest:
-        """Durable before the commit: a crash after it finds the same file, not a second one."""
+    def _made_manifest(self) -> Manifest:
+        """Raises FileChanged."""
         rows = tuple(row for row in self._rows if row is not None)
         plan = self._plan
         manifest = Manifest(self.name, plan.size, self._digest.digest(), plan.chunk_size, rows)
         if self._sealing is not None:
             manifest = self._sealing.manifest(manifest)
         self.source.check_unchanged()
-        self._keep_at.mkdir(parents=True, exist_ok=True)
-        disk.write_durable(self._keep_at / manifest.file_id, manifest.canonical)
+        try:
+            self._keep(manifest)
+        except ZchunkError as error:
+            # The nodes keep it too, and the same put finds the same file.
+            log.warning("the manifest of %s is not kept here: %s", self.source.path, error.message)
         return manifest
+
+    def _keep(self, manifest: Manifest) -> None:
+        """Durable before the commit."""
+        path = self._keep_at / manifest.file_id
+        with disk.storage_errors(path, "writing"):
+            self._keep_at.mkdir(parents=True, exist_ok=True)
+        disk.write_durable(path, manifest.canonical)
 
     def _kept(self, manifest: Manifest) -> None:
         self._manifest, self._keeping = manifest, False

@@ -58,8 +58,8 @@ class SealKeys:
 
     def begin(self, source: Path, secret: Secret, *, hide_name: bool = False) -> Sealing:
         """The key for an upload of `source`: the one of an earlier try that this secret opens,
-        else a fresh one. Durable on return, so that a later try can go on. Takes a moment for
-        a passphrase. Raises NotAllowed, NoSpace, StorageFailure."""
+        else a fresh one. Durable on return, so that a later try can go on, where the home's
+        disk takes it. Takes a moment for a passphrase."""
         head = self._load(source)
         if head is not None:
             try:
@@ -67,7 +67,10 @@ class SealKeys:
             except WrongKey:
                 log.info("an earlier upload of %s had another key: it starts over", source)
         head, key = sealing.new_key(secret)
-        self._save(source, head)
+        try:
+            self._save(source, head)
+        except ZchunkError as error:
+            log.warning("if this upload is interrupted, the next one starts over: %s", error.message)
         return Sealing(head, key, hide_name=hide_name)
 
     def forget(self, source: Path) -> None:
