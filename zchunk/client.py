@@ -51,6 +51,7 @@ from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
 from zchunk.node.membership import check_transport, identity_of, of_home, own_node
 from zchunk.node.partfile import open_part, remove_leftovers, safe_target_name, target_has_content
 from zchunk.node.planes import bulk_plane, control_plane
+from zchunk.node.preparing import Preparing
 from zchunk.node.sealkeys import Sealing, SealKeys
 from zchunk.node.source import SourceFile
 from zchunk.node.target import check_regular, followed
@@ -315,7 +316,7 @@ class Client:
         """As `get`, of what `locate` and `opened` returned. Raises TargetExists also for a target
         that is no regular file, or a link of somebody else; the user's own links are followed."""
         path = _chosen(target, safe_target_name(where.manifest.name))
-        done = self._at_target(where, path, force)
+        done = self._at_target(where, path, force, on_event)
         if done is not None:
             return done
         record = self._new_record(where, path, secrets.token_hex(8), force)
@@ -350,11 +351,20 @@ class Client:
                 " client (`zchunk token --role client` on the tracker's PC) makes a member that may"
             )
 
-    def _at_target(self, where: Location, path: Path, force: bool) -> dict[str, Any] | None:
+    def _at_target(
+        self, where: Location, path: Path, force: bool, on_event: OnEvent | None
+    ) -> dict[str, Any] | None:
         """The `done` event where the target is the file already. Raises TargetExists."""
         if not os.path.lexists(path):
             return None
-        if target_has_content(path, where.manifest):
+        tell = on_event or (lambda event: None)
+        preparing = Preparing(tell, SystemClock(), job_id=None, target=str(path), size=where.manifest.size)
+
+        def looked_at(done: int) -> None:
+            preparing.looked_at(done)
+            self._take_events(tell)
+
+        if target_has_content(path, where.manifest, looked_at):
             remove_leftovers(path)
             return _done_already(where, path)
         check_regular(path, os.lstat(path))
@@ -489,7 +499,7 @@ class Client:
         """Runs a job that no process runs, of the file that `locate_job` returned; returns the
         `done` event."""
         path = Path(record.target)
-        done = self._at_target(where, path, record.force)
+        done = self._at_target(where, path, record.force, on_event)
         if done is not None:
             self.desk.completed(record)
             return done
@@ -550,6 +560,11 @@ class Client:
             except KeyboardInterrupt:
                 # Its end comes as an event: the part is saved first.
                 loop.post(stop)
+
+    def _take_events(self, on_event: OnEvent) -> None:
+        """What came while this thread was busy: an interrupt, above all."""
+        while not self.events_in.empty():
+            on_event(_unless_ended(self._next_event()))
 
     def _show(self, event: dict[str, Any], on_event: OnEvent, stop: Callable[[], None]) -> None:
         """A caller whose function fails gets its exception, once the job has ended: else the

@@ -1,6 +1,6 @@
 """Durable file operations: what is on the disk when a function returns is said here.
 
-The only module that calls fsync, fdatasync, posix_fallocate or opens with O_DIRECT.
+The only module that calls fsync, fdatasync, fallocate or opens with O_DIRECT.
 Everything that syncs goes through the module globals `sync_file` and `sync_folder`,
 so a simulation replaces those two and controls what survives a power cut. They
 raise plain OSError; callers wrap them in `storage_errors`, which knows the path.
@@ -22,11 +22,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from zchunk import syscalls
 from zchunk.errors import InvalidUsage, NoSpace, NotAllowed, NotFound, StorageFailure, ZchunkError
 from zchunk.openfiles import close_file, open_file
 
 #: O_DIRECT wants offset, length and memory on this grid (a page; sectors are smaller).
 ALIGNMENT = 4096
+
+#: What `st_blocks` counts.
+_BLOCK = 512
 
 Writable = bytes | bytearray | memoryview
 
@@ -172,8 +176,8 @@ def preallocate(fd: int, size: int, path: Path) -> None:
     """Gives the file at least `size` bytes of disk, so that later writes cannot run out of it.
 
     What the file holds stays. Where the file system cannot promise space only the length
-    is set. Raises NoSpace (retryable): the file then has its old length, and what had been
-    taken is free again. Not durable by itself.
+    is set, if there is as much space now. Raises NoSpace (retryable): the file then has its old
+    length, and what had been taken is free again. Not durable by itself.
     """
     with storage_errors(path, f"the {size} bytes of"):
         before = os.fstat(fd).st_size
@@ -188,13 +192,23 @@ def preallocate(fd: int, size: int, path: Path) -> None:
 
 
 def _allocate(fd: int, size: int) -> None:
-    if size == 0 or not hasattr(os, "posix_fallocate"):
+    if size == 0:
         return
     try:
-        os.posix_fallocate(fd, 0, size)
+        syscalls.fallocate(fd, 0, size)
     except OSError as error:
         if error.errno not in _NO_FALLOCATE:
             raise
+        _check_room(fd, size)
+
+
+def _check_room(fd: int, size: int) -> None:
+    """Raises OSError (ENOSPC) where the disk has not as much as a file of `size` bytes lacks."""
+    if not hasattr(os, "fstatvfs"):
+        return
+    there, disk = os.fstat(fd).st_blocks * _BLOCK, os.fstatvfs(fd)
+    if size - there > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def has_data(fd: int, offset: int, length: int) -> bool:

@@ -18,13 +18,32 @@ def rename_new(source: Path, target: Path) -> None:
     """`source` gets the name `target` if nothing has it, in one step. Raises FileExistsError
     where something has, OSError as `os.rename` does, EINVAL too where the file system cannot."""
     names = os.fsencode(source), os.fsencode(target)
-    _call("renameat2", _AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_NOREPLACE), on=target)
+    flags = ctypes.c_uint(_RENAME_NOREPLACE)
+    _call(("renameat2",), _AT_FDCWD, names[0], _AT_FDCWD, names[1], flags, on=target)
 
 
-def _call(name: str, *args: Any, on: Path) -> None:
-    call = getattr(_library(), name, None)
-    if call is None:
+def fallocate(fd: int, offset: int, length: int) -> None:
+    """Gives the range disk; what it holds stays, and the file becomes so long if it is shorter.
+    `os.posix_fallocate` writes a byte in each page where the file system cannot, which takes as
+    long as writing the file; this raises OSError (EOPNOTSUPP)."""
+    _call_on(fd, 0, offset, length)
+
+
+def _call_on(fd: int, mode: int, offset: int, length: int) -> None:
+    numbers = ctypes.c_int64(offset), ctypes.c_int64(length)
+    while True:
+        try:
+            # On 64 bits they are one.
+            return _call(("fallocate64", "fallocate"), fd, mode, *numbers, on=f"descriptor {fd}")
+        except InterruptedError:
+            continue
+
+
+def _call(names: tuple[str, ...], *args: Any, on: Path | str) -> None:
+    calls = [call for name in names if (call := getattr(_library(), name, None)) is not None]
+    if not calls:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(on))
+    call = calls[0]
     if call(*args) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(on))

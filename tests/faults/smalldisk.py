@@ -30,11 +30,18 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
 
 @contextmanager
 def ext4(folder: Path, size: int) -> Iterator[Path]:
+    # -m 0: nothing is kept back for root, whom the nodes of the tests run as.
+    with loop(folder, size, "mkfs.ext4", "-q", "-m", "0") as disk:
+        yield disk
+
+
+@contextmanager
+def loop(folder: Path, size: int, *make: str) -> Iterator[Path]:
+    """A disk in a file beside `folder`; `make` is the command that makes a file system in it."""
     image = folder.with_suffix(".img")
     with open(image, "wb") as file:
         file.truncate(size)
-    # -m 0: nothing is kept back for root, whom the nodes of the tests run as.
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    subprocess.run([*make, str(image)], check=True)
     with mounted(folder, "-o", "loop", str(image)) as disk:
         yield disk
 

@@ -6,10 +6,11 @@ import errno
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from zchunk import buffers, disk
+from zchunk import buffers, disk, syscalls
 from zchunk.errors import InvalidUsage, NoSpace, NotAllowed, NotFound, StorageFailure
 
 PAGE = disk.ALIGNMENT
@@ -207,16 +208,52 @@ def test_preallocate_keeps_what_is_there_and_never_shortens(file):
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
 def test_preallocate_without_support_sets_the_length(file, monkeypatch, number):
     fd, path = file
-    monkeypatch.setattr(os, "posix_fallocate", oserror(number))
-    disk.preallocate(fd, 12345, path)
-    assert os.fstat(fd).st_size == 12345
+    monkeypatch.setattr(syscalls, "fallocate", oserror(number))
+    disk.preallocate(fd, 12_345_678, path)
+    assert os.fstat(fd).st_size == 12_345_678
+    assert os.fstat(fd).st_blocks == 0, "nothing is written for it"
 
 
 def test_preallocate_on_another_system_sets_the_length(file, monkeypatch):
     fd, path = file
-    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(syscalls, "_library", lambda: None)
     disk.preallocate(fd, 12345, path)
     assert os.fstat(fd).st_size == 12345
+
+
+def test_preallocate_without_support_looks_whether_there_is_room(file, monkeypatch):
+    fd, path = file
+    os.pwrite(fd, b"x" * 16 * PAGE, 0)
+    os.fsync(fd)
+    room = 100 * PAGE
+    monkeypatch.setattr(syscalls, "fallocate", oserror(errno.EOPNOTSUPP))
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: SimpleNamespace(f_bavail=room // PAGE, f_frsize=PAGE))
+    disk.preallocate(fd, 116 * PAGE, path)
+    os.ftruncate(fd, 16 * PAGE)
+    with pytest.raises(NoSpace):
+        disk.preallocate(fd, 116 * PAGE + 1, path)
+    assert path.read_bytes() == b"x" * 16 * PAGE
+
+
+def test_preallocate_takes_the_space(file):
+    fd, path = file
+    disk.preallocate(fd, 100 * PAGE, path)
+    assert os.fstat(fd).st_blocks * 512 >= 100 * PAGE
+
+
+def test_an_interrupted_preallocation_is_gone_on_with(file, monkeypatch):
+    fd, path = file
+    real, calls = syscalls._call, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) < 3:
+            raise InterruptedError(errno.EINTR, "interrupted")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(syscalls, "_call", interrupted)
+    disk.preallocate(fd, PAGE, path)
+    assert (len(calls), os.fstat(fd).st_size) == (3, PAGE)
 
 
 def test_preallocate_on_a_full_disk_gives_back_what_it_took(file, monkeypatch):
@@ -227,7 +264,7 @@ def test_preallocate_on_a_full_disk_gives_back_what_it_took(file, monkeypatch):
         os.ftruncate(fd, size // 2)
         oserror(errno.ENOSPC)()
 
-    monkeypatch.setattr(os, "posix_fallocate", half)
+    monkeypatch.setattr(syscalls, "fallocate", half)
     with pytest.raises(NoSpace, match="1000000 bytes"):
         disk.preallocate(fd, 1_000_000, path)
     assert path.read_bytes() == b"kept"

@@ -300,7 +300,7 @@ def test_scan_finds_the_chunk_with_a_flipped_bit(target, file, part_path, seed):
 
 def test_scan_costs_one_blake3_of_what_was_written_and_no_sha256(target, file, monkeypatch):
     # Holes that every file system knows of; of allocated space some say it is data.
-    monkeypatch.setattr(os, "posix_fallocate", oserror(errno.EOPNOTSUPP))
+    monkeypatch.setattr(syscalls, "fallocate", oserror(errno.EOPNOTSUPP))
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, 1, 5)
     with open_part(target, file.manifest, JOB_ID) as again:
@@ -331,6 +331,17 @@ def test_a_scan_that_is_broken_off_leaves_the_part_usable(part, file):
     with pytest.raises(KeyboardInterrupt):
         part.scan(stop)
     assert part.scan() == {0}
+
+
+def test_a_part_is_new_where_there_was_none(target, file, part_path):
+    with open_part(target, file.manifest, JOB_ID) as part:
+        assert part.is_new
+        write(part, file, 0)
+    with open_part(target, file.manifest, JOB_ID) as part:
+        assert not part.is_new
+    part_path.unlink()
+    with open_part(target, file.manifest, JOB_ID) as part:
+        assert part.is_new
 
 
 def test_scan_reads_the_disk_not_the_memory(part, monkeypatch):
@@ -736,7 +747,7 @@ def test_a_disk_too_small_is_said_at_the_start_and_the_job_kept(target, file, pa
         os.ftruncate(fd, size // 2)
         oserror(errno.ENOSPC)()
 
-    with replaced(os, "posix_fallocate", full), pytest.raises(NoSpace, match="free some space"):
+    with replaced(syscalls, "fallocate", full), pytest.raises(NoSpace, match="free some space"):
         open_part(target, file.manifest, JOB_ID)
     assert part_path.stat().st_size == 0
     assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
@@ -867,7 +878,6 @@ PATCHED = (
     "link",
     "unlink",
     "ftruncate",
-    "posix_fallocate",
     "close",
 )
 
@@ -902,7 +912,8 @@ def die_at(step: int) -> None:
 
     for name in PATCHED:
         setattr(os, name, dying(getattr(os, name)))
-    syscalls.rename_new = dying(syscalls.rename_new)
+    for name in ("rename_new", "fallocate"):
+        setattr(syscalls, name, dying(getattr(syscalls, name)))
 
 
 @pytest.mark.parametrize("renames", [True, False])
@@ -1042,6 +1053,23 @@ def test_target_has_content_compares_size_then_hash(target, file):
     target.write_bytes(file.data + b"x")
     assert not target_has_content(target, file.manifest)
     assert hashing.counts["sha256"] == before
+
+
+def test_target_has_content_tells_how_far_it_is_and_can_be_broken_off(target):
+    large = File(40 * SIZE)
+    target.write_bytes(large.data)
+    seen = []
+    assert target_has_content(target, large.manifest, seen.append)
+    assert seen[-1] == len(large.data)
+    assert len(seen) >= 2
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    before = hashing.counts["sha256"]
+    with pytest.raises(KeyboardInterrupt):
+        target_has_content(target, large.manifest, stop)
+    assert hashing.counts["sha256"] < before + len(large.data)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -67,11 +67,16 @@ class JobView:
     peers: dict[str, PeerView] = field(default_factory=dict)
     #: False until the job's plan is known
     begun: bool = True
+    #: what it does until then
+    preparing: str = "starting"
     done: bool = False
 
     def take(self, event: dict[str, Any]) -> None:
         kind = event["event"]
-        if kind == "plan":
+        if kind == "preparing":
+            share = event["bytes_checked"] / max(1, event["size"])
+            self.preparing = f"checking what is here: {share:.0%}"
+        elif kind == "plan":
             self.begun = True
             self.kept = self.chunks_completed = event.get("chunks_kept", 0)
             self.chunks_count = event["chunks_count"]
@@ -136,7 +141,7 @@ class JobView:
     def state_text(self) -> str:
         """Time left, or that it waits, or what is still done."""
         if not self.begun:
-            return "starting"
+            return self.preparing
         if self.done:
             return "done"
         if self.paused:

@@ -30,6 +30,7 @@ from zchunk.node.fetching import Fetching
 from zchunk.node.filedigest import RunningDigest
 from zchunk.node.located import MAX_LISTED, Location
 from zchunk.node.partfile import PartFile
+from zchunk.node.preparing import Preparing
 from zchunk.node.progress import Progress
 from zchunk.node.transfer import BulkPlane
 from zchunk.protocol.messages import PeerRecord
@@ -81,12 +82,38 @@ class Download(Fetching):
     # -- the owner's calls, in the bulk loop ----------------------------------------
 
     def start(self) -> None:
-        """Looks at what an earlier run kept, then fetches the rest."""
+        """Looks at what an earlier run kept, if there was one, then fetches the rest."""
         if self.ended:
             return
         self._started = self.now()
         self._save_at = self._started + _SAVE_EVERY_S
-        self.bulk.pools.digesting.submit(self.part.scan, self._scanned)
+        if self.part.is_new:
+            self._scanned(set(), None)
+        else:
+            self.bulk.pools.digesting.submit(self._scan, self._scanned)
+
+    def _scan(self) -> set[int]:
+        """In a thread; given up when the download has ended."""
+        loop, chunk_size = self.bulk.loop, self.manifest.chunk_size
+        preparing = Preparing(
+            lambda event: loop.post(lambda: self._tell_preparing(event)),
+            loop.clock,
+            job_id=self.part.job_id,
+            target=str(self.part.target),
+            size=self.manifest.size,
+        )
+
+        def looked_at(chunks: int, _: int) -> None:
+            if self.ended:
+                raise Interrupted("the download has ended")
+            preparing.looked_at(min(chunks * chunk_size, self.manifest.size))
+
+        looked_at(0, 0)
+        return self.part.scan(looked_at)
+
+    def _tell_preparing(self, event: dict[str, Any]) -> None:
+        if not self.ended:
+            self.tell(event)
 
     def stop(self, error: ZchunkError | None = None) -> None:
         """End now and keep what is there; the outcome is `error` (default: interrupted).
@@ -390,6 +417,8 @@ class Download(Fetching):
         stored = memoryview(bytearray(self.manifest.chunk_size + TAG_BYTES if self._opened else 0))
         bad = []
         for index, row in enumerate(self.manifest.chunks):
+            if self.ended:
+                break
             found = self.part.read_chunk(index, view)
             if self._opened is not None:
                 found = self._opened.sealed_again(index, found, stored)

@@ -186,15 +186,18 @@ def _shorten(name: str) -> str:
 # -- the target -----------------------------------------------------------------------
 
 
-def target_has_content(target: Path, manifest: Manifest) -> bool:
-    """Whether the target is already the file: by size, then by SHA-256 of all of it. False
-    where only a key holder knows the SHA-256. Raises NotAllowed, StorageFailure."""
+def target_has_content(
+    target: Path, manifest: Manifest, progress: Callable[[int], None] = lambda done: None
+) -> bool:
+    """Whether the target is already the file: by size, then by SHA-256 of all of it, when
+    `progress(bytes looked at)` is called now and then. False where only a key holder knows the
+    SHA-256. Raises NotAllowed, StorageFailure."""
     with disk.storage_errors(target, "reading"):
         try:
             with open(target, "rb", opener=_open_regular) as file:
                 if manifest.sha256 is None or os.fstat(file.fileno()).st_size != manifest.size:
                     return False
-                return _file_sha256(file) == manifest.sha256
+                return _file_sha256(file, progress) == manifest.sha256
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
 
@@ -206,11 +209,13 @@ def _open_regular(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _file_sha256(file: io.BufferedReader) -> bytes:
-    digest = hashing.FileDigest()
+def _file_sha256(file: io.BufferedReader, progress: Callable[[int], None]) -> bytes:
+    digest, done = hashing.FileDigest(), 0
     with memoryview(bytearray(_READ_BYTES)) as buffer:
         while got := file.readinto(buffer):
             digest.update(buffer[:got])
+            done += got
+            progress(done)
     return digest.digest()
 
 
@@ -413,18 +418,20 @@ class PartFile:
         self._guard = threading.Lock()  # for _completed
         self._saving = threading.Lock()  # one journal at a time
         self._completed = hint
+        #: nothing can be in it that is worth a look
+        self.is_new = False
         self._encoded = base64.b64encode(manifest.canonical).decode()
         self._writer: disk.DirectWriter | None = None
         self._open()
 
     def _open(self) -> None:
         # The journal first: a .zpart alone would be nobody's, and moved aside.
-        is_new = not os.path.lexists(self._part)
-        if is_new:
+        self.is_new = not os.path.lexists(self._part)
+        if self.is_new:
             self._completed = set()
             self._write_journal(self._completed)
         # Never what somebody puts there in this moment.
-        writer = disk.DirectWriter(self._part, _NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0))
+        writer = disk.DirectWriter(self._part, _NOFOLLOW | (os.O_CREAT | os.O_EXCL if self.is_new else 0))
         try:
             self._check_ours(os.fstat(writer.fd))
             self._take_mode(writer.fd, 0o600)
@@ -474,8 +481,9 @@ class PartFile:
         """The chunks that are whole on disk, by BLAKE3 of their plain bytes; marks exactly those.
 
         Reads from the disk itself, not what memory has of it, and skips what was never
-        written. `progress(chunks looked at, chunks)` is called after each. A chunk that
-        cannot be read is not there. Raises StorageFailure when the data does not sync.
+        written. `progress(chunks looked at, chunks)` is called after each, and may raise to end
+        it: then nothing is marked anew. A chunk that cannot be read is not there. Raises
+        StorageFailure when the data does not sync.
         """
         self._sync()
         disk.drop_cache(self._open_writer.fd)
