@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
 from zchunk import disk
 from zchunk.clock import ManualClock
 from zchunk.errors import FileChanged, InvalidUsage, NotFound
@@ -41,9 +42,30 @@ def mapping(path: Path) -> Iterator[mmap.mmap]:
 
 def test_a_file_at_rest_is_unchanged(path: Path, mapping: mmap.mmap) -> None:
     source = SourceFile(path)
-    view = source.read_chunk(0, SIZE, memoryview(bytearray(SIZE)))
-    assert bytes(view) == bytes(mapping)
+    view, hole = source.read_chunk(0, SIZE, memoryview(bytearray(SIZE)))
+    assert (bytes(view), hole) == (bytes(mapping), False)
     source.check_unchanged()
+    source.close()
+
+
+def test_holes_are_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = 1024 * 1024
+    with open(path, "wb") as file:
+        file.truncate(5 * chunk + 100)
+        file.seek(2 * chunk + 5000)
+        file.write(b"data")
+    source = SourceFile(path)
+    read: list[int] = []
+    real = disk.read_into
+    monkeypatch.setattr(disk, "read_into", lambda fd, view, at: (read.append(at), real(fd, view, at))[1])
+    memory = memoryview(bytearray(b"x" * chunk))
+    content = path.read_bytes()
+    for index in range(6):
+        view, hole = source.read_chunk(index, chunk, memory)
+        assert view == content[index * chunk : (index + 1) * chunk]
+        assert hole == (index != 2)
+        memory[:] = b"x" * chunk
+    assert read == [2 * chunk]
     source.close()
 
 
@@ -93,19 +115,27 @@ def test_a_file_that_is_being_written_to_is_refused(
 
 
 def test_a_writer_that_never_rests_is_never_unnoticed(path: Path, mapping: mmap.mmap) -> None:
-    stop = threading.Event()
+    stop, rounds = threading.Event(), [0]
 
     def write_on() -> None:
         while not stop.is_set():
             for at in (0, SIZE - 1):
                 mapping[at] = (mapping[at] + 1) % 256
+            rounds[0] += 1
 
     writer = threading.Thread(target=write_on)
     writer.start()
     try:
         for _ in range(5):
+            try:
+                source = SourceFile(path)
+            except FileChanged:
+                continue  # the usual; a busy machine may have kept the writer from it
+            opened = rounds[0]
+            wait_for(lambda opened=opened: rounds[0] > opened + 1, 30.0, "it writes again")
             with pytest.raises(FileChanged):
-                SourceFile(path).check_unchanged()
+                source.check_unchanged()
+            source.close()
     finally:
         stop.set()
         writer.join()
