@@ -18,7 +18,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -172,17 +172,20 @@ def free_bytes(path: Path) -> int:
         return shutil.disk_usage(path).free
 
 
-def preallocate(fd: int, size: int, path: Path) -> None:
-    """Gives the file at least `size` bytes of disk, so that later writes cannot run out of it.
+def preallocate(
+    fd: int, size: int, path: Path, ranges: Iterable[tuple[int, int]] | None = None, holes: int = 0
+) -> None:
+    """Gives a file of `size` bytes its disk, so that later writes cannot run out of it: for all
+    of it, or `ranges` (offset, length). `holes`: bytes that need none.
 
-    What the file holds stays. Where the file system cannot promise space only the length
-    is set, if there is as much space now. Raises NoSpace (retryable): the file then has its old
-    length, and what had been taken is free again. Not durable by itself.
+    What the file holds stays, and it is as long at least. Where the file system cannot promise
+    space only the length is set, if there is as much space now. Raises NoSpace (retryable): the
+    file then has its old length, and what had been taken is free again. Not durable by itself.
     """
-    with storage_errors(path, f"the {size} bytes of"):
+    with storage_errors(path, f"the {size - holes} bytes of"):
         before = os.fstat(fd).st_size
         try:
-            _allocate(fd, size)
+            _allocate(fd, ((0, size),) if ranges is None else ranges, size - holes)
         except OSError:
             # A failed allocation keeps what it got so far: a full disk, for nothing.
             os.ftruncate(fd, before)
@@ -191,24 +194,36 @@ def preallocate(fd: int, size: int, path: Path) -> None:
             os.ftruncate(fd, size)
 
 
-def _allocate(fd: int, size: int) -> None:
-    if size == 0:
-        return
+def _allocate(fd: int, ranges: Iterable[tuple[int, int]], data: int) -> None:
     try:
-        syscalls.fallocate(fd, 0, size)
+        for offset, length in ranges:
+            if length:
+                syscalls.fallocate(fd, offset, length)
     except OSError as error:
         if error.errno not in _NO_FALLOCATE:
             raise
-        _check_room(fd, size)
+        _check_room(fd, data)
 
 
-def _check_room(fd: int, size: int) -> None:
-    """Raises OSError (ENOSPC) where the disk has not as much as a file of `size` bytes lacks."""
+def _check_room(fd: int, data: int) -> None:
+    """Raises OSError (ENOSPC) where the disk has not as much as a file with so many bytes lacks."""
     if not hasattr(os, "fstatvfs"):
         return
     there, disk = os.fstat(fd).st_blocks * _BLOCK, os.fstatvfs(fd)
-    if size - there > disk.f_bavail * disk.f_frsize:
+    if data - there > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def make_hole(fd: int, offset: int, length: int) -> bool:
+    """The range of the file reads as zeros and takes no disk, if the file system can do that, or
+    knows that it does. Raises OSError."""
+    try:
+        syscalls.punch_hole(fd, offset, length)
+    except OSError as error:
+        if error.errno not in _NO_FALLOCATE:
+            raise
+        return not has_data(fd, offset, length)
+    return True
 
 
 def has_data(fd: int, offset: int, length: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 
 def rename_new(source: Path, target: Path) -> None:
@@ -27,6 +28,12 @@ def fallocate(fd: int, offset: int, length: int) -> None:
     `os.posix_fallocate` writes a byte in each page where the file system cannot, which takes as
     long as writing the file; this raises OSError (EOPNOTSUPP)."""
     _call_on(fd, 0, offset, length)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """The range holds zeros and takes no disk; the length stays. Raises OSError, EOPNOTSUPP where
+    the file system cannot."""
+    _call_on(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length)
 
 
 def _call_on(fd: int, mode: int, offset: int, length: int) -> None:

@@ -30,6 +30,35 @@ def changed(path: Path, name: str, at: int) -> Path:
     return other
 
 
+# -- what a file with holes costs ------------------------------------------------------------
+
+
+def test_holes_are_neither_read_nor_sent(root: Path) -> None:
+    cluster = Cluster(root, 8)
+    path = cluster.make_file("image", 3 * CHUNK)
+    with open(path, "r+b") as file:
+        file.truncate(100 * CHUNK)
+        file.seek(60 * CHUNK)
+        file.write(b"data")
+    hashing.counts.clear()
+    read: list[int] = []
+    read_chunk = SourceFile.read_chunk
+
+    def noted(self: SourceFile, index: int, chunk_size: int, into: memoryview) -> memoryview:
+        read.append(index)
+        return read_chunk(self, index, chunk_size, into)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SourceFile, "read_chunk", noted)
+        done = put(cluster, path)
+    assert sorted(read) == [0, 1, 2, 60]
+    assert done["bytes_sent"] == 5 * CHUNK, "one chunk of zeros is stored for all"
+    here, there = 4 * CHUNK, 5 * CHUNK
+    assert hashing.counts["blake3"] >= here + there
+    assert hashing.counts["sha256"] == 100 * CHUNK + here + there, "the file's digest takes all of it"
+    cluster.verify({"image": path})
+
+
 # -- what a new version costs (U7) -----------------------------------------------------------
 
 

@@ -270,6 +270,26 @@ def test_preallocate_on_a_full_disk_gives_back_what_it_took(file, monkeypatch):
     assert path.read_bytes() == b"kept"
 
 
+def test_a_hole_reads_as_zeros_and_takes_no_disk(file):
+    fd, path = file
+    os.pwrite(fd, b"x" * 64 * PAGE, 0)
+    disk.preallocate(fd, 128 * PAGE, path)
+    assert disk.make_hole(fd, 16 * PAGE, 16 * PAGE)
+    assert disk.make_hole(fd, 64 * PAGE, 64 * PAGE), "of what was promised only, too"
+    assert os.fstat(fd).st_size == 128 * PAGE
+    assert os.fstat(fd).st_blocks * 512 == 48 * PAGE
+    assert path.read_bytes() == b"x" * 16 * PAGE + bytes(16 * PAGE) + b"x" * 32 * PAGE + bytes(64 * PAGE)
+
+
+def test_where_no_holes_can_be_made_one_may_be_there_all_the_same(file, monkeypatch):
+    fd, _ = file
+    os.pwrite(fd, b"x" * PAGE, 0)
+    os.ftruncate(fd, 64 * PAGE)
+    monkeypatch.setattr(syscalls, "punch_hole", oserror(errno.EOPNOTSUPP))
+    assert disk.make_hole(fd, 32 * PAGE, PAGE)
+    assert not disk.make_hole(fd, 0, PAGE)
+
+
 def test_has_data_is_false_only_for_what_was_never_written(file):
     fd, _ = file
     os.ftruncate(fd, 64 * PAGE)

@@ -78,7 +78,8 @@ class JobView:
             self.preparing = f"checking what is here: {share:.0%}"
         elif kind == "plan":
             self.begun = True
-            self.kept = self.chunks_completed = event.get("chunks_kept", 0)
+            self.kept = event.get("chunks_kept", 0) + event.get("chunks_of_zeros", 0)
+            self.chunks_completed = self.kept
             self.chunks_count = event["chunks_count"]
             self._take_peers(event.get("peers", []))
         elif kind == "progress":

@@ -106,7 +106,7 @@ class RunningDigest:
         elif self._is_held(self._next):
             spare = self._spare.try_reserve(self._part.manifest.chunk_size)
             assert spare is not None  # one at a time: `_busy`
-            self.read_back += 1
+            self.read_back += self._next not in self._part.zeros
             self._submit(spare, taken=False)
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class RunningDigest:
         def work() -> None:
             view = buffer.view(self._part.manifest.length(index))
             if not taken:
-                self._part.read_chunk(index, view)
+                view = self._part.read_chunk(index, view)
             self._digest.update(view)
 
         def done(_: None, error: ZchunkError | None) -> None:

@@ -88,7 +88,7 @@ class Download(Fetching):
         self._started = self.now()
         self._save_at = self._started + _SAVE_EVERY_S
         if self.part.is_new:
-            self._scanned(set(), None)
+            self._scanned(set(self.part.zeros), None)
         else:
             self.bulk.pools.digesting.submit(self._scan, self._scanned)
 
@@ -245,7 +245,8 @@ class Download(Fetching):
             "size": self.manifest.size,
             "target": str(self.part.target),
             "chunks_count": len(self.manifest.chunks),
-            "chunks_kept": len(held),
+            "chunks_kept": len(held - self.part.zeros),
+            "chunks_of_zeros": len(self.part.zeros),
             "peers": peers,
         }
         if len(self.where.holders) <= MAX_LISTED:

@@ -41,7 +41,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from zchunk import disk, hashing, jsonfiles
+from zchunk import disk, hashing, jsonfiles, zeros
 from zchunk.clock import Clock, SystemClock, iso_utc
 from zchunk.errors import (
     AlreadyRunning,
@@ -418,6 +418,8 @@ class PartFile:
         self._guard = threading.Lock()  # for _completed
         self._saving = threading.Lock()  # one journal at a time
         self._completed = hint
+        #: chunks that hold nothing but zeros: holes, which nobody needs to send
+        self.zeros = zeros.zero_chunks(manifest)
         #: nothing can be in it that is worth a look
         self.is_new = False
         self._encoded = base64.b64encode(manifest.canonical).decode()
@@ -428,18 +430,25 @@ class PartFile:
         # The journal first: a .zpart alone would be nobody's, and moved aside.
         self.is_new = not os.path.lexists(self._part)
         if self.is_new:
-            self._completed = set()
+            self._completed = set(self.zeros)
             self._write_journal(self._completed)
         # Never what somebody puts there in this moment.
         writer = disk.DirectWriter(self._part, _NOFOLLOW | (os.O_CREAT | os.O_EXCL if self.is_new else 0))
         try:
             self._check_ours(os.fstat(writer.fd))
             self._take_mode(writer.fd, 0o600)
-            disk.preallocate(writer.fd, self.manifest.size, self._part)
+            self._take_space(writer.fd)
         except BaseException:
             writer.close()
             raise
         self._writer = writer
+
+    def _take_space(self, fd: int) -> None:
+        """For what is still to be written; blocks of zeros in what is there stay holes."""
+        m = self.manifest
+        runs = zeros.data_runs(m, self._completed | self.zeros)
+        holes = sum(m.length(index) for index in self.zeros)
+        disk.preallocate(fd, m.size, self._part, runs, holes)
 
     def _take_mode(self, fd: int, more: int = 0) -> None:
         """Who may not read what is at the target may not read what replaces it. `more`: what we
@@ -479,6 +488,7 @@ class PartFile:
 
     def scan(self, progress: Callable[[int, int], None] | None = None) -> set[int]:
         """The chunks that are whole on disk, by BLAKE3 of their plain bytes; marks exactly those.
+        Those of zeros are, afterwards.
 
         Reads from the disk itself, not what memory has of it, and skips what was never
         written. `progress(chunks looked at, chunks)` is called after each, and may raise to end
@@ -493,6 +503,9 @@ class PartFile:
             for index in range(count):
                 if self._is_whole(index, buffer):
                     found.add(index)
+                elif index in self.zeros:
+                    self._make_zeros(self.manifest.offset(index), self.manifest.length(index))
+                    found.add(index)
                 if progress is not None:
                     progress(index + 1, count)
         with self._guard:
@@ -502,7 +515,9 @@ class PartFile:
     def _is_whole(self, index: int, buffer: memoryview) -> bool:
         fd, offset, length = self._open_writer.fd, self.manifest.offset(index), self.manifest.length(index)
         expected = self.manifest.chunks[index].plain_digest
-        if expected is None or not disk.has_data(fd, offset, length):
+        if not disk.has_data(fd, offset, length):
+            return index in self.zeros
+        if expected is None:
             return False
         with buffer[:length] as view:
             try:
@@ -512,25 +527,48 @@ class PartFile:
             return got == length and hashing.blake3(view) == expected
 
     def read_chunk(self, index: int, into: memoryview) -> memoryview:
-        """The chunk's plain bytes, as a slice of `into`; not verified.
+        """The chunk's plain bytes, as a slice of `into`, or zeros where it is a hole; not verified.
 
         Raises ChunkCorrupt where the file ends before them, StorageFailure."""
         view = into[: self._length_of(index)]
+        if self._is_hole(index):
+            return zeros.view(len(view))
         with disk.storage_errors(self._part, "reading"):
             got = disk.read_into(self._open_writer.fd, view, self.manifest.offset(index))
         if got != len(view):
             raise ChunkCorrupt(f"chunk {index} in {self._part} is cut short", chunk_index=index)
         return view
 
+    def _is_hole(self, index: int) -> bool:
+        m = self.manifest
+        return index in self.zeros and not disk.has_data(
+            self._open_writer.fd, m.offset(index), m.length(index)
+        )
+
     # writing
 
-    def write_chunk(self, index: int, view: disk.Writable) -> None:
-        """Writes a chunk's plain bytes at their place, past the page cache where possible.
-        Durable after `save` or `finish`. Raises NoSpace (retryable), StorageFailure."""
-        if memoryview(view).nbytes != self._length_of(index):
+    def write_chunk(self, index: int, data: disk.Writable) -> None:
+        """Writes a chunk's plain bytes at their place, past the page cache where possible; its
+        blocks of zeros become holes. Durable after `save` or `finish`. Raises NoSpace
+        (retryable), StorageFailure."""
+        view = memoryview(data)
+        if view.nbytes != self._length_of(index):
             raise ValueError(f"chunk {index} has {self._length_of(index)} bytes")
         self._check_flag()
-        self._open_writer.write_at(view, self.manifest.offset(index))
+        offset, at = self.manifest.offset(index), 0
+        for begin, length in zeros.zero_runs(view):
+            self._open_writer.write_at(view[at:begin], offset + at)
+            self._make_zeros(offset + begin, length)
+            at = begin + length
+        self._open_writer.write_at(view[at:], offset + at)
+
+    def _make_zeros(self, offset: int, length: int) -> None:
+        """The range reads as zeros; a hole, where the file system has such."""
+        writer = self._open_writer
+        with disk.storage_errors(self._part, "writing"):
+            if disk.make_hole(writer.fd, offset, length):
+                return
+        writer.write_at(zeros.view(length), offset)
 
     def mark(self, index: int) -> None:
         """The chunk was verified and `write_chunk` returned: the next `save` vouches for it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from zchunk import disk, hashing
+from zchunk import disk, hashing, zeros
 from zchunk.buffers import Buffer, BufferPool
 from zchunk.clock import iso_utc
 from zchunk.errors import (
@@ -258,8 +258,12 @@ class Upload(JobDriver[Action]):
         self._buffers[index] = buffer
 
         def work() -> ChunkRow:
-            memory = buffer.view(self._memory(self._length(index)))
-            return self._row(index, self.source.read_chunk(index, self._plan.chunk_size, memory), memory)
+            length, chunk_size = self._length(index), self._plan.chunk_size
+            memory = buffer.view(self._memory(length))
+            if self.source.is_hole(index, chunk_size):
+                memory[:length] = zeros.view(length)
+                return self._row(index, memory[:length], memory, hole=True)
+            return self._row(index, self.source.read_chunk(index, chunk_size, memory), memory, hole=False)
 
         def then(row: ChunkRow) -> None:
             if self._rows[index] not in (None, row):
@@ -275,9 +279,11 @@ class Upload(JobDriver[Action]):
 
         self.submit(self.bulk.pools.hashing, work, then)
 
-    def _row(self, index: int, plain: memoryview, memory: memoryview) -> ChunkRow:
+    def _row(self, index: int, plain: memoryview, memory: memoryview, *, hole: bool) -> ChunkRow:
         """The chunk's row; encrypts it into the rest of its memory, if that is asked for."""
         size = len(plain)
+        if self._sealing is None and hole:
+            return ChunkRow(size, IDENTITY, *zeros.digests(size), None)
         if self._sealing is None:
             return ChunkRow(size, IDENTITY, hashing.sha256(plain), hashing.blake3(plain), None)
         key, chunk_size = self._sealing.key, self._plan.chunk_size

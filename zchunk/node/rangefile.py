@@ -16,6 +16,7 @@ import queue
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from zchunk import zeros
 from zchunk.errors import ZchunkError
 from zchunk.loop import Loop
 from zchunk.manifest import Manifest
@@ -57,6 +58,8 @@ class ChunkStream:
         self._on_event = on_event
         self._on_close = on_close
         self._ahead = ReadAhead(room - 1)
+        #: they are known, and not fetched
+        self._zeros = zeros.zero_chunks(manifest)
         self._reader = make_reader(self.events.put)
         #: the chunk that was read last, and its bytes
         self._current: tuple[int, memoryview] | None = None
@@ -89,11 +92,14 @@ class ChunkStream:
         if not chunks:
             return memoryview(b"")
         index = chunks[0]
+        begin = offset - self.manifest.offset(index)
+        if index in self._zeros:
+            return zeros.view(min(length, self.manifest.length(index) - begin))
         if self._current is None or self._current[0] != index:
             self._current = None
             behind = self._ahead.behind(chunks, len(self.manifest.chunks))
-            self._current = index, self._fetch([*chunks[: self._room], *behind][: self._room])
-        begin = offset - self.manifest.offset(index)
+            wanted = [chunk for chunk in (*chunks, *behind) if chunk not in self._zeros]
+            self._current = index, self._fetch(wanted[: self._room])
         return self._current[1][begin : begin + length]
 
     def close(self) -> None:

@@ -50,6 +50,11 @@ class SourceFile:
     def size(self) -> int:
         return self._stat.st_size
 
+    def is_hole(self, index: int, chunk_size: int) -> bool:
+        """Whether the file system knows that the chunk is nothing but zeros."""
+        length = chunk_length(self.size, chunk_size, index)
+        return not disk.has_data(self._fd, index * chunk_size, length)
+
     def read_chunk(self, index: int, chunk_size: int, into: memoryview) -> memoryview:
         """The chunk's bytes as a slice of `into`. Raises FileChanged where the file has
         become shorter, StorageFailure."""
