@@ -505,7 +505,7 @@ def test_an_answer_that_is_not_of_this_job_is_refused(
     right = rig.kept._report
     monkeypatch.setattr(rig.kept, "_report", lambda: structs.replace(right(), **wrong))
     with pytest.raises(MalformedMessage, match=JOB):
-        rig.steer(run, "show")
+        steer(run, "show", PATIENCE_S)
 
 
 @pytest.mark.parametrize("error", [UnknownMessage, MalformedMessage, NotAllowed, NotFound])
