@@ -137,6 +137,36 @@ def test_a_home_may_be_deeper_than_the_name_of_a_socket(bench: Cluster, folder: 
     get.result().expect(10)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_download_that_was_killed_is_not_the_one_that_runs_now(
+    bench: Cluster, source: Source, folder: Path, out: Path, same: bool
+) -> None:
+    """Another one goes to its target, of the same file without its journal, or of another file: it
+    is listed as what it is, and no order to the one reaches the other."""
+    client, target = bench.client, out / "copy"
+    if not same:
+        other = fresh(folder, 2 * MIB)
+        client.put(other.path)
+    bench.kill("B")
+    get, dead = waiting_get(bench, source, target)
+    get.end(signal.SIGKILL)
+    if same:
+        target.with_name("copy.zjob").unlink()
+    get, living = waiting_get(bench, source if same else other, target)
+    assert dead != living
+    listed = jobs(client)
+    assert (listed[dead]["state"], listed[dead]["active"]) == ("failed", False)
+    assert "nothing of it is kept" in listed[dead]["reason"]
+    assert (listed[living]["state"], listed[living]["active"]) == ("waiting", True)
+    assert client.run("pause", dead).last["active"] is False
+    assert jobs(client)[living]["state"] == "waiting"
+    assert client.run("cancel", dead).last["state"] == "cancelled"
+    assert jobs(client)[living]["active"]
+    bench.restart("B")
+    get.result().expect(0)
+    assert sha256_of(target) == (source if same else other).sha256
+
+
 def test_a_waiting_download_is_cancelled(bench: Cluster, source: Source, out: Path) -> None:
     """D6: nothing is left, and its command says so with an exit code of its own."""
     client = bench.client
