@@ -605,8 +605,8 @@ class Client:
         return _unless_bug(self.events_in.get())
 
     def _on_bug(self, error: BaseException) -> None:
-        log.error("a bug ended this client", exc_info=error)
         self._tell_all({"event": "bug", "_bug": error})
+        log.error("a bug ended this client", exc_info=error)
 
     def _on_shut_out(self, error: ZchunkError) -> None:
         """Requests are answered with it; who waits for events or a job must hear of it too."""

@@ -90,6 +90,12 @@ class UnknownMessage(ZchunkError):
     code = "unknown_message"
 
 
+class OutputLost(ZchunkError):
+    """What was asked for could not be written to stdout."""
+
+    code = "output_lost"
+
+
 class HelloFirst(ZchunkError):
     """The tracker does not know this connection yet: say hello again."""
 

@@ -140,10 +140,13 @@ class Process:
         prefix: Sequence[str] = (),
         terminal: bool = False,
         text: str | None = None,
+        out: int | None = None,
+        err: int | None = None,
     ) -> None:
         """`words` are the arguments of zchunk; `prefix` stands before the interpreter.
         `terminal`: stdin is a terminal (see `answer`); `text`: stdin holds this; else it
-        is empty."""
+        is empty. `out` and `err`: descriptors that stand in for stdout and stderr, of which
+        nothing is read here then."""
         self.words = tuple(words)
         self.events: list[Any] = []
         self.lines: list[str] = []
@@ -159,7 +162,12 @@ class Process:
         self._ended_at = 0.0
         command = [*prefix, sys.executable, "-m", "zchunk", *words]
         self._popen = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=self._stderr, env=dict(env), cwd=cwd
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE if out is None else out,
+            stderr=self._stderr if err is None else err,
+            env=dict(env),
+            cwd=cwd,
         )
         os.close(stdin)
         self._threads = [threading.Thread(target=run) for run in (self._read, self._reap, self._watch)]
@@ -302,8 +310,7 @@ class Process:
     # -- threads ------------------------------------------------------------------------
 
     def _read(self) -> None:
-        assert self._popen.stdout is not None
-        for line in self._popen.stdout:
+        for line in self._popen.stdout or ():
             self._queue.put(line.decode(errors="replace").rstrip("\n"))
         self._queue.put(None)
 

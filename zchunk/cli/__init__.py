@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 import click
 
-from zchunk.cli.common import emit_json, everywhere
+from zchunk.cli import output
+from zchunk.cli.common import everywhere
 from zchunk.cli.render import visible
 from zchunk.errors import Interrupted, InvalidUsage, NoSpace, NotAllowed, ZchunkError
 from zchunk.version import __version__
@@ -72,6 +73,9 @@ class Program(click.Group):
         _never_fail_to_print()
         try:
             result = super().main(args, *rest, **extra)
+            output.check_written()
+        except output.ReaderGone:
+            sys.exit(0)
         except Exception as error:  # noqa: BLE001 - the last resort: no traceback reaches a user
             sys.exit(_fail(error, as_json))
         except KeyboardInterrupt:
@@ -102,7 +106,7 @@ def _fail(error: Exception, as_json: bool) -> int:
         click.echo(err=True)  # behind the question
     told = _as_ours(error)
     if as_json:
-        emit_json(told.to_json())
+        output.tell_json(told.to_json())
     click.echo(f"zchunk: {visible(told.message)}", err=True)
     return told.exit_code
 
@@ -156,24 +160,21 @@ def cli() -> None:
 
 def main() -> None:
     """The console script's entry point."""
-    try:
-        cli.main()
-    except SystemExit as end:
-        _leave(end.code)
-        raise
+    with output.guarded():
+        try:
+            cli.main()
+        except SystemExit as end:
+            _leave(end.code)
+            raise
 
 
 def _leave(code: object) -> None:
     """Ends the process without taking the interpreter apart, which takes 30 ms and saves nothing:
     by now everything is closed. Returns where something is not, so that the usual end tells of it:
-    a thread that must be waited for, output that nobody takes."""
+    a thread that must be waited for."""
     waited_for = [thread for thread in threading.enumerate() if not thread.daemon]
     if not isinstance(code, int) or waited_for != [threading.main_thread()]:
         return
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        return
+    output.leave()
     logging.shutdown()
     os._exit(code)

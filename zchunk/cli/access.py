@@ -12,13 +12,13 @@ from zchunk.cli import render
 from zchunk.cli.common import (
     Invocation,
     check_can_ask,
-    emit_json,
     everywhere,
     json_option,
     pass_invocation,
     say,
 )
 from zchunk.cli.members import peers
+from zchunk.cli.output import emit_json, tell_json
 from zchunk.errors import Interrupted, InvalidUsage, NotFound, NotJoined
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
     if not member.revoked:
         stopped = _files_that_stop(invocation, membership, member)
         if invocation.json:
-            emit_json(_plan_json(member, stopped))
+            tell_json(_plan_json(member, stopped))
         else:
             _show_stopped(member, stopped)
         question = f"Cut {member.name} off?"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zchunk.cli import render
-from zchunk.cli.common import Invocation, as_size, everywhere, pass_invocation, say, while_somebody_reads
+from zchunk.cli.common import Invocation, as_size, everywhere, pass_invocation, say
 from zchunk.cli.keys import keys_given, secret_options
 from zchunk.errors import IntegrityError
 
@@ -51,16 +51,15 @@ def cat(
             _write(stream.pieces(offset, rest))
 
 
-def write_whole(client: Client, where: Location, *, wait: bool) -> int | None:
-    """All of a file to stdout, each chunk verified before a byte of it is written; how much came
-    over the wire, or None where whoever reads had enough before the end. Raises IntegrityError
-    where the whole is not what its manifest says, PartialDownload without `wait`."""
+def write_whole(client: Client, where: Location, *, wait: bool) -> int:
+    """All of a file to stdout, each chunk verified before a byte of it is written; the bytes that
+    came over the wire. Raises IntegrityError where the whole is not what its manifest says,
+    PartialDownload without `wait`, and as `output.Results` does."""
     from zchunk.hashing import FileDigest
 
     digest = FileDigest()
     with closing(client.stream(where, wait=wait, on_event=_tell)) as stream:
-        if not _write(_digested(stream.pieces(0, where.manifest.size), digest)):
-            return None
+        _write(_digested(stream.pieces(0, where.manifest.size), digest))
         if where.manifest.sha256 not in (None, digest.digest()):
             raise IntegrityError(
                 f"every chunk of {where.manifest.name!r} is right but the file's SHA-256 is not; its manifest"
@@ -75,15 +74,11 @@ def _digested(pieces: Iterable[memoryview], digest: FileDigest) -> Iterator[memo
         yield piece
 
 
-def _write(pieces: Iterable[memoryview]) -> bool:
-    """Whether somebody read it all."""
+def _write(pieces: Iterable[memoryview]) -> None:
     out = sys.stdout.buffer
-    with while_somebody_reads():
-        for piece in pieces:
-            out.write(piece)
-        out.flush()
-        return True
-    return False
+    for piece in pieces:
+        out.write(piece)
+    out.flush()
 
 
 def _tell(event: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""What all commands share: options, settings, logs, JSON lines, argument types, Ctrl-C.
+"""What all commands share: options, settings, logs, argument types, Ctrl-C.
 
-Nothing here draws (render.py) or knows what a command does.
+Nothing here draws (render.py), writes results (output.py) or knows what a command does.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from zchunk.cli.output import last_words, unharmed
 from zchunk.cli.render import visible
 from zchunk.errors import Interrupted, InvalidUsage, NotAllowed, NotFound
 
@@ -47,16 +48,6 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-@contextmanager
-def while_somebody_reads() -> Iterator[None]:
-    """Around what is written to stdout: who closes it (`| head`) has enough, and that is no error."""
-    try:
-        yield
-    except BrokenPipeError:
-        # What is still buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _keep_freed_memory() -> None:
@@ -217,10 +208,12 @@ class _OneLine(logging.Formatter):
 
 
 class _Stderr(logging.Handler):
-    """Looks stderr up for each record: a progress bar may stand in for it."""
+    """Looks stderr up for each record: a progress bar may stand in for it. Never raises: whoever
+    logs has work to do."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        with unharmed("a log line"):
+            click.echo(self.format(record), err=True)
 
 
 def set_up_logs(verbosity: int, *, server: bool = False) -> None:
@@ -233,15 +226,6 @@ def set_up_logs(verbosity: int, *, server: bool = False) -> None:
         root.removeHandler(earlier)
     root.addHandler(handler)
     root.setLevel(levels[min(verbosity, 2)])
-
-
-# -- JSON -----------------------------------------------------------------------------
-
-
-def emit_json(value: Any) -> None:
-    """One JSON value on a line of its own on stdout, at once."""
-    click.echo(json.dumps(value, default=str))
-    sys.stdout.flush()
 
 
 # -- arguments ------------------------------------------------------------------------
@@ -325,8 +309,15 @@ def check_can_ask(yes: bool) -> None:
 _SHOW_CURSOR = b"\x1b[?25h\n"
 
 
+def stop_signals() -> list[int]:
+    """What ends a command cleanly: Ctrl-C, SIGTERM, and the terminal's hang-up, unless whoever
+    started the command wants it to outlive the terminal (nohup)."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
 class StopSignal:
-    """Set by SIGTERM and SIGINT; what servers wait for.
+    """Set by one of `stop_signals`; what servers wait for.
 
     The handler sets no event itself: it runs in the main thread, which may be in the middle
     of that event's `wait` or `set`, holding its lock, and would then wait for itself.
@@ -338,7 +329,7 @@ class StopSignal:
         self._events = events
         self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         threading.Thread(target=self._set_events, name="stop-signal", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -353,7 +344,7 @@ class StopSignal:
 
 @contextmanager
 def interruptible(invocation: Invocation, interrupt: Callable[[], None]) -> Iterator[None]:
-    """In the block the first Ctrl-C (or SIGTERM) calls `interrupt`, a second one ends the
+    """In the block the first of `stop_signals` calls `interrupt`, a second one ends the
     process on the spot: what was verified and written is kept either way.
 
     `interrupt` must be safe in a signal handler; an exception in any place of the engine
@@ -368,12 +359,12 @@ def interruptible(invocation: Invocation, interrupt: Callable[[], None]) -> Iter
             interrupt()
             return
         if invocation.json:
-            os.write(1, json.dumps(Interrupted("interrupted at once").to_json()).encode() + b"\n")
-        if sys.stderr.isatty():
-            os.write(2, _SHOW_CURSOR)
+            last_words(1, json.dumps(Interrupted("interrupted at once").to_json()).encode() + b"\n")
+        if os.isatty(2):
+            last_words(2, _SHOW_CURSOR)
         os._exit(Interrupted.exit_code)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = stop_signals()
     before = [signal.signal(number, on_signal) for number in numbers]
     try:
         yield

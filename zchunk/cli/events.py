@@ -11,12 +11,11 @@ import click
 from zchunk.cli import render
 from zchunk.cli.common import (
     Invocation,
-    emit_json,
     everywhere,
     json_option,
     pass_invocation,
-    while_somebody_reads,
 )
+from zchunk.cli.output import emit_json
 
 
 @click.command()
@@ -44,7 +43,7 @@ def events(invocation: Invocation, topics: tuple[str, ...], since: int | None) -
     from the tracker, and a line with the topic `missed` tells of those it no longer has.
     """
     # Ctrl-C is how following ends.
-    with invocation.client() as client, suppress(KeyboardInterrupt), while_somebody_reads():
+    with invocation.client() as client, suppress(KeyboardInterrupt):
         for event in client.events(since):
             if is_wanted(event["topic"], topics):
                 _print(invocation, event)

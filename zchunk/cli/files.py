@@ -20,7 +20,6 @@ from zchunk.cli.common import (
     Invocation,
     as_chunk_size,
     check_can_ask,
-    emit_json,
     everywhere,
     interruptible,
     json_option,
@@ -28,6 +27,7 @@ from zchunk.cli.common import (
     say,
 )
 from zchunk.cli.keys import key_file_option, keys_given, secret_options
+from zchunk.cli.output import emit_json, tell_json, unharmed
 from zchunk.errors import (
     IntegrityError,
     Interrupted,
@@ -70,11 +70,12 @@ def _run_job(
                 invocation.say("stopping; once more to stop at once")
                 raise KeyboardInterrupt
             if invocation.json:
-                emit_json(event)
+                tell_json(event)
                 return
-            job.take(event)
-            _tell(line, event)
-            line.show(time.monotonic())
+            with unharmed("the progress"):
+                job.take(event)
+                _tell(line, event)
+                line.show(time.monotonic())
 
         # Between the engine's events, and not in the middle of one.
         with interruptible(invocation, lambda: client.events_in.put({"event": "interrupt"})):
@@ -239,14 +240,14 @@ def _tell_too_few(invocation: Invocation, client: Client, file: Path, error: Too
         return
     chunks = chunk_count(file.stat().st_size, client.settings.chunking.chunk_size)
     waiting = {"event": "waiting", "missing_peers": [], "chunks_missing": chunks, "message": error.message}
-    emit_json(waiting | error.details)
+    tell_json(waiting | error.details)
 
 
 def _agree(invocation: Invocation, client: Client, planned: PlannedUpload, yes: bool) -> None:
     """Show the plan and ask. Raises Interrupted where the answer is no."""
     try:
         if invocation.json:
-            emit_json(_plan_json(planned))
+            tell_json(_plan_json(planned))
         else:
             render.plan_dialog(_plan_view(client, planned))
         if not yes and not click.confirm("Continue?", default=True, prompt_suffix=" ", err=True):
@@ -428,9 +429,8 @@ def _get_to_stdout(client: Client, where: Location, *, wait: bool) -> None:
     """No part and no job: what was written cannot be taken back, so it begins anew each time."""
     say(f"id {where.manifest.file_id}")
     received = write_whole(client, where, wait=wait)
-    if received is not None:
-        text = f"{render.size_text(where.manifest.size)}, {render.size_text(received)} received"
-        say(f"{where.manifest.name} is complete and verified: {text}")
+    text = f"{render.size_text(where.manifest.size)}, {render.size_text(received)} received"
+    say(f"{where.manifest.name} is complete and verified: {text}")
 
 
 def run_get(

@@ -11,7 +11,6 @@ import click
 from zchunk.cli import render
 from zchunk.cli.common import (
     Invocation,
-    emit_json,
     everywhere,
     json_option,
     pass_invocation,
@@ -19,6 +18,7 @@ from zchunk.cli.common import (
 )
 from zchunk.cli.files import run_get
 from zchunk.cli.keys import keys_given, secret_options
+from zchunk.cli.output import emit_json
 from zchunk.errors import ZchunkError
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from zchunk.cli.common import Invocation, emit_json, everywhere, json_option, pass_invocation, say
+from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation, say
+from zchunk.cli.output import emit_json
 from zchunk.cli.render import visible
 from zchunk.errors import InvalidUsage, KeyNeeded
 

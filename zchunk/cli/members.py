@@ -12,13 +12,13 @@ from zchunk.cli import render
 from zchunk.cli.common import (
     Invocation,
     as_duration,
-    emit_json,
     everywhere,
     json_option,
     pass_invocation,
     say,
     token_text,
 )
+from zchunk.cli.output import emit_json
 from zchunk.errors import InvalidUsage
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from zchunk.cli.common import (
     token_text,
 )
 from zchunk.cli.members import check_same_cluster, host_name, join_cluster
+from zchunk.cli.output import announce
 from zchunk.errors import InvalidUsage, NotJoined, TokenRefused, TrackerUnreachable
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ _PLAIN = (
 
 
 def _ready(**fields: Any) -> None:
-    click.echo(f"ready {json.dumps(fields)}")
-    sys.stdout.flush()
+    announce(f"ready {json.dumps(fields)}")
 
 
 # -- tracker --------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import click
 
 from zchunk.cli import render
 from zchunk.cli.access import members_here
-from zchunk.cli.common import Invocation, emit_json, everywhere, json_option, pass_invocation, say
+from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation, say
+from zchunk.cli.output import emit_json
 from zchunk.errors import InvalidUsage
 
 if TYPE_CHECKING:

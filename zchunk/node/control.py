@@ -226,9 +226,9 @@ class ControlPlane:
 
     def _complain(self, error: ZchunkError) -> None:
         """Once, and not with each attempt. A command ends with it anyway, a node goes on."""
-        if error.message != self._complaint:
+        known, self._complaint = self._complaint, error.message
+        if error.message != known:
             log.log(logging.INFO if self._registrar is None else logging.WARNING, "%s", error.message)
-        self._complaint = error.message
 
     def _connect_again(self) -> None:
         """A socket that met a closed door may have given up: others take their place."""

@@ -167,8 +167,8 @@ class GarbageCollector:
         self._workers.submit(work, done)
 
     def _end(self, error: ZchunkError | None) -> None:
+        self._busy = False
         if error is not None:
             log.warning("nothing is freed for now: %s", error.message)
-        self._busy = False
         if self._again and error is None:
             self.collect()

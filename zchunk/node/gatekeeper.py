@@ -150,8 +150,8 @@ class Gatekeeper:
 
     def _heard(self, member: MemberRecord) -> None:
         if self._list.put(member):
-            log.info("%s is not let in any longer with the key it had", member.name)
             self._router.end(member.peer_id)
+            log.info("%s is not let in any longer with the key it had", member.name)
 
     def _fetch(self) -> None:
         """The whole list: after a gap in the events, or at first."""
@@ -164,15 +164,15 @@ class Gatekeeper:
     def _fetch_page(self, page: str) -> None:
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if not isinstance(reply, Members):
-                log.info("the list of members was not fetched: %s", error or expect(reply, Members))
                 self._fetching = False
+                log.info("the list of members was not fetched: %s", error or expect(reply, Members))
                 if error is not None and error.retryable:
                     self._fetch()
                 return
             self._fetched += reply.members
             if len(self._fetched) > _MOST_MEMBERS or "" < reply.next_page <= page:
-                log.warning("the list of members has no end; the one that was known stays")
                 self._fetching, self._fetched = False, []
+                log.warning("the list of members has no end; the one that was known stays")
             elif reply.next_page:
                 self._fetch_page(reply.next_page)
             else:

@@ -165,10 +165,10 @@ class PeerLinks:
     def _give_up(self, peer_id: str, peer: _Peer) -> None:
         """It cannot be reached. A new socket goes on trying: that it connects is the event
         by which its requests are made again."""
-        log.info("%s cannot be reached", self._where(peer_id))
         # First who decides, so that the answers which fail now are old news.
         self.on_reach(peer_id, False)
         self.drop(peer_id, PeerUnreachable(f"{self._where(peer_id)} cannot be reached from here"))
+        log.info("%s cannot be reached", self._where(peer_id))
         self._connect_lost(peer_id)
 
     def _connect_lost(self, peer_id: str) -> None:
@@ -206,8 +206,8 @@ class PeerLinks:
             back = peer.reach.link(True, now)
             self._flush(peer_id, peer)
             if back:
-                log.info("%s can be reached again", self._where(peer_id))
                 self.on_reach(peer_id, True)
+                log.info("%s can be reached again", self._where(peer_id))
         elif received is Link.DOWN:
             peer.reach.link(False, now)
             # Nobody answers on a connection that ended: what was sent on it is void.
@@ -225,10 +225,10 @@ class PeerLinks:
         """It does not talk to us: it cannot be reached. After a pause another socket tries,
         since its tracker may tell it better, or the right one is there again."""
         error = closed_door(link, self._where(peer_id), encrypted=self._identity.encrypts)
-        log.warning("%s", error.message)
         self._try_again[peer_id] = now + _REFUSED_S
         self.on_reach(peer_id, False)
         self.drop(peer_id, PeerUnreachable(error.message))
+        log.warning("%s", error.message)
 
     def _flush(self, peer_id: str, peer: _Peer) -> None:
         unsent, peer.unsent = peer.unsent, []

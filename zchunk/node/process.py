@@ -98,11 +98,11 @@ class NodeProcess:
         self.settled.set()
 
     def _on_failure(self, error: BaseException) -> None:
-        if not isinstance(error, ZchunkError):
-            log.error("a bug ended this node", exc_info=error)
         self.failure = error
         self.settled.set()
         self.on_end()
+        if not isinstance(error, ZchunkError):
+            log.error("a bug ended this node", exc_info=error)
 
 
 def node_lock(folder: Path) -> FileLock:

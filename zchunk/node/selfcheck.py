@@ -245,7 +245,7 @@ class SelfCheck:
         self._queue.clear()
         self.busy = False
         if error is not None:
-            log.warning("chunks in doubt are not checked for now: %s", error.message)
             self._retry_at = self._now() + _RETRY_S
+            log.warning("chunks in doubt are not checked for now: %s", error.message)
         if self._again and error is None:
             self.check()

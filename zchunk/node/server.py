@@ -170,8 +170,8 @@ class NodeServer(Registrar):
             return
         self._addresses_at = now + _ADDRESSES_S
         if self._registered and self._interfaces() != self._announced:
-            log.info("this PC's addresses changed; telling the tracker")
             self._say_hello()
+            log.info("this PC's addresses changed; the tracker is told")
 
     def _inventory(self) -> int | None:
         """The number of the last one that the tracker was given; None while it may be given one."""
@@ -188,9 +188,9 @@ class NodeServer(Registrar):
     # -- Registrar --------------------------------------------------------------------
 
     def hello(self) -> Hello:
-        log.info("saying hello to the tracker")
         self._registered = self._hello_again = False
         self._announced = self._interfaces()
+        log.info("saying hello to the tracker")
         bound = self._bound if not addresses.is_wildcard(self._bound) else "*"
         return Hello(
             incarnation=self.incarnation,
@@ -221,8 +221,8 @@ class NodeServer(Registrar):
     def _is_store_online(self) -> bool:
         online = self._store.online
         if online != self._store_was_online:
-            log.log(*((logging.INFO, _BACK) if online else (logging.WARNING, _AWAY)), self._store.root)
             self._store_was_online = online
+            log.log(*((logging.INFO, _BACK) if online else (logging.WARNING, _AWAY)), self._store.root)
         return online
 
     def registered(self, welcome: Welcome) -> None:
@@ -265,8 +265,8 @@ class NodeServer(Registrar):
 
         def answer(_: Message | None, error: ZchunkError | None) -> None:
             if error is not None:
-                log.warning("the inventory was not taken: %s", error.message)
                 self._hello_after(error)
+                log.warning("the inventory was not taken: %s", error.message)
             elif last:
                 self._up()
             else:
@@ -282,9 +282,9 @@ class NodeServer(Registrar):
             self._say_hello()
 
     def _up(self) -> None:
-        log.info("registered")
         self._registered = True
         self._on_registered()
+        log.info("registered")
         if self._hello_again:
             self._say_hello()
             return
@@ -331,10 +331,10 @@ class NodeServer(Registrar):
         def answer(_: Message | None, error: ZchunkError | None) -> None:
             self._reports.under_way = False
             if error is not None:
-                log.info("a report of stored chunks goes again: %s", error.message)
                 for sha256 in hashes:
                     self._reports.add(upload_id, sha256)
                 self._report_at = self.control.loop.clock.monotonic() + _REPORT_AGAIN_S
+                log.info("a report of stored chunks goes again: %s", error.message)
             else:
                 self._report()
 

@@ -259,9 +259,9 @@ class TrackerCore:
         try:
             self._membership.refresh()
         except ZchunkError as error:
-            if error.message != self._members_problem:
+            known, self._members_problem = self._members_problem, error.message
+            if error.message != known:
                 log.warning("the allow list stays as it was: %s", error.message)
-            self._members_problem = error.message
         else:
             self._members_problem = ""
 
