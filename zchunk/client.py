@@ -6,7 +6,8 @@
         client.get("scan.tif", "scan.tif")
 
 A client is a member without storage: a control plane and a bulk plane, each in a
-thread of its own. All methods block; they raise `zchunk.errors.ZchunkError`.
+thread of its own. All methods block; they raise `zchunk.errors.ZchunkError`. Several threads
+may use one client at the same time; a process that was forked needs a client of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import logging
 import os
 import queue
 import secrets
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,17 +32,21 @@ from zchunk.clock import SystemClock, iso_utc
 from zchunk.config import Settings
 from zchunk.config import load as load_settings
 from zchunk.errors import (
+    ClientClosed,
+    ForeignProcess,
     IntegrityError,
     InvalidUsage,
     KeyNeeded,
     NotAllowed,
     NotFound,
     TargetExists,
+    TooFewPeers,
     TrackerUnreachable,
     UnknownMessage,
     ZchunkError,
 )
 from zchunk.loop import Loop, LoopThread, ThreadWorkers
+from zchunk.node.calls import SHUT_OUT, Call, Calls
 from zchunk.node.control import ControlPlane
 from zchunk.node.feed import Missed
 from zchunk.node.get import Download
@@ -89,6 +96,8 @@ Unlock = Secret | Callable[[Lock], Secret]
 
 #: A large file's plan, manifest or listing may take the tracker a while.
 _REQUEST_S = 30.0
+#: `close` waits so long for the jobs of other threads to keep what they have.
+_CLOSE_S = 10.0
 
 
 class PlannedUpload:
@@ -119,15 +128,16 @@ class PlannedUpload:
         client = self._client
         try:
             sealing = self._sealing()
-            upload = client.manager.distribute_chunks(
-                source=self._source,
-                name=self.name,
-                plan=self.plan,
-                planned=self.planned,
-                tell=client.events_in.put,
-                sealing=sealing,
-            )
-            done = client.drive(upload.start, upload.stop, on_event)
+            with client.job() as call:
+                upload = client.manager.distribute_chunks(
+                    source=self._source,
+                    name=self.name,
+                    plan=self.plan,
+                    planned=self.planned,
+                    tell=call.tell,
+                    sealing=sealing,
+                )
+                done = call.run(client.bulk.loop, upload.start, upload.stop, on_event)
             if sealing is not None:
                 client.seal_keys.forget(self._source.path)
             return done
@@ -147,7 +157,8 @@ class PlannedUpload:
 
 
 class Client:
-    """A member of a cluster, without storage. Use as a context manager, from one thread."""
+    """A member of a cluster, without storage. Use as a context manager; thread-safe. Raises
+    ClientClosed after `close`, in other threads too, and ForeignProcess after a fork."""
 
     def __init__(self, home: str | Path, settings: Settings | None = None) -> None:
         """`home` is the folder that `zchunk join` (or `zchunk node --join`) used.
@@ -158,9 +169,10 @@ class Client:
         self.settings = settings or load_settings(None)
         self.folder, self.membership = of_home(self.home)
         check_transport(self.membership, self.settings)
-        self.events_in: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._followers: list[queue.SimpleQueue[dict[str, Any]]] = []
+        self._pid = os.getpid()
+        self._calls = Calls()
         self._streams: set[ChunkStream] = set()
+        self._closing = threading.Lock()
         self._answered_once = False
         clock, identity = SystemClock(), identity_of(self.folder, self.membership)
         self._control_transport = ZmqTransport()
@@ -182,7 +194,8 @@ class Client:
             settings=self.settings,
             make_workers=ThreadWorkers,
         )
-        self.control.on_shut_out = self._on_shut_out
+        # Requests are answered with it; who waits for events or a job must hear of it too.
+        self.control.on_shut_out = self._calls.shut_out
         self.seal_keys = SealKeys(self.folder / "uploads")
         self.desk = JobDesk(book_of(self.home, self.folder))
         self.manager = DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests")
@@ -199,13 +212,25 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Also closes the files that `open` returned."""
+        """Also closes the files that `open` returned. Jobs of other threads stop, what they have
+        is kept; whatever waits in another thread raises ClientClosed, reads of a file ValueError.
+        A second call does nothing, and nor does one in a process that was forked."""
+        if os.getpid() != self._pid or not self._closing.acquire(blocking=False):
+            return
+        why = ClientClosed("this client was closed; make another zchunk.Client")
         for stream in list(self._streams):
             stream.close()
+        self._calls.stop_jobs(why, _CLOSE_S)
         for thread in self._threads:
             thread.stop()
+        self._calls.end(why)
         self._bulk_transport.close()
         self._control_transport.close()
+
+    def interrupt(self) -> None:
+        """What runs stops as by Ctrl-C, and is kept. From any thread, or a signal handler; who
+        has given `on_event` hears `interrupt` there."""
+        self._calls.interrupt()
 
     # -- looking --------------------------------------------------------------------
 
@@ -262,6 +287,48 @@ class Client:
             source.close()
             raise
 
+    def plan_when_possible(
+        self,
+        path: str | Path,
+        options: PutOptions | None = None,
+        on_refused: Callable[[TooFewPeers], None] = lambda error: None,
+    ) -> PlannedUpload:
+        """As `plan_put`, as soon as there are enough peers for a plan: waits for their events.
+        `on_refused` hears why there is none yet, each time that the reason is another one."""
+        said: str | None = None
+        with self._calls.call() as call, self._news_of_peers(call) as due:
+            while True:
+                due.clear()
+                try:
+                    return self.plan_put(path, options)
+                except TooFewPeers as error:
+                    if error.message != said:
+                        on_refused(error)
+                    said = error.message
+                except TrackerUnreachable:
+                    # It was there before: when it is back, the session tells.
+                    if said is None:
+                        raise
+                if (event := self._next_of(call))["event"] == SHUT_OUT:
+                    raise event["_error"]
+
+    @contextmanager
+    def _news_of_peers(self, call: Call) -> Iterator[threading.Event]:
+        """In the block the call is told when a peer is up, or the view of all is complete anew:
+        once, until what is yielded is cleared."""
+        due = threading.Event()
+
+        def news(record: PeerRecord | None = None) -> None:
+            if (record is None or record.status == "up") and not due.is_set():
+                due.set()
+                call.tell({"event": "peers"})
+
+        stop = self.control.watch_peers(self.bulk.loop, news, news)
+        try:
+            yield due
+        finally:
+            stop()
+
     def put(
         self,
         path: str | Path,
@@ -316,11 +383,12 @@ class Client:
         """As `get`, of what `locate` and `opened` returned. Raises TargetExists also for a target
         that is no regular file, or a link of somebody else; the user's own links are followed."""
         path = _chosen(target, safe_target_name(where.manifest.name))
-        done = self._at_target(where, path, force, on_event)
-        if done is not None:
-            return done
-        record = self._new_record(where, path, secrets.token_hex(8), force)
-        return self._download(where, record, wait, on_event)
+        with self.job() as call:
+            done = self._at_target(call, where, path, force, on_event)
+            if done is not None:
+                return done
+            record = self._new_record(where, path, secrets.token_hex(8), force)
+            return self._download(call, where, record, wait, on_event)
 
     def opened(self, where: Location, unlock: Unlock | None) -> Location:
         """With the manifest of an encrypted file opened: its name and SHA-256 are then the true
@@ -352,7 +420,7 @@ class Client:
             )
 
     def _at_target(
-        self, where: Location, path: Path, force: bool, on_event: OnEvent | None
+        self, call: Call, where: Location, path: Path, force: bool, on_event: OnEvent | None
     ) -> dict[str, Any] | None:
         """The `done` event where the target is the file already. Raises TargetExists."""
         if not os.path.lexists(path):
@@ -362,7 +430,7 @@ class Client:
 
         def looked_at(done: int) -> None:
             preparing.looked_at(done)
-            self._take_events(tell)
+            call.take_pending(tell)
 
         if target_has_content(path, where.manifest, looked_at):
             remove_leftovers(path)
@@ -386,7 +454,7 @@ class Client:
         )
 
     def _download(
-        self, where: Location, record: JobRecord, wait: bool, on_event: OnEvent | None
+        self, call: Call, where: Location, record: JobRecord, wait: bool, on_event: OnEvent | None
     ) -> dict[str, Any]:
         """Runs the job in this process; the record becomes that of what is at the target."""
         self._check_fetches()
@@ -400,7 +468,7 @@ class Client:
             bulk=self.bulk,
             book=self.desk.book,
             record=record,
-            tell=self.events_in.put,
+            tell=call.tell,
         )
         download = Download(
             bulk=self.bulk,
@@ -412,7 +480,7 @@ class Client:
             on_state=kept.state_changed,
         )
         kept.attach(download)
-        return self.drive(kept.start, kept.stop, on_event)
+        return call.run(self.bulk.loop, kept.start, kept.stop, on_event)
 
     # -- ranges ---------------------------------------------------------------------
 
@@ -445,21 +513,23 @@ class Client:
         from zchunk.node.reading import Reader, room_of
 
         self._check_fetches()
+        self._check_process()
         stream = ChunkStream(
+            call=self._calls.begin(),
             loop=self.bulk.loop,
             manifest=where.manifest,
             room=room_of(self.bulk, where),
             make_reader=lambda tell: Reader(bulk=self.bulk, where=where, wait=wait, tell=tell),
             on_event=on_event,
             on_close=self._stream_closed,
+            check=self._check_process,
         )
         self._streams.add(stream)
-        self._followers.append(stream.events)
         return stream
 
     def _stream_closed(self, stream: ChunkStream) -> None:
         self._streams.discard(stream)
-        self._followers.remove(stream.events)
+        self._calls.leave(stream.call)
 
     # -- jobs -----------------------------------------------------------------------
 
@@ -499,12 +569,14 @@ class Client:
         """Runs a job that no process runs, of the file that `locate_job` returned; returns the
         `done` event."""
         path = Path(record.target)
-        done = self._at_target(where, path, record.force, on_event)
-        if done is not None:
-            self.desk.completed(record)
-            return done
-        again = self._new_record(where, path, record.job_id, record.force)
-        return self._download(where, replace(again, created_at=record.created_at), True, on_event)
+        with self.job() as call:
+            done = self._at_target(call, where, path, record.force, on_event)
+            if done is not None:
+                self.desk.completed(record)
+                return done
+            again = self._new_record(where, path, record.job_id, record.force)
+            again = replace(again, created_at=record.created_at)
+            return self._download(call, where, again, True, on_event)
 
     # -- events ---------------------------------------------------------------------
 
@@ -519,78 +591,61 @@ class Client:
         Raises TrackerUnreachable where it is not there to begin with, NotAllowed.
         """
         self._expect(GetSnapshot(), Snapshot)
-        box: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        stop = self.control.watch_events(
-            self.control.loop,
-            lambda event: box.put(_event_dict(event)),
-            lambda missed: box.put(_missed_dict(missed)),
-            since,
-        )
-        self._followers.append(box)
-        try:
-            while True:
-                yield _unless_ended(box.get())
-        finally:
-            self._followers.remove(box)
-            stop()
+        with self._calls.call() as call:
+            stop = self.control.watch_events(
+                self.control.loop,
+                lambda event: call.tell({"event": "seen", "seen": _event_dict(event)}),
+                lambda missed: call.tell({"event": "seen", "seen": _missed_dict(missed)}),
+                since,
+            )
+            try:
+                while True:
+                    event = self._next_of(call)
+                    if event["event"] == SHUT_OUT:
+                        raise event["_error"]
+                    yield event["seen"]
+            finally:
+                stop()
 
     # -- inside ---------------------------------------------------------------------
 
-    def drive(
-        self, start: Callable[[], None], stop: Callable[[], None], on_event: OnEvent | None
-    ) -> dict[str, Any]:
-        """Runs a job to its end; its events go to `on_event`, in this thread."""
-        loop = self.bulk.loop
-        loop.post(start)
-        shut_out: ZchunkError | None = None
-        while True:
-            try:
-                event = self._next_event()
-                if event["event"] == "done":
-                    return event
-                error = event.pop("_error", None)
-                if event["event"] == "shut_out":
-                    # The job's end comes as an event of its own; this is why.
-                    shut_out = error
-                    loop.post(stop)
-                elif error is not None:
-                    raise shut_out or error
-                elif on_event is not None:
-                    self._show(event, on_event, stop)
-            except KeyboardInterrupt:
-                # Its end comes as an event: the part is saved first.
-                loop.post(stop)
-
-    def _take_events(self, on_event: OnEvent) -> None:
-        """What came while this thread was busy: an interrupt, above all."""
-        while not self.events_in.empty():
-            on_event(_unless_ended(self._next_event()))
-
-    def _show(self, event: dict[str, Any], on_event: OnEvent, stop: Callable[[], None]) -> None:
-        """A caller whose function fails gets its exception, once the job has ended: else the
-        job's events would be taken for those of the next one."""
-        try:
-            on_event(event)
-        except Exception:
-            self.bulk.loop.post(stop)
-            while self._next_event()["event"] not in ("done", "error"):
-                pass
-            raise
+    @contextmanager
+    def job(self) -> Iterator[Call]:
+        """Around a job that this thread runs."""
+        self._check_process()
+        with self._calls.call(job=True) as call:
+            yield call
 
     def ask(self, message: Request, timeout_s: float) -> Message:
         """One request to the tracker. Raises its error, or TrackerUnreachable."""
-        box: queue.SimpleQueue[tuple[Message | None, ZchunkError | None]] = queue.SimpleQueue()
-        loop = self.control.loop
-        self.control.request(message, timeout_s, loop, lambda reply, error: box.put((reply, error)))
-        try:
-            reply, error = box.get(timeout=timeout_s + 1.0)
-        except queue.Empty:
-            raise TrackerUnreachable(f"the tracker at {self._where()} does not answer") from None
-        if error is not None:
-            raise error
-        assert reply is not None
+        self._check_process()
+        with self._calls.call() as call:
+
+            def answer(reply: Message | None, error: ZchunkError | None) -> None:
+                call.tell({"event": "reply", "reply": reply, "_error": error})
+
+            self.control.request(message, timeout_s, self.control.loop, answer)
+            try:
+                while (event := call.next(timeout_s + 1.0))["event"] != "reply":
+                    pass
+            except queue.Empty:
+                raise TrackerUnreachable(f"the tracker at {self._where()} does not answer") from None
+        if event["_error"] is not None:
+            raise event["_error"]
         self._answered_once = True
+        reply: Message = event["reply"]
         return reply
+
+    def _next_of(self, call: Call) -> dict[str, Any]:
+        self._check_process()
+        return call.next()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForeignProcess(
+                f"this client belongs to process {self._pid} and does not work after a fork;"
+                " make a zchunk.Client in each process"
+            )
 
     def _expect(self, message: Request, kind: type[M]) -> M:
         if not self._answered_once:
@@ -601,36 +656,12 @@ class Client:
             raise UnknownMessage(f"the tracker answered with {reply.TYPE!r} instead of {kind.TYPE!r}")
         return reply
 
-    def _next_event(self) -> dict[str, Any]:
-        return _unless_bug(self.events_in.get())
-
     def _on_bug(self, error: BaseException) -> None:
-        self._tell_all({"event": "bug", "_bug": error})
+        self._calls.end(error)
         log.error("a bug ended this client", exc_info=error)
-
-    def _on_shut_out(self, error: ZchunkError) -> None:
-        """Requests are answered with it; who waits for events or a job must hear of it too."""
-        self._tell_all({"event": "shut_out", "_error": error})
-
-    def _tell_all(self, event: dict[str, Any]) -> None:
-        for box in (self.events_in, *self._followers):
-            box.put(dict(event))
 
     def _where(self) -> str:
         return ", ".join(self.membership.tracker)
-
-
-def _unless_bug(event: dict[str, Any]) -> dict[str, Any]:
-    if "_bug" in event:
-        raise event["_bug"]
-    return event
-
-
-def _unless_ended(event: dict[str, Any]) -> dict[str, Any]:
-    """Raises where the tracker does not let us in any more: no further event comes."""
-    if event.get("event") == "shut_out":
-        raise event["_error"]
-    return _unless_bug(event)
 
 
 def _event_dict(event: Event) -> dict[str, Any]:

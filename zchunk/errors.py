@@ -160,6 +160,18 @@ class AlreadyRunning(InvalidUsage):
     code = "already_running"
 
 
+class ClientClosed(InvalidUsage):
+    """A `zchunk.Client` was closed, by this thread or another one."""
+
+    code = "client_closed"
+
+
+class ForeignProcess(InvalidUsage):
+    """A `zchunk.Client`, or a file it opened, was used after a fork, without its threads."""
+
+    code = "foreign_process"
+
+
 class KeyNeeded(InvalidUsage):
     """The file is encrypted, and neither passphrase nor key file was given."""
 

@@ -95,5 +95,5 @@ def test_three_lines_of_python(bench: Cluster) -> None:
         for event in client.events(since=seen[1]["seq"]):
             assert event["seq"] == seen[2]["seq"]
             break
-        assert not client._followers
+        assert not client._calls._open
     assert set(topics(seen)) <= {"peer.up", "peer.down", "peer.updated"}

@@ -154,6 +154,9 @@ def test_those_that_run_go_on_where_they_are_before_others_are_run_here(
         def __exit__(self, *_: object) -> None:
             pass
 
+        def interrupt(self) -> None:
+            raise AssertionError("nobody pressed Ctrl-C")
+
     def locate_job(found: JobRecord, unlock: Any) -> str:
         return f"where {found.job_id} is"
 

@@ -27,6 +27,8 @@ EXIT_CODES = {
     "NameTaken": 2,
     "AlreadyRunning": 2,
     "KeyNeeded": 2,
+    "ClientClosed": 2,
+    "ForeignProcess": 2,
     "TooFewPeers": 3,
     "PartialDownload": 4,
     "IntegrityError": 5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from zchunk.errors import IntegrityError, NotAllowed, PartialDownload, ZchunkError
+from zchunk.errors import ForeignProcess, IntegrityError, NotAllowed, PartialDownload, ZchunkError
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest
+from zchunk.node.calls import Call
 from zchunk.node.rangefile import ChunkStream, file_object
 from zchunk.node.reading import Answer
 
@@ -55,6 +57,7 @@ class Rig:
         self.events: list[dict[str, Any]] = []
         self.closed: list[ChunkStream] = []
         self.stream = ChunkStream(
+            call=Call(),
             loop=SimpleNamespace(post=lambda call: call()),  # type: ignore[arg-type]
             manifest=Manifest("f", size, bytes(32), CHUNK, rows),
             room=ROOM,
@@ -224,12 +227,41 @@ def test_the_answer_to_a_read_that_was_interrupted_is_not_taken_for_another() ->
 @pytest.mark.parametrize(
     ("event", "error"),
     [
-        ({"event": "bug", "_bug": RuntimeError("ours")}, RuntimeError),
+        ({"event": "ended", "_why": RuntimeError("ours")}, RuntimeError),
         ({"event": "shut_out", "_error": NotAllowed("revoked")}, NotAllowed),
     ],
 )
 def test_who_waits_hears_that_no_answer_will_come(event: dict[str, Any], error: type[Exception]) -> None:
     rig = Rig()
-    rig.reader.script.append(lambda answer: rig.stream.events.put(event))
+    rig.reader.script.append(lambda answer: rig.stream.call.tell(event))
     with pytest.raises(error):
         rig.file.read(10)
+
+
+def test_a_read_that_waits_ends_when_another_thread_closes_the_file() -> None:
+    rig, waits = Rig(), threading.Event()
+    rig.reader.script.append(lambda answer: waits.set())
+    failed: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            rig.file.read(10)
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            failed.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert waits.wait(5)
+    rig.file.close()
+    reader.join(5)
+    assert [type(error) for error in failed] == [ValueError]
+    assert rig.file.closed
+    assert rig.closed == [rig.stream]
+
+
+def test_what_cannot_be_read_here_is_not_asked_for() -> None:
+    rig = Rig()
+    rig.stream._check = lambda: (_ for _ in ()).throw(ForeignProcess("forked"))
+    with pytest.raises(ForeignProcess):
+        rig.file.read(10)
+    assert rig.reader.needed == []

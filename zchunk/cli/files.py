@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,8 +32,6 @@ from zchunk.errors import (
     Interrupted,
     InvalidUsage,
     NotFound,
-    TooFewPeers,
-    TrackerUnreachable,
     WrongKey,
     ZchunkError,
 )
@@ -42,6 +39,7 @@ from zchunk.placement import MAX_COPIES
 
 if TYPE_CHECKING:
     from zchunk.client import Client, PlannedUpload
+    from zchunk.errors import TooFewPeers
     from zchunk.node.located import Location
     from zchunk.node.manager import PutOptions
     from zchunk.protocol.messages import FileRecord
@@ -68,7 +66,7 @@ def _run_job(
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "interrupt":
                 invocation.say("stopping; once more to stop at once")
-                raise KeyboardInterrupt
+                return
             if invocation.json:
                 tell_json(event)
                 return
@@ -78,7 +76,7 @@ def _run_job(
                 line.show(time.monotonic())
 
         # Between the engine's events, and not in the middle of one.
-        with interruptible(invocation, lambda: client.events_in.put({"event": "interrupt"})):
+        with interruptible(invocation, client.interrupt):
             done = run(on_event)
             job.done = True
             return done
@@ -209,27 +207,9 @@ def _plan(
     """A plan; with `wait` as soon as there are enough peers for one."""
     if not wait:
         return client.plan_put(file, options)
-    wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-    client.control.watch_peers(
-        client.bulk.loop,
-        lambda record: wake.put(None) if record.status == "up" else None,
-        lambda: wake.put(None),
+    return client.plan_when_possible(
+        file, options, lambda error: _tell_too_few(invocation, client, file, error)
     )
-    said = ""
-    while True:
-        while not wake.empty():
-            wake.get()
-        try:
-            return client.plan_put(file, options)
-        except TooFewPeers as error:
-            if error.message != said:
-                _tell_too_few(invocation, client, file, error)
-            said = error.message
-        except TrackerUnreachable:
-            # It was there before: when it is back, the session tells.
-            if not said:
-                raise
-        wake.get()
 
 
 def _tell_too_few(invocation: Invocation, client: Client, file: Path, error: TooFewPeers) -> None:

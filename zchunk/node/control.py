@@ -141,10 +141,14 @@ class ControlPlane:
         """Ask the tracker; `answer(reply, error)` runs once, in `loop`."""
         self.loop.post(lambda: self._request(message, timeout_s, loop, answer))
 
-    def watch_peers(self, loop: Loop, on_peer: OnPeer, on_caught_up: Callable[[], None]) -> None:
+    def watch_peers(
+        self, loop: Loop, on_peer: OnPeer, on_caught_up: Callable[[], None]
+    ) -> Callable[[], None]:
         """`on_peer(record)` runs in `loop` for each peer known now, and for each change;
-        `on_caught_up()` when the view is complete (at once if it is)."""
+        `on_caught_up()` when the view is complete (at once if it is). The returned function
+        ends it."""
         self.loop.post(lambda: self._watch(loop, on_peer, on_caught_up))
+        return lambda: self.loop.post(lambda: self._unwatch(loop, on_peer, on_caught_up))
 
     def watch_events(
         self, loop: Loop, on_event: OnEvent, on_missed: OnMissed, since: int | None = None
@@ -192,6 +196,10 @@ class ControlPlane:
             loop.post(lambda record=record: on_peer(record))  # type: ignore[misc]
         if self.session.caught_up:
             loop.post(on_caught_up)
+
+    def _unwatch(self, loop: Loop, on_peer: OnPeer, on_caught_up: Callable[[], None]) -> None:
+        self._on_peer.remove((loop, on_peer))
+        self._on_caught_up.remove((loop, on_caught_up))
 
     def _on_tracker(self, received: Arrival) -> None:
         now = self._now()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import queue
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from zchunk import zeros
 from zchunk.errors import ZchunkError
 from zchunk.loop import Loop
 from zchunk.manifest import Manifest
+from zchunk.node.calls import SHUT_OUT, Call
 from zchunk.node.driver import Tell
 from zchunk.node.ranges import ReadAhead, chunks_of
 from zchunk.node.reading import Reader
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 #: Bytes that small reads of a file object are served from; larger ones go past them.
 _BUFFER = 64 * 1024
+_CLOSED = "closed"
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -39,19 +40,23 @@ class ChunkStream:
     def __init__(
         self,
         *,
+        call: Call,
         loop: Loop,
         manifest: Manifest,
         room: int,
         make_reader: Callable[[Tell], Reader],
         on_event: OnEvent | None = None,
         on_close: Callable[[ChunkStream], None] = lambda stream: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`room`: chunks that the reader has at a time. `on_event` hears of `waiting`, `resumed`
-        and `corrupt` while a read waits, in the reading thread. `on_close` is called once."""
+        """`call`: what comes from the loops. `room`: chunks that the reader has at a time.
+        `on_event` hears of `waiting`, `resumed` and `corrupt` while a read waits, in the reading
+        thread. `on_close` is called once; `check` before each read, and raises where it cannot
+        be done here."""
         self.manifest = manifest
         self.closed = False
-        #: what comes from the loops; who ends them puts `bug` or `shut_out` there
-        self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.call = call
+        self._check = check
         self._loop = loop
         self._room = room
         self._make_reader = make_reader
@@ -60,7 +65,7 @@ class ChunkStream:
         self._ahead = ReadAhead(room - 1)
         #: they are known, and not fetched
         self._zeros = zeros.zero_chunks(manifest)
-        self._reader = make_reader(self.events.put)
+        self._reader = make_reader(call.tell)
         #: the chunk that was read last, and its bytes
         self._current: tuple[int, memoryview] | None = None
         self._number = 0
@@ -85,9 +90,10 @@ class ChunkStream:
         """The bytes of a range up to its end, or that of its first chunk; empty behind the end of
         the file. Valid until the next call. What else the range touches is fetched meanwhile.
 
-        Raises PartialDownload (without `wait`), IntegrityError, and ValueError once closed."""
-        if self.closed:
-            raise ValueError("read of a closed file")
+        Raises PartialDownload (without `wait`), IntegrityError, and ValueError once closed, also
+        by another thread while it waits."""
+        self._check()
+        self._check_open()
         chunks = chunks_of(offset, length, self.manifest.size, self.manifest.chunk_size)
         if not chunks:
             return memoryview(b"")
@@ -103,20 +109,24 @@ class ChunkStream:
         return self._current[1][begin : begin + length]
 
     def close(self) -> None:
-        """Gives the memory back. A second call does nothing."""
+        """Gives the memory back; from any thread. A second call does nothing."""
         if self.closed:
             return
         self.closed, self._current = True, None
         self._loop.post(self._reader.stop)
+        self.call.tell({"event": _CLOSED})
         self._on_close(self)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("read of a closed file")
 
     def _fetch(self, chunks: list[int]) -> memoryview:
         self._need(chunks)
         while True:
-            event = self.events.get()
-            if "_bug" in event:
-                raise event["_bug"]
-            if event["event"] == "shut_out":
+            event = self.call.next()
+            self._check_open()
+            if event["event"] == SHUT_OUT:
                 raise event["_error"]
             if event["event"] != "answer":
                 if self._on_event is not None:
@@ -128,7 +138,7 @@ class ChunkStream:
                     view: memoryview = event["view"]
                     return view
                 self._received_before = self.bytes_received
-                self._reader = self._make_reader(self.events.put)
+                self._reader = self._make_reader(self.call.tell)
                 self._need(chunks)
 
     def _need(self, chunks: list[int]) -> None:
@@ -136,14 +146,23 @@ class ChunkStream:
         reader, number = self._reader, self._number
 
         def answer(view: memoryview | None, error: ZchunkError | None) -> None:
-            self.events.put({"event": "answer", "number": number, "view": view, "error": error})
+            self.call.tell({"event": "answer", "number": number, "view": view, "error": error})
 
         self._loop.post(lambda: reader.need(chunks, answer))
 
 
 def file_object(stream: ChunkStream, buffer: int = _BUFFER) -> io.BufferedReader:
     """Read-only, seekable, binary. Its end is that of the stream."""
-    return io.BufferedReader(RangeFile(stream, buffer), buffer)
+    return _File(RangeFile(stream, buffer), buffer)
+
+
+class _File(io.BufferedReader):
+    """Can be closed while another thread reads, and so has its lock: that read ends first."""
+
+    def close(self) -> None:
+        if isinstance(self.raw, RangeFile):
+            self.raw.end()
+        super().close()
 
 
 class RangeFile(io.RawIOBase):
@@ -214,9 +233,13 @@ class RangeFile(io.RawIOBase):
             self._position += len(piece)
         return rest.getvalue()
 
+    def end(self) -> None:
+        """Reads raise ValueError from now on, those too that wait. From any thread."""
+        self._stream.close()
+
     def close(self) -> None:
         if not self.closed:
-            self._stream.close()
+            self.end()
         super().close()
 
     def _check_open(self) -> None:
