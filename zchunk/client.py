@@ -240,14 +240,17 @@ class Client:
         return tuple(sorted(snapshot.peers, key=lambda record: (record.name, record.peer_id)))
 
     def ls(self) -> Iterator[FileRecord]:
-        """Every file, newest first."""
-        page = ""
-        while True:
-            files = self._expect(ListFiles(page=page), Files)
-            yield from files.files
-            page = files.next_page
-            if not page:
-                return
+        """Every file, newest first; a page is fetched while the one before it is read."""
+        self._check_tracker()
+        with self._calls.call() as call:
+            self._send(ListFiles(page=""), _REQUEST_S, call)
+            more = True
+            while more:
+                files = _of_kind(self._reply(call, _REQUEST_S), Files)
+                more = files.next_page != ""
+                if more:
+                    self._send(ListFiles(page=files.next_page), _REQUEST_S, call)
+                yield from files.files
 
     def locate(self, name_or_id: str, unique: bool = False) -> Location:
         """A file's manifest and holders, by name or id. 64 hex digits are always an id. Raises
@@ -618,18 +621,26 @@ class Client:
 
     def ask(self, message: Request, timeout_s: float) -> Message:
         """One request to the tracker. Raises its error, or TrackerUnreachable."""
-        self._check_process()
         with self._calls.call() as call:
+            self._send(message, timeout_s, call)
+            return self._reply(call, timeout_s)
 
-            def answer(reply: Message | None, error: ZchunkError | None) -> None:
-                call.tell({"event": "reply", "reply": reply, "_error": error})
+    def _send(self, message: Request, timeout_s: float, call: Call) -> None:
+        self._check_process()
 
-            self.control.request(message, timeout_s, self.control.loop, answer)
-            try:
-                while (event := call.next(timeout_s + 1.0))["event"] != "reply":
-                    pass
-            except queue.Empty:
-                raise TrackerUnreachable(f"the tracker at {self._where()} does not answer") from None
+        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+            call.tell({"event": "reply", "reply": reply, "_error": error})
+
+        self.control.request(message, timeout_s, self.control.loop, answer)
+
+    def _reply(self, call: Call, timeout_s: float) -> Message:
+        """To what `_send` sent."""
+        self._check_process()
+        try:
+            while (event := call.next(timeout_s + 1.0))["event"] != "reply":
+                pass
+        except queue.Empty:
+            raise TrackerUnreachable(f"the tracker at {self._where()} does not answer") from None
         if event["_error"] is not None:
             raise event["_error"]
         self._answered_once = True
@@ -648,13 +659,13 @@ class Client:
             )
 
     def _expect(self, message: Request, kind: type[M]) -> M:
+        self._check_tracker()
+        return _of_kind(self.ask(message, _REQUEST_S), kind)
+
+    def _check_tracker(self) -> None:
+        """A tracker that is not there is told within seconds, whatever is asked."""
         if not self._answered_once:
-            # A tracker that is not there is told within seconds, whatever is asked.
             self.ask(GetSnapshot(), self.settings.client.tracker_timeout_s)
-        reply = self.ask(message, _REQUEST_S)
-        if not isinstance(reply, kind):
-            raise UnknownMessage(f"the tracker answered with {reply.TYPE!r} instead of {kind.TYPE!r}")
-        return reply
 
     def _on_bug(self, error: BaseException) -> None:
         self._calls.end(error)
@@ -662,6 +673,12 @@ class Client:
 
     def _where(self) -> str:
         return ", ".join(self.membership.tracker)
+
+
+def _of_kind(reply: Message, kind: type[M]) -> M:
+    if not isinstance(reply, kind):
+        raise UnknownMessage(f"the tracker answered with {reply.TYPE!r} instead of {kind.TYPE!r}")
+    return reply
 
 
 def _event_dict(event: Event) -> dict[str, Any]:

@@ -67,9 +67,9 @@ def kept(folder: Path, stores: Path, nodes: int, chunks: int) -> Home:
     return replace(pickle.loads((template / "home").read_bytes()), folder=folder)
 
 
-def make(folder: Path, nodes: int, chunks: int) -> Home:
+def make(folder: Path, nodes: int, chunks: int, file_chunks: int = FILE_CHUNKS) -> Home:
     """`folder` becomes a tracker's home: so many nodes, a client, an observer, and `chunks` in
-    files of FILE_CHUNKS, on HOLDERS of the nodes."""
+    files of `file_chunks`, on HOLDERS of the nodes."""
     keys = [new_key_pair() for _ in range(nodes)]
     client, watcher = new_key_pair(), new_key_pair()
     (folder / "tracker").mkdir(parents=True)
@@ -80,7 +80,7 @@ def make(folder: Path, nodes: int, chunks: int) -> Home:
     members.add_member(watcher.public, "watcher", "observer")
     store = TrackerStore.open(str(folder / "tracker" / "tracker.sqlite"), SystemClock())
     try:
-        _fill(store, keys, chunks)
+        _fill(store, keys, chunks, file_chunks)
         known = {peer.peer_id: peer for peer in store.peers()}
     finally:
         store.close()
@@ -91,21 +91,21 @@ def make(folder: Path, nodes: int, chunks: int) -> Home:
     return Home(folder, simulated, client, watcher)
 
 
-def _fill(store: TrackerStore, keys: Sequence[KeyPair], chunks: int) -> None:
+def _fill(store: TrackerStore, keys: Sequence[KeyPair], chunks: int, file_chunks: int) -> None:
     peers = [key.peer_id for key in keys]
     with store.batch():
         for at, peer_id in enumerate(peers):
             endpoint = f"tcp://10.0.{at // 250}.{at % 250 + 1}:7710"
             store.save_peer(peer_id, f"PC-{at}", 1, [endpoint], CAPACITY, CAPACITY, store.now_ms(), False)
-    files = [f"file-{number}" for number in range(chunks // FILE_CHUNKS)]
+    files = [f"file-{number}" for number in range(chunks // file_chunks)]
     holders = peers[:HOLDERS]
     for first in range(0, len(files), 100):
         with store.batch():
-            _add_files(store, holders, files[first : first + 100])
+            _add_files(store, holders, files[first : first + 100], file_chunks)
 
 
-def _add_files(store: TrackerStore, holders: Sequence[str], names: Sequence[str]) -> None:
-    manifests = [manifest_of(name, FILE_CHUNKS) for name in names]
+def _add_files(store: TrackerStore, holders: Sequence[str], names: Sequence[str], file_chunks: int) -> None:
+    manifests = [manifest_of(name, file_chunks) for name in names]
     hashes = [row.sha256 for manifest in manifests for row in manifest.chunks]
     for at, peer_id in enumerate(holders):
         store.add_holdings(peer_id, hashes[at :: len(holders)], store.now_ms())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import pty
@@ -20,7 +21,7 @@ import pytest
 from tests.waiting import wait_for
 from zchunk.cli import common, output
 from zchunk.cli.output import ReaderGone, Results, Talk
-from zchunk.errors import NoSpace, OutputLost
+from zchunk.errors import NoSpace, OutputLost, TrackerUnreachable
 
 
 @pytest.fixture
@@ -163,6 +164,52 @@ def test_whole_results_are_no_error(pipe: tuple[int, int], monkeypatch: pytest.M
     sys.stdout.buffer.write(b"\0\xff")
     output.check_written()
     assert os.read(pipe[0], 100) == b'["\\u65e5"]\n\0\xff'
+
+
+def test_a_list_is_written_as_its_values_come(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Results(pipe[1], "utf-8"))
+    os.set_blocking(pipe[0], False)
+    seen = b""
+
+    def values() -> Iterator[str]:
+        nonlocal seen
+        for number in range(3):
+            yield f"{number}" * 20000  # more than the stream holds back
+            seen += os.read(pipe[0], 1 << 20)
+            assert f"{number}".encode() in seen, "before the next one is asked for"
+
+    output.emit_json_list(values())
+    seen += os.read(pipe[0], 1 << 20)
+    assert json.loads(seen) == [f"{number}" * 20000 for number in range(3)]
+    assert seen.endswith(b"]\n")
+
+
+@pytest.mark.parametrize("values", [[], [1], [{"a": "\u65e5"}, None]])
+def test_lists_and_lists_in_objects_are_json(
+    values: list[Any], pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Results(pipe[1], "utf-8"))
+    output.emit_json_list(iter(values))
+    output.emit_json_object({"a": 1, "rows": iter(values), "b": [2]})
+    first, second = os.read(pipe[0], 1000).splitlines()
+    assert first.decode() == json.dumps(values)
+    assert second.decode() == json.dumps({"a": 1, "rows": values, "b": [2]})
+
+
+def test_a_list_that_breaks_off_is_no_list_and_the_error_stands_alone(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Results(pipe[1], "utf-8"))
+
+    def values(count: int) -> Iterator[int]:
+        yield from range(count)
+        raise TrackerUnreachable("gone")
+
+    for count, written in ((2, b"[0, 1\n"), (0, b"")):
+        with pytest.raises(TrackerUnreachable):
+            output.emit_json_list(values(count))
+        output.tell_json({"event": "error"})
+        assert os.read(pipe[0], 1000) == written + b'{"event": "error"}\n'
 
 
 # -- what is made to be shown -----------------------------------------------------------

@@ -14,7 +14,9 @@ import pytest
 
 from zchunk.cli import files, members, render
 from zchunk.cli.progress import MAX_ROWS, JobView, ProgressLine
-from zchunk.cli.render import PeerShare, PlanView, visible, waiting_text
+from zchunk.cli.render import PeerShare, PlanView, waiting_text
+from zchunk.cli.table import print_table
+from zchunk.cli.text import visible
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.node.jobs import JobStatus
 from zchunk.node.located import MAX_LISTED, Location
@@ -56,7 +58,7 @@ def test_plain_names_stay(name: str) -> None:
 
 
 def test_a_table_shows_hostile_cells_in_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    render.print_table(("NAME", "SIZE"), [(HOSTILE, "1 B"), ("[red]b", "22 B")], right=(1,))
+    print_table(("NAME", "SIZE"), [(HOSTILE, "1 B"), ("[red]b", "22 B")], right=(1,))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all(line.isprintable() and line == line.rstrip() for line in lines)
@@ -65,7 +67,7 @@ def test_a_table_shows_hostile_cells_in_one_line_each(capsys: pytest.CaptureFixt
 
 
 def test_a_long_name_is_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    render.print_table(("NAME",), [("n" * 500,)])
+    print_table(("NAME",), [("n" * 500,)])
     assert "n" * 500 in capsys.readouterr().out.splitlines()
 
 
@@ -462,9 +464,10 @@ def test_the_map_names_the_earliest_live_holder_then_the_lowest_id() -> None:
     info = files.info_json(where)
     assert info["distribution_map"] == {"0": B, "1": B}
     assert set(info) == FILE_KEYS | {"chunks_hashes", "distribution_map", "chunks", "health", "encryption"}
-    assert info["chunks_hashes"] == [(bytes([i]) * 32).hex() for i in range(3)]
-    assert len(info["chunks"]) == 5
-    assert info["chunks"][0] == {
+    assert list(info["chunks_hashes"]) == [(bytes([i]) * 32).hex() for i in range(3)]
+    rows = list(info["chunks"])
+    assert len(rows) == 5
+    assert rows[0] == {
         "file_id": "f" * 64,
         "chunk_index": 0,
         "peer_id": A,

@@ -20,7 +20,7 @@ import click
 
 from zchunk.cli import output
 from zchunk.cli.common import everywhere
-from zchunk.cli.render import visible
+from zchunk.cli.text import visible
 from zchunk.errors import Interrupted, InvalidUsage, NoSpace, NotAllowed, ZchunkError
 from zchunk.version import __version__
 

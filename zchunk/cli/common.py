@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from zchunk.cli.output import last_words, unharmed
-from zchunk.cli.render import visible
+from zchunk.cli.text import visible
 from zchunk.errors import Interrupted, InvalidUsage, NotAllowed, NotFound
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,9 @@ from zchunk.cli.common import (
     say,
 )
 from zchunk.cli.keys import key_file_option, keys_given, secret_options
-from zchunk.cli.output import emit_json, tell_json, unharmed
+from zchunk.cli.output import emit_json, emit_json_list, emit_json_object, tell_json, unharmed
+from zchunk.cli.table import print_table
+from zchunk.cli.text import visible
 from zchunk.errors import (
     IntegrityError,
     Interrupted,
@@ -464,15 +466,13 @@ def ls(invocation: Invocation, key_file: Path | None) -> None:
     """
     key = keys_given(None, key_file).named
     with invocation.client() as client:
-        records = list(client.ls())
+        records = client.ls()
         if key is not None:
-            records = [_opened_record(client, record, key) for record in records]
-    if invocation.json:
-        emit_json([file_json(record) for record in records])
-    elif records:
-        render.file_table(records)
-    else:
-        say("no files yet; `zchunk put FILE` uploads one")
+            records = (_opened_record(client, record, key) for record in records)
+        if invocation.json:
+            emit_json_list(file_json(record) for record in records)
+        elif not render.file_table(records):
+            say("no files yet; `zchunk put FILE` uploads one")
 
 
 def _opened_record(client: Client, record: FileRecord, key: Secret) -> FileRecord:
@@ -522,7 +522,7 @@ def info(invocation: Invocation, name_or_id: str, passphrase_file: str | None, k
         if named is not None:
             where = client.opened(where, named)
     if invocation.json:
-        emit_json(info_json(where))
+        emit_json_object(info_json(where))
     else:
         _show_info(where)
 
@@ -536,29 +536,32 @@ def health(where: Location) -> str:
 
 
 def info_json(where: Location) -> dict[str, Any]:
-    """FileInfo with its per-chunk lists, and one ChunkDistribution per chunk and holder."""
-    from zchunk.clock import iso_utc
-
-    hashes = [row.sha256.hex() for row in where.manifest.chunks]
-    chunks = [
-        {
-            "file_id": where.file.file_id,
-            "chunk_index": index,
-            "peer_id": peer_id,
-            "chunk_hash": hashes[index],
-            "stored_at": iso_utc(stored_at / 1000),
-            "is_available": where.peers[peer_id].status == "up",
-        }
-        for index, row in enumerate(where.holders)
-        for peer_id, stored_at in row
-    ]
+    """FileInfo with its per-chunk lists, and one ChunkDistribution per chunk and holder. The
+    lists are iterators: of a large file they take more memory than all the rest."""
     return _opened_json(where) | {
         "encryption": encryption_json(where),
-        "chunks_hashes": hashes,
+        "chunks_hashes": (row.sha256.hex() for row in where.manifest.chunks),
         "distribution_map": where.distribution_map(),
-        "chunks": chunks,
+        "chunks": _distribution_rows(where),
         "health": health(where),
     }
+
+
+def _distribution_rows(where: Location) -> Iterator[dict[str, Any]]:
+    """ChunkDistribution (SPEC "Data") of each chunk and holder."""
+    from zchunk.clock import iso_utc
+
+    for index, row in enumerate(where.holders):
+        chunk_hash = where.manifest.chunks[index].sha256.hex()
+        for peer_id, stored_at in row:
+            yield {
+                "file_id": where.file.file_id,
+                "chunk_index": index,
+                "peer_id": peer_id,
+                "chunk_hash": chunk_hash,
+                "stored_at": iso_utc(stored_at / 1000),
+                "is_available": where.peers[peer_id].status == "up",
+            }
 
 
 def _opened_json(where: Location) -> dict[str, Any]:
@@ -617,7 +620,7 @@ def _show_info(where: Location) -> None:
         click.echo()
         names = sorted(where.peers.values(), key=lambda peer: (peer.name, peer.peer_id))
         rows = [(peer.name, f"{per_peer[peer.peer_id]:,}", peer.status) for peer in names]
-        render.print_table(("PEER", "CHUNKS", "STATUS"), rows, right=(1,))
+        print_table(("PEER", "CHUNKS", "STATUS"), rows, right=(1,))
 
 
 # -- rm -------------------------------------------------------------------------------
@@ -637,7 +640,7 @@ def rm(invocation: Invocation, name_or_id: str, yes: bool) -> None:
     check_can_ask(yes)
     with invocation.client() as client:
         record = client.locate(name_or_id, unique=True).file
-        name = render.visible(record.name)
+        name = visible(record.name)
         short = record.file_id[: render.SHORT_ID]
         if not yes:
             invocation.say(f"{record.name}: {render.size_text(record.size)}, id {short}")

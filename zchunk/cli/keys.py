@@ -17,7 +17,7 @@ import click
 
 from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation, say
 from zchunk.cli.output import emit_json
-from zchunk.cli.render import visible
+from zchunk.cli.text import visible
 from zchunk.errors import InvalidUsage, KeyNeeded
 
 if TYPE_CHECKING:

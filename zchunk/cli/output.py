@@ -22,7 +22,7 @@ import queue
 import select
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -193,6 +193,42 @@ def emit_json(value: Any) -> None:
     """A result: one JSON value on a line of its own on stdout, at once. Raises as `Results`."""
     click.echo(json.dumps(value, default=str))
     sys.stdout.flush()
+
+
+def emit_json_list(values: Iterable[Any]) -> None:
+    """A result: one JSON list, on one line, written as its values come. Where they end with an
+    error the list does not, and what is said of it stands on a line of its own."""
+    begun = False
+    try:
+        for piece in _list_pieces(values):
+            sys.stdout.write(piece)
+            begun = True
+    finally:
+        if begun:
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def emit_json_object(fields: Mapping[str, Any]) -> None:
+    """A result: one JSON object on one line; iterators among its values are lists, written as
+    their values come."""
+    before = "{"
+    for key, value in fields.items():
+        sys.stdout.write(f"{before}{json.dumps(key)}: ")
+        sys.stdout.writelines(
+            _list_pieces(value) if isinstance(value, Iterator) else [json.dumps(value, default=str)]
+        )
+        before = ", "
+    sys.stdout.write("}\n")
+    sys.stdout.flush()
+
+
+def _list_pieces(values: Iterable[Any]) -> Iterator[str]:
+    before = "["
+    for value in values:
+        yield before + json.dumps(value, default=str)
+        before = ", "
+    yield "]" if before != "[" else "[]"
 
 
 def tell_json(value: Any) -> None:

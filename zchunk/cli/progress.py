@@ -15,12 +15,11 @@ from zchunk.cli.render import (
     count_text,
     duration_text,
     moves,
-    shortened,
     size_text,
-    visible,
     waiting_text,
     why_missing_short,
 )
+from zchunk.cli.text import shortened, visible
 
 #: Rows of peers under the bar; the rest of a large cluster is summed up in one.
 MAX_ROWS = 12

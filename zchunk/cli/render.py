@@ -1,8 +1,8 @@
-"""Everything that is drawn: safe text, tables, the plan dialog, progress.
+"""Everything that is drawn: listings, the plan dialog, sentences about events.
 
 Talk goes to stderr, tables that were asked for to stdout. Nothing moves without a
 terminal; rich keeps to NO_COLOR by itself. Names come from others: each goes through
-`visible` before it is shown (SPEC S4). rich is imported when something is drawn.
+`visible` (text.py) before it is shown (SPEC S4).
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+
+from zchunk.cli.table import print_table
+from zchunk.cli.text import shortened, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,21 +34,7 @@ SHORT_ID = 12
 SHORT_JOB_ID = 8
 
 
-# -- safe text ------------------------------------------------------------------------
-
-
-def visible(text: str) -> str:
-    """The text with everything that is not plainly visible escaped: control characters,
-    line ends, terminal sequences, direction marks, lone surrogates, odd spaces."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def shortened(text: str, most: int = 80) -> str:
-    """A name as a listing shows it: begin and end of a very long one."""
-    shown = visible(text)
-    return shown if len(shown) <= most else f"{shown[: most - 21]}…{shown[-20:]}"
+# -- numbers and times ----------------------------------------------------------------
 
 
 def size_text(size: float) -> str:
@@ -106,40 +95,16 @@ def console_of(stream: TextIO) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def print_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = (), err: bool = False
-) -> None:
-    """Aligned columns; those of index in `right` to the right. Cells are made visible; in a
-    narrow terminal only those of the first column are broken."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    stream = sys.stderr if err else sys.stdout
-    lines = box.SIMPLE_HEAD if stream.isatty() else None
-    table = Table(box=lines, pad_edge=False, header_style="bold", show_edge=False)
-    for index, heading in enumerate(headings):
-        justify: Literal["left", "right"] = "right" if index in right else "left"
-        table.add_column(heading, justify=justify, overflow="fold", no_wrap=index > 0)
-    for row in rows:
-        table.add_row(*[Text(visible(cell)) for cell in row])
-    console = console_of(stream)
-    with console.capture() as drawn:
-        # A table folds its cells to the terminal's width; only text runs on.
-        console.print(table, soft_wrap=False)
-    for line in drawn.get().splitlines():
-        click.echo(line.rstrip(), file=stream)
-
-
 # -- listings -------------------------------------------------------------------------
 
 
-def file_table(records: Sequence[FileRecord]) -> None:
-    print_table(
+def file_table(records: Iterable[FileRecord]) -> int:
+    """As `print_table`."""
+    return print_table(
         ("NAME", "SIZE", "CHUNKS", "COPIES", "CREATED", "ID"),
-        [
+        (
             (
-                shortened(r.name),
+                r.name,
                 size_text(r.size),
                 f"{r.chunks_count:,}",
                 str(r.replicas),
@@ -147,7 +112,7 @@ def file_table(records: Sequence[FileRecord]) -> None:
                 r.file_id[:SHORT_ID],
             )
             for r in records
-        ],
+        ),
         right=(1, 2, 3),
     )
 
