@@ -364,6 +364,7 @@ class Client:
         terminal: bool = False,
         text: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        err: int | None = None,
     ) -> Process:
         words = [command, "--home", str(self.home), *(["--json"] if json else []), *map(str, args)]
         return self.cluster.spawn(
@@ -373,6 +374,7 @@ class Client:
             terminal=terminal,
             text=text,
             settings=settings,
+            err=err,
         )
 
     def run(

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from zchunk.cli.output import unharmed
 from zchunk.cli.render import (
     console_of,
     count_text,
@@ -191,14 +192,16 @@ class ProgressLine:
         self._last_note = ""
 
     def __enter__(self) -> ProgressLine:
-        if moves(sys.stderr):
-            self._start_bar()
+        with unharmed("a progress bar"):
+            if moves(sys.stderr):
+                self._start_bar()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._update()
-            self._bar.stop()
+        with unharmed("a progress bar"):
+            if self._bar is not None:
+                self._update()
+                self._bar.stop()
 
     def note(self, text: str) -> None:
         """A line that stays; the same one twice is said once."""
@@ -235,7 +238,7 @@ class ProgressLine:
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = ("{task.fields[chunks]}", "{task.fields[speed]}", "{task.fields[state]}")
-        self._bar = Progress(
+        bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%", markup=False),
@@ -244,5 +247,6 @@ class ProgressLine:
             auto_refresh=False,
             expand=True,
         )
-        self._bar.start()
+        bar.start()
+        self._bar = bar
         self._task = self._bar.add_task(self._what, total=1.0, **self._columns())

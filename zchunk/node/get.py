@@ -75,7 +75,8 @@ class Download(Fetching):
         self._digest: RunningDigest | None = None
         self._progress = Progress(tell, self.manifest.size, len(self.manifest.chunks))
         self._started = 0.0
-        self._save_at = 0.0
+        #: when the journal is written next, and how many chunks it had the last time
+        self._save_at, self._saved = 0.0, 0
         self._finishing = False
         self._bad_rounds = 0
 
@@ -136,7 +137,7 @@ class Download(Fetching):
         if self._job.state is JobState.PAUSED:
             return
         self.perform(self._job.pause(self.now()))
-        self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+        self._save_journal()
         self.tell(self._paused_event("paused"))
 
     def resume(self) -> None:
@@ -195,7 +196,8 @@ class Download(Fetching):
     # -- Timed ----------------------------------------------------------------------
 
     def deadline(self) -> float | None:
-        times = [super().deadline(), self._progress.deadline(), self._save_at]
+        save_at = self._save_at if self._is_unsaved() else None
+        times = [super().deadline(), self._progress.deadline(), save_at]
         return min(t for t in times if t is not None)
 
     def on_time(self, now: float) -> None:
@@ -205,9 +207,17 @@ class Download(Fetching):
         self._progress.on_time(
             now, self._job.chunks_completed, self._job.bytes_received, peers=self._job.by_peer()
         )
-        if self._save_at <= now and not self._finishing:
-            self._save_at = now + _SAVE_EVERY_S
-            self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+        if self._save_at <= now and self._is_unsaved():
+            self._save_journal()
+
+    def _save_journal(self) -> None:
+        assert self._job is not None
+        self._save_at, self._saved = self.now() + _SAVE_EVERY_S, self._job.chunks_completed
+        self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+
+    def _is_unsaved(self) -> bool:
+        """Whether the journal lacks chunks that are here."""
+        return self._job is not None and not self._finishing and self._job.chunks_completed != self._saved
 
     # -- start ----------------------------------------------------------------------
 
@@ -268,6 +278,7 @@ class Download(Fetching):
     # -- actions --------------------------------------------------------------------
 
     def after_actions(self) -> None:
+        self._progress.touch()
         if (
             self._job is not None
             and self._digest is not None
@@ -332,7 +343,7 @@ class Download(Fetching):
         self.tell(event)
         if self._wait:
             # For a long time perhaps: what is here is made safe, and the journal right.
-            self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+            self._save_journal()
         else:
             self.stop(partial(event, self._chunks_text()))
 

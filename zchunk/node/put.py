@@ -237,6 +237,9 @@ class Upload(JobDriver[Action]):
         if not self.ended:
             self._handlers[type(action)](action)
 
+    def after_actions(self) -> None:
+        self._progress.touch()
+
     def _release(self, action: ReleaseChunk) -> None:
         buffer = self._buffers.pop(action.chunk)
         buffer.release() if action.clean else buffer.discard()
