@@ -1,6 +1,6 @@
 """`python -m zchunk` is the `zchunk` command."""
 
-from zchunk.cli import main
+from zchunk.startup import main
 
 if __name__ == "__main__":
     main()

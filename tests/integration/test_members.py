@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.integration.cluster import PATIENCE_S, Client, Cluster, Result, make_file
+from tests.integration.cluster import PATIENCE_S, Client, Cluster, Process, Result, make_file
 from tests.waiting import wait_for
 
 
@@ -142,3 +142,50 @@ def test_a_port_that_is_taken(bench: Cluster, folder: Path) -> None:
     assert bench.statuses()["A"] == "up"
     # The name is taken now, by a node that never came up: it is down.
     assert bench.statuses().get("Y") in (None, "down")
+
+
+# -- the token as an argument ------------------------------------------------------------------
+
+
+def arguments(process: Process) -> str:
+    """What every user of the PC sees of it."""
+    return Path(f"/proc/{process.pid}/cmdline").read_bytes().decode()
+
+
+def test_a_token_that_is_an_argument_is_seen_by_nobody_once_the_command_runs(folder: Path) -> None:
+    with Cluster(folder / "cluster") as cluster:
+        token = cluster.token("node")
+        words = ["node", "--home", str(folder / "n"), "--join", token, "--bind", "127.0.0.1:0"]
+        node = cluster.spawn(words)
+        wait_for(lambda: token not in arguments(node), 20, "the token is gone from the arguments")
+        node.ready()
+        assert token[20:60] not in arguments(node)
+        assert str(folder / "n") in arguments(node), "the others are still there"
+        token = cluster.token("client")
+        with cluster.frozen(cluster.tracker.process):
+            joining = cluster.spawn(["join", "--home", str(folder / "c"), token])
+            wait_for(lambda: token not in arguments(joining), 20, "the token is gone from the arguments")
+            assert joining.alive
+
+
+def test_a_node_asks_for_its_token(folder: Path) -> None:
+    """`--join -` at a terminal: one line, not shown."""
+    with Cluster(folder / "cluster") as cluster:
+        words = ["node", "--home", str(folder / "n"), "--join", "-", "--name", "Y", "--bind", "127.0.0.1:0"]
+        node = cluster.spawn(words, terminal=True)
+        wait_for(lambda: "Join token:" in node.stderr, 20, "it asks")
+        node.answer(cluster.token("node") + "\n")
+        assert node.ready()["name"] == "Y"
+
+
+def test_a_new_tracker_shows_no_command_with_a_token_in_it(folder: Path) -> None:
+    with Cluster(folder / "cluster") as cluster:
+        said = cluster.tracker.process.stderr
+        (line,) = [line for line in said.splitlines() if "zchunk1-" in line]
+        token = line.strip()
+        assert token.startswith("zchunk1-")
+        assert "`zchunk node --join -`" in said
+        node = cluster.spawn(
+            ["node", "--home", str(folder / "n"), "--join", "-", "--bind", "127.0.0.1:0"], text=token + "\n"
+        )
+        node.ready()

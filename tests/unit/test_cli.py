@@ -305,7 +305,7 @@ def test_a_token_from_stdin_that_is_none(args: list[str], tmp_path: Path) -> Non
 def test_a_node_without_a_token_has_nowhere_to_go(tmp_path: Path) -> None:
     result = run("node", "--home", str(tmp_path), "--bind", "127.0.0.1:0")
     assert result.exit_code == 7
-    assert "--join TOKEN" in result.stderr
+    assert "`zchunk node --join -`" in result.stderr
 
 
 def test_tokens_need_a_tracker(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from zchunk.cli import output
 from zchunk.cli.common import everywhere
 from zchunk.cli.text import visible
 from zchunk.errors import Interrupted, InvalidUsage, NoSpace, NotAllowed, ZchunkError
+from zchunk.startup import ending_at_once
 from zchunk.version import __version__
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _MODULES:
             return None
-        command: click.Command = getattr(import_module(_MODULES[cmd_name]), cmd_name.replace("-", "_"))
+        with ending_at_once():
+            module = import_module(_MODULES[cmd_name])
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
@@ -159,7 +162,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The console script's entry point."""
+    """What `startup.main` runs."""
     with output.guarded():
         try:
             cli.main()

@@ -27,6 +27,7 @@ import click
 from zchunk.cli.output import last_words, unharmed
 from zchunk.cli.text import visible
 from zchunk.errors import Interrupted, InvalidUsage, NotAllowed, NotFound
+from zchunk.startup import ending_at_once
 
 if TYPE_CHECKING:
     from zchunk.client import Client
@@ -44,7 +45,8 @@ def importing() -> Iterator[None]:
     through them for garbage again and again is a tenth of a short command."""
     gc.disable()
     try:
-        yield
+        with ending_at_once():
+            yield
     finally:
         gc.freeze()
         gc.enable()
@@ -282,7 +284,9 @@ def _bad_parameter(parameter: click.Parameter) -> Iterator[None]:
 
 
 def token_text(argument: str) -> str:
-    """A token as given, from stdin for `-`, from a file for `@file`."""
+    """A token as given, asked for (or from stdin) for `-`, from a file for `@file`."""
+    if argument == "-" and sys.stdin.isatty():
+        return str(click.prompt("Join token", hide_input=True, err=True))
     if argument == "-":
         return sys.stdin.read()
     if not argument.startswith("@"):

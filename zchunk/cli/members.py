@@ -74,8 +74,9 @@ def check_same_cluster(folder: Path, known: Membership, token: Token) -> None:
 def join(invocation: Invocation, token: str, name: str | None) -> None:
     """Make this home's commands a member of a cluster.
 
-    TOKEN is what `zchunk token` printed on the tracker's PC; - reads it from stdin,
-    @FILE from a file.
+    TOKEN is what `zchunk token` prints on the tracker's PC. Give - to be asked for it (or to
+    read it from stdin) or @FILE to read it from a file: shells keep what is typed as an
+    argument, and other users of this PC may see it for a moment.
     """
     from zchunk.node.membership import load
     from zchunk.transport.auth import parse_token
@@ -186,7 +187,7 @@ def _list(invocation: Invocation) -> None:
     elif records:
         render.peer_table(records)
     else:
-        say("no node has joined yet; start one with `zchunk node --join TOKEN`")
+        say("no node has joined yet; start one with `zchunk node --join -`")
 
 
 def peer_json(record: PeerRecord) -> dict[str, Any]:

@@ -137,9 +137,11 @@ def _show_first_token(running: Tracker) -> None:
     made = make_token(
         running.files, SystemClock(), role="node", expires_s=FIRST_TOKEN_S, once=False, transport=transport
     )
-    say("A new cluster. On each PC that is to hold chunks run, within 24 hours:")
-    click.echo(f"\n  zchunk node --join {made.encode()}\n", err=True)
-    say("`zchunk token` on this PC prints further tokens, `--role client` those for PCs that hold nothing.")
+    say("This is a new cluster. To add a PC that stores chunks, run `zchunk node --join -` on it within 24")
+    say("hours and paste this token:")
+    click.echo(f"\n  {made.encode()}\n", err=True)
+    say("`zchunk token` on this PC prints more tokens; `zchunk token --role client` prints one for a PC that")
+    say("stores nothing.")
 
 
 # -- node -----------------------------------------------------------------------------
@@ -147,7 +149,10 @@ def _show_first_token(running: Tracker) -> None:
 
 @click.command()
 @click.option(
-    "--join", "token", metavar="TOKEN", help="Join with this token, once; - is stdin, @FILE a file."
+    "--join",
+    "token",
+    metavar="TOKEN",
+    help="Join the cluster of this token. Use - to be asked for it (or to read stdin), @FILE to read a file.",
 )
 @click.option("--bind", metavar="ADDR", help="Where chunks are served, host:port; port 0 takes a free one.")
 @click.option("--name", metavar="NAME", help="How people call this node; else the PC's name.")
@@ -206,8 +211,8 @@ def _membership(folder: Path, argument: str | None, settings: Settings) -> Membe
     if argument is None:
         if known is None:
             raise NotJoined(
-                f"{folder} has not joined a cluster; start it once with `zchunk node --join TOKEN`"
-                " (the tracker showed one at its first start; `zchunk token` prints another)"
+                f"{folder} has not joined a cluster; start it once with `zchunk node --join -`"
+                " and a token (the tracker shows one at its first start; `zchunk token` prints another)"
             )
         return known
     token = parse_token(token_text(argument))

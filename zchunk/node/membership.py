@@ -147,7 +147,7 @@ def of_home(home: Path) -> tuple[Path, Membership]:
         if membership is not None:
             return home / role, membership
     raise NotJoined(
-        f"{home} has not joined a cluster; run `zchunk join TOKEN` "
+        f"{home} has not joined a cluster; run `zchunk join -` "
         "(`zchunk token --role client` on the tracker's PC prints a token)"
     )
 

@@ -1,0 +1,98 @@
+"""The first lines of the `zchunk` command: what must happen before anything else is imported.
+
+A join token on the command line is overwritten there, since every user of the PC can read a
+process's arguments for as long as it runs. Ctrl-C ends the command in words, also while it is
+still being imported.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+#: Begins like one: see transport/auth.py, which is not imported yet.
+_TOKEN = "zchunk1-"
+_INTERRUPTED = 130
+_SOON_S = 0.01
+_AS_JSON = b'{"event": "error", "code": "interrupted", "exit_code": 130, "message": "interrupted"}\n'
+
+
+def main() -> None:
+    """The console script's entry point."""
+    sys.unraisablehook = keep_interrupts
+    hide_tokens()
+    try:
+        with ending_at_once():
+            from zchunk.cli import main as run
+        run()
+    except KeyboardInterrupt:  # once more, while it was ending
+        end_interrupted()
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """In the block, which imports something, Ctrl-C ends the process on the spot: in an import an
+    exception may get lost, and there is nothing to keep."""
+    is_main = threading.current_thread() is threading.main_thread()
+    usual = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if usual:
+        signal.signal(signal.SIGINT, end_interrupted)
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def keep_interrupts(lost: UnraisableHookArgs) -> None:
+    """A Ctrl-C that fell into a place which cannot raise is made again, and not shown."""
+    if lost.exc_type is KeyboardInterrupt:
+        # Not from here, which is such a place.
+        again = threading.Timer(_SOON_S, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def end_interrupted(number: int = 0, frame: FrameType | None = None) -> None:
+    """Ends the process on the spot, in words."""
+    for fd, words in ((1, _AS_JSON if "--json" in sys.argv else b""), (2, b"zchunk: interrupted\n")):
+        try:
+            os.write(fd, words)
+        except OSError:
+            continue
+    os._exit(_INTERRUPTED)
+
+
+def hide_tokens() -> None:
+    """Stars in place of join tokens, in what others see of this process's arguments; `sys.argv`
+    stays. Where the system does not say where they are (not Linux) nothing changes."""
+    tokens = [argument for argument in sys.argv if _TOKEN in argument]
+    if not tokens:
+        return
+    import ctypes
+
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # Behind the process's name, which may hold anything: the 48th and 49th field.
+            fields = file.read().rpartition(b")")[2].split()
+        begin, end = int(fields[45]), int(fields[46])
+    except (OSError, ValueError, IndexError):
+        return
+    if not begin < end:  # hidden from us
+        return
+    arguments = ctypes.string_at(begin, end - begin)
+    for token in map(os.fsencode, tokens):
+        at = arguments.find(token + b"\0")
+        if at >= 0:
+            ctypes.memset(begin + at, ord("*"), len(token))
