@@ -363,6 +363,32 @@ def test_logs_are_safe_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ValueError" in lines[0]
 
 
+def test_a_name_in_a_question_cannot_break_out_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of members and files, which others named."""
+    asked: list[str] = []
+    monkeypatch.setattr(click, "confirm", lambda text, **how: asked.append(text))
+    common.agreed("Cut x\x1b[2J\ny off?", default=False)
+    assert asked == ["Cut x\\x1b[2J\\ny off?"]
+
+
+def test_every_question_is_asked_so() -> None:
+    folder = Path(common.__file__).parent
+    asking = {path.name for path in folder.glob("*.py") if "click.confirm(" in path.read_text()}
+    assert asking == {"common.py"}
+
+
+def test_a_traceback_is_safe_lines_too(capsys: pytest.CaptureFixture[str]) -> None:
+    common.set_up_logs(2)
+    try:
+        raise ValueError("a\x1b[2Jb")
+    except ValueError as error:
+        logging.getLogger("zchunk.test").warning("failed", exc_info=error)
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "a\\x1b[2Jb" in said
+    assert "\x1b" not in said
+
+
 # -- an upload that waits, or is declined -------------------------------------------------------
 
 

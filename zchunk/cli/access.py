@@ -11,6 +11,7 @@ import click
 from zchunk.cli import render
 from zchunk.cli.common import (
     Invocation,
+    agreed,
     check_can_ask,
     everywhere,
     json_option,
@@ -80,8 +81,7 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
             tell_json(_plan_json(member, stopped))
         else:
             _show_stopped(member, stopped)
-        question = f"Cut {member.name} off?"
-        if not yes and not click.confirm(question, default=False, prompt_suffix=" ", err=True):
+        if not yes and not agreed(f"Cut {member.name} off?", default=False):
             raise Interrupted("cancelled; nothing was changed")
         member = membership.set_revoked(member.peer_id, True)
     _tell(

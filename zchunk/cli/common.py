@@ -205,7 +205,8 @@ class _OneLine(logging.Formatter):
         if error is None:
             return text
         if self._tracebacks and record.exc_info:
-            return f"{text}\n{self.formatException(record.exc_info)}"
+            trace = self.formatException(record.exc_info).splitlines()
+            return "\n".join([text, *map(visible, trace)])
         return f"{text}: {visible(repr(error))}"
 
 
@@ -307,6 +308,11 @@ def check_can_ask(yes: bool) -> None:
     """Raises InvalidUsage (exit 2) where a question would find nobody to answer it."""
     if not yes and not sys.stdin.isatty():
         raise InvalidUsage("this asks a question, but there is no terminal; add --yes")
+
+
+def agreed(question: str, *, default: bool) -> bool:
+    """Asks on stderr; a name in the question cannot break out of it."""
+    return click.confirm(visible(question), default=default, prompt_suffix=" ", err=True)
 
 
 #: A progress bar has hidden it.

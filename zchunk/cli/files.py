@@ -17,6 +17,7 @@ from zchunk.cli import progress, render
 from zchunk.cli.cat import write_whole
 from zchunk.cli.common import (
     Invocation,
+    agreed,
     as_chunk_size,
     check_can_ask,
     everywhere,
@@ -28,7 +29,6 @@ from zchunk.cli.common import (
 from zchunk.cli.keys import key_file_option, keys_given, secret_options
 from zchunk.cli.output import emit_json, emit_json_list, emit_json_object, tell_json, unharmed
 from zchunk.cli.table import print_table
-from zchunk.cli.text import visible
 from zchunk.errors import (
     IntegrityError,
     Interrupted,
@@ -232,7 +232,7 @@ def _agree(invocation: Invocation, client: Client, planned: PlannedUpload, yes: 
             tell_json(_plan_json(planned))
         else:
             render.plan_dialog(_plan_view(client, planned))
-        if not yes and not click.confirm("Continue?", default=True, prompt_suffix=" ", err=True):
+        if not yes and not agreed("Continue?", default=True):
             raise Interrupted("cancelled; nothing was stored")
     except BaseException:
         _abandon(planned)
@@ -640,13 +640,10 @@ def rm(invocation: Invocation, name_or_id: str, yes: bool) -> None:
     check_can_ask(yes)
     with invocation.client() as client:
         record = client.locate(name_or_id, unique=True).file
-        name = visible(record.name)
         short = record.file_id[: render.SHORT_ID]
         if not yes:
             invocation.say(f"{record.name}: {render.size_text(record.size)}, id {short}")
-            if not click.confirm(
-                f"Remove {name} from the cluster?", default=False, prompt_suffix=" ", err=True
-            ):
+            if not agreed(f"Remove {record.name} from the cluster?", default=False):
                 raise Interrupted("cancelled; nothing was removed")
         removed = client.remove(record.file_id)
     if invocation.json:

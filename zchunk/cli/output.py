@@ -28,6 +28,7 @@ from typing import Any
 
 import click
 
+from zchunk.cli.text import visible
 from zchunk.errors import NoSpace, OutputLost, ZchunkError
 
 #: Text that waits for a stderr that takes nothing; more than this is dropped.
@@ -248,7 +249,7 @@ def unharmed(what: str) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - a bug in what is shown costs what is shown
         with suppress(OSError, ValueError):
-            click.echo(f"{what} cannot be shown: {error!r}", err=True)
+            click.echo(f"{what} cannot be shown: {visible(repr(error))}", err=True)
 
 
 @contextmanager
