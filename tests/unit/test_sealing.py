@@ -349,9 +349,20 @@ def test_a_passphrase_wraps_by_scrypt_and_nothing_else(monkeypatch: pytest.Monke
     drawn = iter([b"s" * 16, b"f" * 32])
     monkeypatch.setattr(sealing, "secrets", SimpleNamespace(token_bytes=lambda length: next(drawn)))
     head, _ = new_key(Passphrase("u\u0308ber"))
-    wrapping = hashlib.scrypt("\u00fcber".encode(), salt=b"s" * 16, n=2**16, r=8, p=2, maxmem=2**27, dklen=32)
-    lock = msgpack.packb(["scrypt", b"s" * 16, 16, 8, 2])
+    wrapping = hashlib.scrypt("\u00fcber".encode(), salt=b"s" * 16, n=2**17, r=8, p=2, maxmem=2**28, dklen=32)
+    lock = msgpack.packb(["scrypt", b"s" * 16, 17, 8, 2])
     assert head.wrapped == AESGCM(wrapping).encrypt(bytes(12), b"f" * 32, lock)
+
+
+def test_a_file_that_an_earlier_release_encrypted_is_read() -> None:
+    """Its head says 2^16."""
+    head, key = new_key(PASSPHRASE, Cost(log2_n=16, r=8, p=2))
+    sealed = seal_manifest(FILE.true, head, key, hide_name=True)
+    assert open_manifest(sealed, PASSPHRASE).name == FILE.true.name
+
+
+def test_a_passphrase_costs_as_much_work_as_age_asks_for() -> None:
+    assert 2**COST.log2_n * COST.r * COST.p == 2**18 * 8 * 1
 
 
 def test_the_longest_manifest_fits_a_frame(secret: Secret) -> None:
