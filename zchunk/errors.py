@@ -172,6 +172,12 @@ class ForeignProcess(InvalidUsage):
     code = "foreign_process"
 
 
+class StateLost(InvalidUsage):
+    """A part of a home is missing that was there before: it is not made anew unasked."""
+
+    code = "state_lost"
+
+
 class KeyNeeded(InvalidUsage):
     """The file is encrypted, and neither passphrase nor key file was given."""
 

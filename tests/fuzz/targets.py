@@ -34,6 +34,7 @@ from zchunk.errors import (
     UnsupportedVersion,
     ZchunkError,
 )
+from zchunk.homestate import HomeState
 from zchunk.manifest import ChunkRow, Manifest
 from zchunk.node import allowlist, jobs, membership, options, partfile
 from zchunk.node.located import found_holders, location
@@ -327,7 +328,19 @@ def _allow_list(data: bytes) -> None:
 def _options(data: bytes) -> None:
     _file("options.json", data)
     # As `zchunk node` does: what was kept is the weakest layer of the settings.
-    config.load(None, {"node": {}}, {}, {"node": options.load(_FOLDER)})
+    config.load(None, {"node": {}}, {}, {"node": options.load(_FOLDER, {})})
+
+
+def _home(data: bytes) -> None:
+    """Whatever it says, what was noted since is known, and nothing else raises."""
+    (_FOLDER / "role").mkdir(exist_ok=True)
+    _file("role/home.json", data)
+    state = HomeState(_FOLDER / "role", {"key": ("other.json",)})
+    state.was_made("key")
+    state.note("key")
+    assert state.was_made("key")
+    state.forget("key")
+    assert not state.was_made("key")
 
 
 def _incarnation(data: bytes) -> None:
@@ -492,6 +505,7 @@ TARGETS = {
         Target(
             "options", _options, (StorageFailure, ConfigError), _json({"bind": "*:7710", "capacity": 10**9})
         ),
+        Target("home", _home, (), _json({"format": 1, "has": ["key", "database"]})),
         Target("incarnation", _incarnation, (StorageFailure,), _json({"incarnation": 3})),
         Target("endpoints", _endpoints, (StorageFailure,), _json(["tcp://10.0.0.1:7700"])),
         Target("cluster", _cluster, (StorageFailure,), _json({"store_id": "s1", "commit_number": 9})),
@@ -515,6 +529,7 @@ TREES: dict[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {
             "members",
             "allow-list",
             "options",
+            "home",
             "incarnation",
             "endpoints",
             "cluster",

@@ -25,21 +25,29 @@ from zchunk.errors import Interrupted, InvalidUsage, NotFound, NotJoined
 if TYPE_CHECKING:
     from zchunk.tracker.administration import Stopped
     from zchunk.tracker.membership import Member, Membership
+    from zchunk.tracker.server import TrackerFiles
 
 _SHOWN = 20
+
+
+def tracker_here(invocation: Invocation) -> TrackerFiles:
+    """Those of the tracker of this home. Raises NotFound where there is none."""
+    from zchunk.homestate import is_there
+    from zchunk.tracker.server import TrackerFiles
+
+    files = TrackerFiles(invocation.home / "tracker")
+    if not is_there(files.folder):
+        raise NotFound(
+            f"{invocation.home} has no tracker: run this on the tracker's PC, with the tracker's --home"
+        )
+    return files
 
 
 def members_here(invocation: Invocation) -> Membership:
     """The allow list of the tracker of this home. Raises NotFound where there is none."""
     from zchunk.clock import SystemClock
-    from zchunk.tracker.server import TrackerFiles
 
-    files = TrackerFiles(invocation.home / "tracker")
-    if not files.folder.exists():
-        raise NotFound(
-            f"{invocation.home} has no tracker: run this on the tracker's PC, with the tracker's --home"
-        )
-    return files.membership(SystemClock())
+    return tracker_here(invocation).membership(SystemClock())
 
 
 def member_json(member: Member) -> dict[str, Any]:
@@ -108,9 +116,8 @@ def _files_that_stop(invocation: Invocation, membership: Membership, member: Mem
 @contextmanager
 def _store(invocation: Invocation) -> Iterator[Any]:
     from zchunk.clock import SystemClock
-    from zchunk.tracker.server import store_of
 
-    store = store_of(invocation.home / "tracker", invocation.settings(), SystemClock())
+    store = tracker_here(invocation).store(invocation.settings(), SystemClock())
     try:
         yield store
     finally:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 # -- joining, for `join` and `node` ----------------------------------------------------
 
+new_key_option = click.option(
+    "--new-key", is_flag=True, help="The key of this home is lost: make another, as another member."
+)
+
 
 def host_name() -> str:
     """The PC's name without its domain, as a node's name may be."""
@@ -68,24 +72,27 @@ def check_same_cluster(folder: Path, known: Membership, token: Token) -> None:
 @click.command()
 @click.argument("token")
 @click.option("--name", metavar="NAME", help="How this member is called; else after the PC.")
+@new_key_option
 @json_option
 @everywhere()
 @pass_invocation
-def join(invocation: Invocation, token: str, name: str | None) -> None:
+def join(invocation: Invocation, token: str, name: str | None, new_key: bool) -> None:
     """Make this home's commands a member of a cluster.
 
     TOKEN is what `zchunk token` prints on the tracker's PC. Give - to be asked for it (or to
     read it from stdin) or @FILE to read it from a file: shells keep what is typed as an
     argument, and other users of this PC may see it for a moment.
     """
-    from zchunk.node.membership import load
+    from zchunk.node.membership import find, forget_key
     from zchunk.transport.auth import parse_token
 
     parsed = parse_token(token_text(token))
     folder = invocation.home / "client"
-    known = load(folder)
+    known = find(folder)
     if known is not None:
         check_same_cluster(folder, known, parsed)
+    if new_key:
+        forget_key(folder)
     # The plain name of the PC is left to its node.
     joined = join_cluster(folder, parsed, name or f"{host_name()}-client", invocation.settings())
     if invocation.json:
@@ -115,11 +122,12 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
     A node holds chunks, a client puts, gets and removes files, an observer looks.
     """
     settings = invocation.settings()
+    from zchunk.cli.access import tracker_here
     from zchunk.clock import SystemClock, iso_utc
-    from zchunk.tracker.server import TrackerFiles, make_token
+    from zchunk.tracker.server import make_token
 
     made = make_token(
-        TrackerFiles(invocation.home / "tracker"),
+        tracker_here(invocation),
         SystemClock(),
         role=role,
         expires_s=expires,

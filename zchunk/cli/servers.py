@@ -25,7 +25,7 @@ from zchunk.cli.common import (
     set_up_logs,
     token_text,
 )
-from zchunk.cli.members import check_same_cluster, host_name, join_cluster
+from zchunk.cli.members import check_same_cluster, host_name, join_cluster, new_key_option
 from zchunk.cli.output import announce
 from zchunk.errors import InvalidUsage, NotJoined, TokenRefused, TrackerUnreachable
 
@@ -61,9 +61,20 @@ def _ready(**fields: Any) -> None:
 )
 @click.option("--events", metavar="ADDR", help="Where events are published; else the next port.")
 @click.option("--advertise", metavar="ADDR", multiple=True, help="An address that others reach this PC by.")
+@click.option("--new-database", is_flag=True, help="The database is lost: start with an empty one.")
+@click.option("--new-members", is_flag=True, help="The list of members is lost: start with an empty one.")
+@click.option("--new-key", is_flag=True, help="The tracker's key is lost: make another.")
 @everywhere()
 @pass_invocation
-def tracker(invocation: Invocation, bind: str | None, events: str | None, advertise: tuple[str, ...]) -> None:
+def tracker(
+    invocation: Invocation,
+    bind: str | None,
+    events: str | None,
+    advertise: tuple[str, ...],
+    new_database: bool,
+    new_members: bool,
+    new_key: bool,
+) -> None:
     """Run the tracker, in the foreground.
 
     It knows which node holds what and tells who is up; a cluster has one. On its first
@@ -78,7 +89,9 @@ def tracker(invocation: Invocation, bind: str | None, events: str | None, advert
     from zchunk.transport.zeromq import ZmqTransport
 
     transport = ZmqTransport()
-    running = Tracker(invocation.home / "tracker", settings, SystemClock(), transport)
+    lost = {"database": new_database, "members": new_members, "key": new_key}
+    anew = [part for part, is_lost in lost.items() if is_lost]
+    running = Tracker(invocation.home / "tracker", settings, SystemClock(), transport, anew=anew)
     try:
         _serve_tracker(running, invocation.home)
     finally:
@@ -158,6 +171,7 @@ def _show_first_token(running: Tracker) -> None:
 @click.option("--name", metavar="NAME", help="How people call this node; else the PC's name.")
 @click.option("--capacity", callback=as_size, metavar="SIZE", help="At most so much for chunks, like 20GB.")
 @click.option("--advertise", metavar="ADDR", multiple=True, help="An address that others reach this PC by.")
+@new_key_option
 @click.option("--no-web", is_flag=True, expose_value=False, help="No web page (this release has none).")
 @everywhere()
 @pass_invocation
@@ -168,6 +182,7 @@ def node(
     name: str | None,
     capacity: int | None,
     advertise: tuple[str, ...],
+    new_key: bool,
 ) -> None:
     """Run a node, in the foreground: this PC holds chunks.
 
@@ -179,18 +194,19 @@ def node(
     openfiles.keep()
     folder = invocation.home / "node"
     from zchunk.node import options
+    from zchunk.node.membership import check_transport, note_parts
 
-    kept = options.load(folder)
     given = {"bind": bind, "capacity": capacity, "advertise": advertise}
+    kept = options.load(folder, given)
     settings = invocation.settings({"node": {**given, "name": name}}, {"node": kept})
-    membership = _membership(folder, token, settings)
+    membership = _membership(folder, token, settings, new_key)
     if name is not None and name != membership.name:
         raise InvalidUsage(
             f"this node is called {membership.name} since it joined; to call it {name},"
             " join anew from another --home"
         )
-    options.keep(folder, {**kept, **{key: value for key, value in given.items() if value}})
-    from zchunk.node.membership import check_transport
+    options.keep(folder, kept, given)
+    note_parts(folder)
     from zchunk.node.process import NodeProcess
 
     check_transport(membership, settings)
@@ -202,34 +218,43 @@ def node(
     log.info("the node has stopped; requests refused: %d", process.parts.service.refused)
 
 
-def _membership(folder: Path, argument: str | None, settings: Settings) -> Membership:
+def _membership(folder: Path, argument: str | None, settings: Settings, new_key: bool) -> Membership:
     """Who this node is; joins where it is nobody yet and has a token."""
-    from zchunk.node.membership import load, save
+    from zchunk.node.membership import find, forget_key, load, save
     from zchunk.transport.auth import parse_token
 
-    known = load(folder)
     if argument is None:
-        if known is None:
-            raise NotJoined(
-                f"{folder} has not joined a cluster; start it once with `zchunk node --join -`"
-                " and a token (the tracker shows one at its first start; `zchunk token` prints another)"
-            )
-        return known
+        return _remembered(folder, load(folder), new_key)
     token = parse_token(token_text(argument))
     if token.role != "node":
         raise TokenRefused(
             f"this token makes a {token.role}, and a node needs one for nodes:"
             " `zchunk token --role node` on the tracker's PC prints one"
         )
-    if known is None:
+    known = find(folder)
+    if known is not None:
+        check_same_cluster(folder, known, token)
+    if new_key:
+        forget_key(folder)
+    if known is None or new_key:
         return join_cluster(folder, token, settings.node.name or host_name(), settings)
-    check_same_cluster(folder, known, token)
     known = _join_again(folder, token, known, settings)
     if (token.addresses, token.transport) != (known.tracker, known.transport):
         known = replace(known, tracker=token.addresses, transport=token.transport)
         save(folder, known)
         say(f"the tracker is now at {', '.join(known.tracker)}, by {known.transport} transport")
     say(f"{folder} is a member of this cluster already, as {known.name}")
+    return known
+
+
+def _remembered(folder: Path, known: Membership | None, new_key: bool) -> Membership:
+    if new_key:
+        raise InvalidUsage("--new-key makes another member: give a new token with it, by --join")
+    if known is None:
+        raise NotJoined(
+            f"{folder} has not joined a cluster; start it once with `zchunk node --join -`"
+            " and a token (the tracker shows one at its first start; `zchunk token` prints another)"
+        )
     return known
 
 

@@ -13,11 +13,17 @@ from typing import Any
 
 from zchunk import addresses, disk, jsonfiles
 from zchunk.config import Settings
-from zchunk.errors import InvalidUsage, NotJoined, StorageFailure
-from zchunk.transport.auth import ROLES, Token, load_or_make_key
+from zchunk.errors import InvalidUsage, NotFound, NotJoined, StorageFailure
+from zchunk.homestate import HomeState, is_there
+from zchunk.transport.auth import ROLES, Token, load_key, make_key
 from zchunk.transport.keys import CurveClient, CurveServer, KeyPair
 
-_FILE = "membership.json"
+_FILE, _KEY = "membership.json", "key.json"
+#: part of a role's folder -> its file (homestate.py)
+_PARTS = {"key": _KEY, "membership": _FILE, "options": "options.json"}
+_NODE_RAN = ("incarnation.json", "store/zchunk-store.json")
+#: What an earlier release left beside each part.
+_TRACES = {"key": (_FILE, *_NODE_RAN), "membership": _NODE_RAN, "options": ()}
 #: A new key that the tracker may have taken already (rotation.py).
 NEXT_KEY = "key.next.json"
 
@@ -96,25 +102,72 @@ def _check(settings: Settings, transport: str, but: str) -> None:
         raise InvalidUsage(f"security.transport is {asked} here, and {but}")
 
 
+def state_of(folder: Path) -> HomeState:
+    """Which parts the role at `folder` has had: `key`, `membership`, `options`."""
+    return HomeState(folder, _TRACES)
+
+
+def note_parts(folder: Path) -> None:
+    """Those that are there now: a home of an earlier release keeps no record of them."""
+    state_of(folder).note(*(part for part, name in _PARTS.items() if is_there(folder / name)))
+
+
+def _how_to_join(folder: Path) -> str:
+    return "zchunk node --join -" if folder.name == "node" else "zchunk join -"
+
+
 def key_of(folder: Path) -> KeyPair:
-    """The key pair of this role, made at its first start."""
-    return load_or_make_key(folder / "key.json")
+    """The key pair of this role, made at its first start. Raises StateLost where it had one."""
+    path = folder / _KEY
+    if (key := load_key(path)) is not None:
+        return key
+    state = state_of(folder)
+    state.check_first(
+        "key",
+        f"{path} is missing, and with it who this PC is to its cluster: put a copy of it back, or make it"
+        f" another member, with a new token: `{_how_to_join(folder)} --new-key`",
+    )
+    state.note()
+    key = make_key(path)
+    state.note("key")
+    return key
+
+
+def forget_key(folder: Path) -> None:
+    """The key was lost, and the next `key_of` makes another. Raises InvalidUsage where it was not."""
+    if is_there(folder / _KEY):
+        raise InvalidUsage(f"--new-key is for a lost one, and {folder / _KEY} is there; move it away first")
+    state_of(folder).forget("key")
 
 
 def save(folder: Path, membership: Membership) -> None:
     disk.private_folder(folder)
     data = json.dumps(asdict(membership), indent=1).encode()
     disk.write_durable(folder / _FILE, data, mode=0o600)
+    state_of(folder).note("membership")
 
 
 def load(folder: Path) -> Membership | None:
-    """None where this role has not joined; StorageFailure for a file that is damaged."""
+    """None where this role has not joined. Raises as `find` does, and StateLost where it has."""
+    membership = find(folder)
+    if membership is None:
+        state_of(folder).check_first(
+            "membership",
+            f"{folder / _FILE} is missing, though this home has joined a cluster: put a copy of it back, or"
+            f" join again with a new token: `{_how_to_join(folder)}` (with its key it stays who it was)",
+        )
+    return membership
+
+
+def find(folder: Path) -> Membership | None:
+    """None without a file, for whoever joins. Raises StorageFailure for one that is damaged, else as
+    `disk.storage_errors` does."""
     path = folder / _FILE
-    if not path.exists():
-        return None
     try:
         with disk.storage_errors(path, "reading"):
             return _membership(jsonfiles.record(jsonfiles.read(path)))
+    except NotFound:
+        return None
     except (ValueError, KeyError, InvalidUsage):
         raise StorageFailure(f"{path} is damaged; join again with a new token") from None
 

@@ -11,29 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from zchunk import disk, jsonfiles
-from zchunk.errors import StorageFailure
+from zchunk.errors import NotFound, StorageFailure
+from zchunk.node.membership import state_of
 
 _FILE = "options.json"
+_AGAIN = "give again those that this node was started with"
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """The options of section node that were kept; none where there is no such file.
+def load(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of section node that were kept; none where none ever were.
 
-    Raises StorageFailure for a file that is damaged."""
+    Raises StorageFailure for a file that is damaged, StateLost for one that is lost unless
+    options are `given` in its place; else as `disk.storage_errors` does."""
     path = folder / _FILE
     try:
-        kept = jsonfiles.read(path)
-    except FileNotFoundError:
+        with disk.storage_errors(path, "reading"):
+            return jsonfiles.record(jsonfiles.read(path))
+    except NotFound:
+        if not any(given.values()):
+            loss = f"{path} is missing, which kept --bind, --capacity and --advertise: {_AGAIN}"
+            state_of(folder).check_first("options", loss)
         return {}
-    except (OSError, ValueError):
-        kept = None
-    if not isinstance(kept, dict):
-        raise StorageFailure(f"{path} is damaged; delete it, and give the options again")
-    return kept
+    except ValueError:
+        raise StorageFailure(f"{path} is damaged; delete it, and {_AGAIN}") from None
 
 
-def keep(folder: Path, options: Mapping[str, Any]) -> None:
-    """Durable on return; writes nothing where nothing changed."""
-    if dict(options) != load(folder):
+def keep(folder: Path, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """`kept` with what was `given` now. Durable on return; writes nothing where nothing changed."""
+    options = {**kept, **{key: value for key, value in given.items() if value}}
+    if options != kept:
         disk.private_folder(folder)
         disk.write_durable(folder / _FILE, json.dumps(options).encode())

@@ -10,7 +10,7 @@ May not happen here: a statement that succeeds in a batch in which the database 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from playhouse import db_url
 
 from zchunk import disk
 from zchunk.errors import ConfigError, MalformedMessage, NoSpace, StorageFailure, ZchunkError
+from zchunk.homestate import is_there
 from zchunk.tracker import models
 
 #: Parameters of one statement; 999 is the least that any SQLite takes.
@@ -34,6 +35,8 @@ _SQLITE_PRAGMAS = {
     "foreign_keys": 1,
     "cache_size": -32_000,  # KiB
 }
+
+_MEMORY = ":memory:"
 
 _T = TypeVar("_T")
 
@@ -58,18 +61,39 @@ class Database:
         Raises StorageFailure when it cannot be read, UnsupportedVersion when a newer
         zchunk made it, ConfigError for a URL that is none or needs a missing driver.
         """
-        connection, where = _connection(path_or_url)
+        connection, where = _connection(path_or_url, _SQLITE_PRAGMAS)
+        if (path := _file_of(connection)) is not None:
+            with disk.storage_errors(path, "making the folder of"):
+                path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            database = cls(connection, where)
-            with database.reading():
-                connection.connect()
-                models.prepare(database.models, now_ms)
-        except peewee.ImproperlyConfigured as error:
-            raise ConfigError(f"the tracker's store {where} needs a database driver: {error}") from error
+            with _driver(where):
+                database = cls(connection, where)
+                with database.reading():
+                    connection.connect()
+                    models.prepare(database.models, now_ms)
         except ZchunkError:
             connection.close()
             raise
         return database
+
+    @classmethod
+    def absence(cls, path_or_url: str) -> str | None:
+        """Why there is no store at that path or URL, in words; None where there is one. Makes
+        nothing, not even an empty file. Raises as `open` does."""
+        connection, where = _connection(path_or_url, {})
+        if connection.database == _MEMORY:
+            return None
+        if (path := _file_of(connection)) is not None and not is_there(path):
+            return f"the tracker's database {where} is missing"
+        try:
+            with _driver(where):
+                database = cls(connection, where)
+                with database.reading():
+                    connection.connect()
+                    has_tables = connection.table_exists(database.models.MetaValue)
+        finally:
+            connection.close()
+        return None if has_tables else f"the tracker's database {where} is empty"
 
     def close(self) -> None:
         """Everything committed is durable already; this lets go of the file."""
@@ -167,7 +191,7 @@ def batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
         yield batch
 
 
-def _connection(path_or_url: str) -> tuple[Any, str]:
+def _connection(path_or_url: str, pragmas: Mapping[str, Any]) -> tuple[Any, str]:
     """An unconnected database, and how messages name it (no password in it).
 
     One connection for all threads, which take turns: with one for each thread,
@@ -177,13 +201,23 @@ def _connection(path_or_url: str) -> tuple[Any, str]:
     if is_url and not scheme.startswith("sqlite"):
         return _server(path_or_url), f"{scheme}://{rest.rpartition('@')[2]}"
     path = db_url.parse(path_or_url)["database"] if is_url else path_or_url
-    if path != ":memory:":
-        with disk.storage_errors(Path(path), "making the folder of"):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-    connection = peewee.SqliteDatabase(
-        path, pragmas=_SQLITE_PRAGMAS, thread_safe=False, check_same_thread=False
-    )
+    connection = peewee.SqliteDatabase(path, pragmas=pragmas, thread_safe=False, check_same_thread=False)
     return connection, path
+
+
+def _file_of(connection: Any) -> Path | None:
+    """None where the database is no file of its own."""
+    is_file = isinstance(connection, peewee.SqliteDatabase) and connection.database != _MEMORY
+    return Path(connection.database) if is_file else None
+
+
+@contextmanager
+def _driver(where: str) -> Iterator[None]:
+    """Raises ConfigError for one that is not installed."""
+    try:
+        yield
+    except peewee.ImproperlyConfigured as error:
+        raise ConfigError(f"the tracker's store {where} needs a database driver: {error}") from error
 
 
 def _server(url: str) -> Any:

@@ -115,6 +115,12 @@ class TrackerStore:
         """
         return cls(Database.open(path_or_url, _now_ms(clock)), clock)
 
+    @staticmethod
+    def absence(path_or_url: str) -> str | None:
+        """Why there is no store at that path or URL, in words; None where there is one. Makes
+        nothing. Raises as `open` does."""
+        return Database.absence(path_or_url)
+
     def close(self) -> None:
         """Everything committed is durable already; this lets go of the file."""
         self._database.close()

@@ -19,7 +19,7 @@ from zmq.utils import z85
 
 from zchunk import addresses, disk, jsonfiles
 from zchunk.clock import MAX_WALL_MS
-from zchunk.errors import InvalidUsage, StorageFailure, TokenRefused
+from zchunk.errors import InvalidUsage, NotFound, StorageFailure, TokenRefused
 from zchunk.transport.keys import KEY_BYTES, KeyPair
 
 _TOKEN_PREFIX = "zchunk1-"
@@ -34,25 +34,34 @@ def new_key_pair() -> KeyPair:
 
 
 def load_or_make_key(path: Path) -> KeyPair:
-    """The key pair kept at `path`, made there (mode 0600) when it is missing.
+    """The key pair kept at `path`, made there (mode 0600) when it is missing: only for a key
+    that may be new. Raises as `load_key` and `make_key` do."""
+    return load_key(path) or make_key(path)
 
-    Raises StorageFailure for a file that holds no key pair: it is never overwritten,
-    since it is the peer's identity.
-    """
-    if not path.exists():
-        pair = new_key_pair()
-        disk.private_folder(path.parent)
-        text = json.dumps({"public": pair.public.hex(), "secret": pair.secret.hex()})
-        disk.write_durable(path, text.encode(), mode=0o600)
-        return pair
+
+def load_key(path: Path) -> KeyPair | None:
+    """None where there is no file. Raises StorageFailure for one that holds no key pair: it is
+    never overwritten, since it is the peer's identity; else as `disk.storage_errors` does."""
     try:
         with disk.storage_errors(path, "reading"):
             data = jsonfiles.record(jsonfiles.read(path))
         return KeyPair(jsonfiles.key(data["public"]), jsonfiles.key(data["secret"]))
+    except NotFound:
+        return None
     except (ValueError, KeyError):
         raise StorageFailure(
-            f"{path} holds no key pair; restore it from a backup, or remove it and join again"
+            f"{path} holds no key pair; put a copy of it back, or move it away:"
+            " the next start then says what to do without one"
         ) from None
+
+
+def make_key(path: Path) -> KeyPair:
+    """A new key pair, kept at `path` (mode 0600). Durable on return."""
+    pair = new_key_pair()
+    disk.private_folder(path.parent)
+    text = json.dumps({"public": pair.public.hex(), "secret": pair.secret.hex()})
+    disk.write_durable(path, text.encode(), mode=0o600)
+    return pair
 
 
 @dataclass(frozen=True, slots=True)
