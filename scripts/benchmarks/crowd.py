@@ -200,7 +200,12 @@ class _Nodes:
         return self._send(
             at,
             Heartbeat(
-                incarnation=_INCARNATION, free=CAPACITY, chunks=node.chunks, load=0.0, store_online=online
+                incarnation=_INCARNATION,
+                free=CAPACITY,
+                chunks=node.chunks,
+                load=0.0,
+                store_online=online,
+                files_unknown=0,
             ),
         )
 

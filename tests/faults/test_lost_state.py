@@ -90,7 +90,7 @@ def test_a_tracker_without_its_database_does_not_begin_a_new_cluster(cluster: Cl
     assert cluster.client.names() == ["kept.bin"]
 
 
-def test_an_empty_database_is_begun_where_that_is_asked_for(cluster: Cluster) -> None:
+def test_an_empty_database_is_begun_where_that_is_asked_for(cluster: Cluster, folder: Path) -> None:
     refuses = start_tracker(cluster, "--new-database")
     assert (refuses.code, "another tracker runs" in refuses.stderr) == (2, True)
     cluster.stop_tracker()
@@ -103,9 +103,41 @@ def test_an_empty_database_is_begun_where_that_is_asked_for(cluster: Cluster) ->
     at.process = cluster.spawn(["tracker", *map(str, words)])
     at.process.ready()
     cluster.await_all_up()
-    assert cluster.client.names() == []
+
+    def strangers() -> dict[str, int]:
+        return {name: record.files_unknown for name, record in cluster.records().items()}
+
+    wait_for(lambda: strangers() == {"A": 1, "B": 1}, PATIENCE_S, "the nodes have asked for their files")
+    for options in ((), ("--json",)):
+        listed = run(cluster, "ls", "--home", cluster.client.home, *options).expect(0)
+        (line,) = listed.stderr.splitlines()
+        assert line.startswith("2 nodes hold chunks of files that this tracker does not know: A, B"), line
+        assert "".join(listed.lines) in ("", "[]")
+    errors = [line for line in at.process.stderr.splitlines() if " ERROR " in line]
+    assert {"A holds chunks of 1 files" in "".join(errors), "B holds" in "".join(errors)} == {True}, errors
+    # Put again they are known; which the nodes find out when they look the next time.
+    cluster.client.put(folder / "kept.bin")
     cluster.stop_tracker()
     cluster.start_tracker()
+    cluster.await_all_up()
+    wait_for(lambda: strangers() == {"A": 0, "B": 0}, PATIENCE_S, "they are known again")
+    assert run(cluster, "ls", "--home", cluster.client.home).expect(0).stderr == ""
+
+
+def test_a_node_that_lost_its_memory_of_the_cluster_finds_out_whether_it_may_delete(
+    cluster: Cluster, folder: Path
+) -> None:
+    """And meanwhile deletes nothing: a tracker with an older database would have it do so."""
+    cluster.client.put(make_file(folder / "removed.bin", 2 * 1024**2).path)
+    for name in ("A", "B"):
+        cluster.stop(name)
+        (cluster.nodes[name].store / "cluster.json").unlink()
+    cluster.client.run("rm", "--yes", "removed.bin")
+    cluster.restart("A")
+    kept = {row["chunk_hash"] for row in cluster.client.info("kept.bin")["chunks"]}
+    node = cluster.nodes["A"]
+    wait_for(lambda: set(node.chunks()) <= kept, PATIENCE_S, "what was removed is freed")
+    assert (node.store / "cluster.json").exists()
 
 
 def test_a_tracker_without_its_key_makes_no_other(cluster: Cluster) -> None:
@@ -187,9 +219,9 @@ def test_a_node_without_its_key_makes_no_other(cluster: Cluster) -> None:
     cluster.stop("A")
     path = cluster.nodes["A"].home / "node" / "key.json"
     put_back = take(path)
-    refused(start_node(cluster, "A"), str(path), "--join TOKEN --new-key")
+    refused(start_node(cluster, "A"), str(path), "--join - --new-key")
     token = cluster.token()
-    refused(start_node(cluster, "A", "--join", token), str(path), "--join TOKEN --new-key")
+    refused(start_node(cluster, "A", "--join", token), str(path), "--join - --new-key")
     refused(run(cluster, "ls", "--home", cluster.nodes["A"].home), str(path))
     assert not path.exists()
     put_back()
@@ -222,7 +254,7 @@ def test_a_node_without_its_membership_says_how_it_is_had_again(cluster: Cluster
     node = cluster.nodes["A"]
     path = node.home / "node" / "membership.json"
     take(path)
-    refused(start_node(cluster, "A"), str(path), "zchunk node --join TOKEN")
+    refused(start_node(cluster, "A"), str(path), "zchunk node --join -")
     words = ["node", "--home", str(node.home), "--bind", "127.0.0.1:0", "--join", cluster.token()]
     again = cluster.spawn([*words, "--name", "A"])
     assert again.ready()["peer_id"] == node.peer_id
@@ -252,7 +284,7 @@ def test_a_client_that_lost_a_part_is_not_a_newcomer(cluster: Cluster, name: str
     path = home / "client" / name
     put_back = take(path)
     for words in (["ls"], ["peers"], ["rm", "--yes", "kept.bin"]):
-        refused(run(cluster, *words, "--home", home), str(path), "zchunk join TOKEN")
+        refused(run(cluster, *words, "--home", home), str(path), "zchunk join -")
     assert not path.exists()
     put_back()
     assert cluster.client.names() == ["kept.bin"]

@@ -115,7 +115,8 @@ class Tracked(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0.0, 0.1, 1.0, 3.0, 10.0)))
     def time(self, seconds: float) -> None:
         self.now += seconds
-        self.session.set_status(Heartbeat(incarnation=1, free=1, chunks=0, load=0.0, store_online=True))
+        status = Heartbeat(incarnation=1, free=1, chunks=0, load=0.0, store_online=True, files_unknown=0)
+        self.session.set_status(status)
         self.perform(self.session.on_time(self.now))
 
     @invariant()

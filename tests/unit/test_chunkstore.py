@@ -956,9 +956,31 @@ def test_killed_at_any_disk_call_of_trash_and_manifests(stores):
         put(store, *chunks)
         store.close()
 
-    put(stores.create(), *chunks)
-    stores.open[0].close()
+    first = stores.create()
+    first.seen_store("cluster", 0)  # a node meets its tracker before it is given a manifest
+    put(first, *chunks)
+    first.close()
     assert every_kill(action, then) > 20
+
+
+def test_a_store_that_lost_its_memory_of_the_cluster_obeys_nobody(stores):
+    """Until it has been found out that the tracker knows all files that are kept here."""
+    made = manifest_of(Chunk(50))
+    store = stores.create()
+    assert not store.adopt_store("cluster", 4), "a new store has lost nothing"
+    store.seen_store("cluster", 7)
+    store.put_manifest(made.file_id, made.canonical)
+    assert not store.adopt_store("cluster", 8)
+    assert store.commit_number == 7
+    store.close()
+    (stores.root / "cluster.json").unlink()
+    store = stores.reopen()
+    with pytest.raises(ForeignStore, match=r"cluster\.json is missing"):
+        store.seen_store("cluster", 6)
+    assert (store.store_id, store.commit_number) == (None, 0)
+    assert store.adopt_store("cluster", 6)
+    store.seen_store("cluster", 6)
+    assert (store.store_id, store.commit_number) == ("cluster", 6)
 
 
 # -- reading --------------------------------------------------------------------------

@@ -504,6 +504,7 @@ def test_peers_in_json() -> None:
         "free": 10**9,
         "chunks": 7,
         "last_seen": "2023-11-14T22:13:20.123Z",
+        "files_unknown": 0,
     }
 
 

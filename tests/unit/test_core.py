@@ -27,6 +27,7 @@ from zchunk.protocol.messages import (
     MAX_FIND,
     Abandon,
     Beat,
+    CheckFiles,
     CheckKey,
     ChunksFound,
     Commit,
@@ -243,9 +244,8 @@ def hello(incarnation: int = 1, held: Sequence[bytes] = (), **other: Any) -> Hel
 
 
 def beat(incarnation: int = 1, **other: Any) -> Heartbeat:
-    return Heartbeat(
-        **{"incarnation": incarnation, "free": 5, "chunks": 0, "load": 0.0, "store_online": True, **other}
-    )
+    values: dict[str, Any] = {"free": 5, "chunks": 0, "load": 0.0, "store_online": True, "files_unknown": 0}
+    return Heartbeat(**{"incarnation": incarnation, **values, **other})
 
 
 def digest(number: int) -> bytes:
@@ -325,6 +325,7 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Remove: (Remove(file_id="0" * 64), WRITERS),
     Release: (Release(hashes=b""), {"node"}),
     GetRemovals: (GetRemovals(since=0), {"node"}),
+    CheckFiles: (CheckFiles(file_ids=b""), {"node"}),
     Lost: (Lost(hashes=b""), {"node"}),
     GetDoubts: (GetDoubts(), {"node"}),
     Whole: (Whole(hashes=b""), {"node"}),
@@ -1013,6 +1014,38 @@ def test_the_welcome_names_the_newest_commit(cluster: Cluster) -> None:
     assert cluster.ask("C", hello()).commit_number == 1
     cluster.ask("client", Remove(file_id=file_id))
     assert cluster.ask("C", hello()).commit_number == 2
+
+
+def test_a_node_is_told_which_of_its_files_are_unknown(cluster: Cluster) -> None:
+    known = distributed(cluster)
+    removed = distributed(cluster, make_file("removed"))
+    cluster.ask("client", Remove(file_id=removed))
+    strangers = [digest(77), digest(78)]
+    asked = [strangers[0], bytes.fromhex(known), bytes.fromhex(removed), strangers[1]]
+    reply = cluster.ask("A", CheckFiles(file_ids=b"".join(asked)))
+    assert bytes(reply.file_ids) == b"".join(strangers)
+    too_many = CheckFiles(file_ids=bytes(32) * 4097)
+    assert cluster.refused("A", too_many) == "malformed"
+
+
+def test_a_node_with_unknown_files_is_an_error_in_the_log_and_news(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.up("A", "B")
+
+    def shown() -> dict[str, int]:
+        return {r.name: r.files_unknown for r in cluster.ask("observer", GetSnapshot()).peers}
+
+    for count in (3, 3, 2):
+        cluster.ask("A", beat(1, files_unknown=count))
+    assert shown() == {"A": 2, "B": 0}
+    assert cluster.topics().count("peer.updated") == 2
+    cluster.ask("A", hello(1))
+    assert shown() == {"A": 2, "B": 0}, "of a hello it is not known yet"
+    cluster.ask("A", beat(1))
+    assert shown() == {"A": 0, "B": 0}
+    (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert record.message.startswith("A holds chunks of 3 files that this tracker does not know")
 
 
 def test_what_a_node_lost_is_located_there_no_more(cluster: Cluster) -> None:

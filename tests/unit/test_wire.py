@@ -259,7 +259,7 @@ WRONG: list[tuple[Callable[[], Message], dict[str, Any]]] = [
     (lambda: Locate("n", False), {"name_or_id": "x" * 5000}),
     (lambda: Locate("n", False), {"name_or_id": 1}),
     (lambda: Locate("n", False), {"unique": 1}),
-    (lambda: Heartbeat(1, 1, 1, 0.0, True), {"load": "fast"}),
+    (lambda: Heartbeat(1, 1, 1, 0.0, True, 0), {"load": "fast"}),
     (lambda: Snapshot("e", 0, (), (), ()), {"peers": [{"peer_id": "x"}]}),
     (lambda: Snapshot("e", 0, (), (), ()), {"peers": [7]}),
     (lambda: Snapshot("e", 0, (), (), ()), {"peers": {}}),

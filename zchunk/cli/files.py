@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -469,10 +469,23 @@ def ls(invocation: Invocation, key_file: Path | None) -> None:
         records = client.ls()
         if key is not None:
             records = (_opened_record(client, record, key) for record in records)
+        strange = [record.name for record in client.peers() if record.files_unknown]
         if invocation.json:
             emit_json_list(file_json(record) for record in records)
-        elif not render.file_table(records):
+        elif not render.file_table(records) and not strange:
             say("no files yet; `zchunk put FILE` uploads one")
+        if strange:
+            say(_unknown_text(strange))
+
+
+def _unknown_text(names: Sequence[str]) -> str:
+    """Said to whoever reads JSON too: files are missing from this list."""
+    hold = "holds" if len(names) == 1 else "hold"
+    return (
+        f"{render.count_text(len(names), 'node')} {hold} chunks of files that this tracker does not know:"
+        f" {', '.join(names)}; its database was lost or replaced, or an older one put back"
+        " (docs/deployment.md, What to back up)"
+    )
 
 
 def _opened_record(client: Client, record: FileRecord, key: Secret) -> FileRecord:

@@ -210,4 +210,5 @@ def peer_json(record: PeerRecord) -> dict[str, Any]:
         "free": record.free,
         "chunks": record.chunks,
         "last_seen": iso_utc(record.last_seen_ms / 1000) if record.last_seen_ms else None,
+        "files_unknown": record.files_unknown,
     }

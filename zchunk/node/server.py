@@ -15,6 +15,7 @@ from zchunk.errors import Busy, StorageFailure, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.loop import Workers
 from zchunk.node.control import ControlPlane, Registrar
+from zchunk.node.filecheck import FileCheck
 from zchunk.node.garbage import GarbageCollector
 from zchunk.node.selfcheck import SelfCheck
 from zchunk.node.service import ChunkService
@@ -128,6 +129,7 @@ class NodeServer(Registrar):
         self.control: ControlPlane
         self.garbage: GarbageCollector
         self.selfcheck: SelfCheck
+        self.filecheck: FileCheck
 
     def attach(self, control: ControlPlane) -> None:
         self.control = control
@@ -150,6 +152,13 @@ class NodeServer(Registrar):
             inventory=self._inventory,
             on_kept=self._kept,
             on_outdated=self._outdated,
+        )
+        self.filecheck = FileCheck(
+            loop=control.loop,
+            control=control,
+            store=self._store,
+            workers=self._workers,
+            on_known=self._known_again,
         )
         control.loop.add_timed(self)
 
@@ -216,6 +225,7 @@ class NodeServer(Registrar):
             chunks=self._store.count,
             load=load,
             store_online=self._is_store_online(),
+            files_unknown=self.filecheck.unknown,
         )
 
     def _is_store_online(self) -> bool:
@@ -251,6 +261,9 @@ class NodeServer(Registrar):
         if error is not None:
             # Not fatal: the node serves what it has and obeys no deletion (SPEC R8).
             log.warning("%s", error.message)
+            self.filecheck.begin(welcome)
+        else:
+            self.filecheck.end()
         if welcome.inventory_wanted:
             hashes = self._store.hashes()
             self._inventories += 1
@@ -258,6 +271,11 @@ class NodeServer(Registrar):
             self._send_inventory(pages or [[]], 0)
         else:
             self._up()
+
+    def _known_again(self) -> None:
+        """The tracker, of which it was not sure, may order deletions after all."""
+        self.garbage.allowed = True
+        self.garbage.collect()
 
     def _send_inventory(self, pages: list[list[bytes]], at: int) -> None:
         last = at == len(pages) - 1

@@ -161,7 +161,9 @@ class Session:
         self._next_id = 1
         self._requests: dict[int, _Outstanding] = {}
         self._next_beat: float | None = None
-        self._status = Heartbeat(incarnation=0, free=0, chunks=0, load=0.0, store_online=True)
+        self._status = Heartbeat(
+            incarnation=0, free=0, chunks=0, load=0.0, store_online=True, files_unknown=0
+        )
         self._helloed = False
         #: (epoch, seq) up to which `peers` is true; None before the first snapshot
         self._position: tuple[str, int] | None = None

@@ -171,6 +171,8 @@ class PeerRecord(Record, frozen=True):
     chunks: Count
     last_seen_ms: Millis
     public_key: HexId | None = None
+    #: files that it keeps the manifests of, and the tracker does not know (see `Heartbeat`)
+    files_unknown: Count = 0
 
 
 class MemberRecord(Record, frozen=True):
@@ -336,7 +338,9 @@ class Beat(Message, frozen=True):
 
 class Heartbeat(Request, frozen=True):
     """A node's or client's sign of life. A client's numbers are zero. `store_online` is false
-    while the disk with the node's chunks is away: it is then there, and of no use."""
+    while the disk with the node's chunks is away: it is then there, and of no use.
+    `files_unknown`: of the files it keeps manifests of, how many this tracker does not know,
+    as `CheckFiles` found: not zero after a tracker's database was lost or an older one put back."""
 
     TYPE: ClassVar[str] = "heartbeat"
     REPLY: ClassVar[type[Message]] = Beat
@@ -345,6 +349,7 @@ class Heartbeat(Request, frozen=True):
     chunks: Count
     load: Rate  # bytes per second served and stored lately
     store_online: bool
+    files_unknown: Count
 
 
 class Goodbye(Request, frozen=True):
@@ -602,6 +607,22 @@ class GetRemovals(Request, frozen=True):
     TYPE: ClassVar[str] = "get_removals"
     REPLY: ClassVar[type[Message]] = Removals
     since: Count
+
+
+class FilesUnknown(Message, frozen=True):
+    """`file_ids` (32 bytes each): those of the asked files that the tracker has no record of."""
+
+    TYPE: ClassVar[str] = "files_unknown"
+    file_ids: Payload
+
+
+class CheckFiles(Request, frozen=True):
+    """A node keeps the manifests of these files (`file_ids`, 32 bytes each, up to `MAX_FIND`), and
+    the tracker's store is not the one it knows: which are neither files nor removed ones?"""
+
+    TYPE: ClassVar[str] = "check_files"
+    REPLY: ClassVar[type[Message]] = FilesUnknown
+    file_ids: Payload
 
 
 class Doubts(Message, frozen=True):

@@ -40,6 +40,7 @@ from zchunk.protocol.messages import (
     MAX_FOUND_HOLDERS,
     Abandon,
     Beat,
+    CheckFiles,
     CheckKey,
     ChunksFound,
     Commit,
@@ -50,6 +51,7 @@ from zchunk.protocol.messages import (
     EventRecord,
     FileRecord,
     Files,
+    FilesUnknown,
     FindChunks,
     GetDoubts,
     GetEvents,
@@ -183,6 +185,8 @@ class TrackerCore:
         #: bytes per second that each node served and stored lately
         self._loads: dict[str, float] = {}
         self._inventories: dict[str, _Inventory] = {}
+        #: nodes of which it was said that they hold chunks of files that are not known here
+        self._strange: set[str] = set()
         #: peers whose change is being stored: how many events of each are still to come
         self._untold: Counter[str] = Counter()
         self._reservations = Reservations()
@@ -220,6 +224,7 @@ class TrackerCore:
             Remove: (_WRITING, self._remove),
             Release: (_STORING, self._release),
             GetRemovals: (_STORING, self._removals),
+            CheckFiles: (_STORING, self._check_files),
             Lost: (_STORING, self._lost),
             GetDoubts: (_STORING, self._doubts),
             Whole: (_STORING, self._whole),
@@ -401,6 +406,8 @@ class TrackerCore:
             ask.peer_id, hello.incarnation, ask.sender.connection, now.mono, hello.instance
         )
         before = self._records.get(ask.peer_id)
+        if before is not None:
+            record = replace(record, files_unknown=before.files_unknown)
         record = replace(record, status="down" if arriving or before is None else before.status)
         self._records[ask.peer_id] = record
 
@@ -529,9 +536,14 @@ class TrackerCore:
             self._loads[ask.peer_id] = beat.load
             before = self._records[ask.peer_id]
             self._records[ask.peer_id] = replace(
-                before, free=beat.free, chunks=beat.chunks, last_seen_ms=now.wall_ms
+                before,
+                free=beat.free,
+                chunks=beat.chunks,
+                last_seen_ms=now.wall_ms,
+                files_unknown=beat.files_unknown,
             )
             told = self._store_beat(ask.peer_id, beat.store_online, now)
+            told += self._unknown_beat(before, now)
             return [*told, *ask.reply(Beat(epoch=self.epoch, seq=self.seq))]
         return ask.reply(Beat(epoch=self.epoch, seq=self.seq))
 
@@ -542,6 +554,21 @@ class TrackerCore:
             return []
         record = self._records[peer_id] = replace(record, status=status)
         self._health.peers_changed(now.mono)
+        return [self._publish("peer.updated", peer_fields(record), now)]
+
+    def _unknown_beat(self, before: PeerRecord, now: Now) -> list[Action]:
+        """A node holds chunks of files that this tracker does not know, or not of as many any more."""
+        record = self._records[before.peer_id]
+        if record.files_unknown == before.files_unknown:
+            return []
+        if record.files_unknown and record.peer_id not in self._strange:
+            self._strange.add(record.peer_id)
+            log.error(
+                "%s holds chunks of %d files that this tracker does not know: its database was lost or"
+                " replaced, or an older one put back; put the newest copy of it back, or the files again",
+                record.name,
+                record.files_unknown,
+            )
         return [self._publish("peer.updated", peer_fields(record), now)]
 
     def _live(self) -> frozenset[str]:
@@ -794,6 +821,16 @@ class TrackerCore:
             )
 
         return [Work(lambda store: store.removals(ask.message.since), then)]
+
+    def _check_files(self, ask: Ask, now: Now) -> list[Action]:
+        file_ids = [file_id.hex() for file_id in split_hashes(ask.message.file_ids, MAX_FIND)]
+
+        def then(unknown: list[str], error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            return ask.reply(FilesUnknown(file_ids=b"".join(map(bytes.fromhex, unknown))))
+
+        return [Work(lambda store: store.unknown_files(file_ids), then)]
 
     # -- damaged copies (SPEC D8) -----------------------------------------------------
 

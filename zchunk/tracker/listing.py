@@ -96,6 +96,14 @@ class Listing:
             )
         return _only(found, name_or_id, "id")
 
+    def unknown(self, file_ids: Sequence[str]) -> list[str]:
+        """See `TrackerStore.unknown_files`."""
+        known: set[str] = set()
+        for table in (self._m.File, self._m.Tombstone):
+            column = table.file_id
+            known.update(row[0] for row in self._database.rows_among(table.select(column), column, file_ids))
+        return [file_id for file_id in file_ids if file_id not in known]
+
     def _query(self, condition: Any) -> Any:
         """Newest first; what `_record` takes, and commit_number. Not the manifest: it is big."""
         file = self._m.File

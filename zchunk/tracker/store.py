@@ -305,6 +305,11 @@ class TrackerStore:
         return self._listing.resolve(name_or_id, unique)
 
     @_reading
+    def unknown_files(self, file_ids: Sequence[str]) -> list[str]:
+        """Those that are no files, and were never removed either; in their order."""
+        return self._listing.unknown(file_ids)
+
+    @_reading
     def locate(self, file_id: str) -> LocatedRows:
         """Manifest and available holders of a file; NotFound when it is not there."""
         return self._listing.locate(file_id)

@@ -35,6 +35,7 @@ from pathlib import Path
 from zchunk import disk, manifest, openfiles
 from zchunk.clock import Clock
 from zchunk.errors import (
+    ForeignStore,
     InvalidUsage,
     NoSpace,
     StorageFailure,
@@ -588,9 +589,30 @@ class ChunkStore:
     def seen_store(self, store_id: str, commit_number: int) -> None:
         """Remembers, durably on return, the cluster's store and its highest commit number.
 
-        Raises ForeignStore for another store than the first one, and for an older state of
-        it (a backup put back): their deletions must not be obeyed. Nothing changes then.
+        Raises ForeignStore for another store than the first one, for an older state of
+        it (a backup put back), and where `cluster.json` is lost, so that neither can be told:
+        their deletions must not be obeyed. Nothing changes then.
         """
         with self._index_lock:
             self._folder.check_online()
+            if self._has_lost_its_cluster():
+                raise ForeignStore(
+                    f"{self._folder.cluster} is missing: whether the tracker's database is older than what"
+                    " this node has seen cannot be told, so nothing is deleted unless it knows all files"
+                    " that chunks are held of here"
+                )
             self._cluster.remember(store_id, commit_number)
+
+    def adopt_store(self, store_id: str, commit_number: int) -> bool:
+        """As `seen_store` where `cluster.json` is lost, and that store knows all files that are kept
+        here. Whether that was so; else nothing changes."""
+        with self._index_lock:
+            self._folder.check_online()
+            if not self._has_lost_its_cluster():
+                return False
+            self._cluster.remember(store_id, commit_number)
+            return True
+
+    def _has_lost_its_cluster(self) -> bool:
+        """Manifests come only after a tracker was met."""
+        return self.store_id is None and bool(self._manifests.ids())
