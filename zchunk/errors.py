@@ -104,7 +104,7 @@ class HelloFirst(ZchunkError):
 
 
 class StaleIncarnation(ZchunkError):
-    """A newer start of the same node is registered; this one must stop."""
+    """Another process runs as this node, from a copied home; this one must stop."""
 
     code = "stale_incarnation"
 

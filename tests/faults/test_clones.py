@@ -1,4 +1,5 @@
-"""T17: a node's home was copied to another PC, and both are started."""
+"""T17: a node's home was copied to another PC, and both are started. And what looks like that
+and is not: a home that was put back where it was, from a backup or a snapshot of its PC."""
 
 from __future__ import annotations
 
@@ -61,6 +62,45 @@ def test_of_a_node_and_its_running_copy_one_is_refused_and_the_other_works_on(
         process.close()
     small.await_status("A", "left")
     assert sha256_of(folder / "held.bin")
+
+
+def number(cluster: Cluster, name: str) -> int:
+    return cluster.records()[name].incarnation
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed", "its number lost"])
+def test_a_home_that_was_put_back_is_welcome(small: Cluster, copied: Path, folder: Path, how: str) -> None:
+    """`copied` is the backup: the node has been started some times since, and a file was put."""
+    node = small.nodes["A"]
+    for _ in range(2):
+        small.stop("A")
+        small.restart("A")
+    source = make_file(folder / "since.bin", 2 * MIB)
+    small.client.put(source.path, "--name", "put since", "--replicas", "2")
+    newest = number(small, "A")
+    assert newest > 2
+    if how == "killed":
+        small.kill("A")
+    else:
+        small.stop("A")
+    if how == "its number lost":
+        (node.home / "node" / "incarnation.json").unlink()
+    else:
+        shutil.rmtree(node.home / "node")
+        shutil.copytree(copied / "node", node.home / "node")
+    small.restart("A")
+    assert number(small, "A") == newest + 1
+    check_works(small, folder)
+    # What the backup does not have is located where it is, and nowhere else.
+    held = node.chunks()
+    for row in small.client.info("put since")["chunks"]:
+        assert row["peer_id"] != node.peer_id or row["chunk_hash"] in held
+    small.client.get("put since", folder / "copy", "--no-wait")
+    assert sha256_of(folder / "copy") == source.sha256
+    small.stop("A")
+    small.restart("A")
+    assert number(small, "A") == newest + 2, "it has kept its number"
+    small.client.run("rm", "--yes", "put since")
 
 
 def test_a_copy_beside_the_running_original_on_one_home_is_refused(small: Cluster) -> None:

@@ -158,6 +158,7 @@ MESSAGES: tuple[Any, ...] = (
         commit_number=0,
         endpoints=("tcp://10.0.0.1:7710",),
         inventory_wanted=False,
+        incarnation=1,
     ),
     LOCATED,
     FOUND,
@@ -506,7 +507,7 @@ TARGETS = {
             "options", _options, (StorageFailure, ConfigError), _json({"bind": "*:7710", "capacity": 10**9})
         ),
         Target("home", _home, (), _json({"format": 1, "has": ["key", "database"]})),
-        Target("incarnation", _incarnation, (StorageFailure,), _json({"incarnation": 3})),
+        Target("incarnation", _incarnation, (), _json({"incarnation": 3})),
         Target("endpoints", _endpoints, (StorageFailure,), _json(["tcp://10.0.0.1:7700"])),
         Target("cluster", _cluster, (StorageFailure,), _json({"store_id": "s1", "commit_number": 9})),
         Target(

@@ -151,6 +151,48 @@ def copied_home(root: Path, seed: int) -> None:
     cluster.verify({path.name: path})
 
 
+def put_back(root: Path, seed: int) -> None:
+    """A node's home is put back from a backup of some starts ago: it has chunks of a file that was
+    removed since, and not those of one that was put since."""
+    cluster = Cluster(root, seed)
+    removed, kept = cluster.make_file("removed.bin", 9 * CHUNK), cluster.make_file("kept.bin", 9 * CHUNK)
+    removed_id = _put(cluster, removed)
+    node = cluster.nodes[0]
+    _stop(cluster, node)
+    backup = root / "backup"
+    shutil.copytree(node.folder, backup)
+    for _ in range(cluster.rng.randrange(1, 4)):
+        _start(cluster, node)
+        _stop(cluster, node)
+    _start(cluster, node)
+    _put(cluster, kept, replicas=2)
+    outcome = cluster.client().remove(removed_id)
+    cluster.run(lambda: outcome.ended, "the removal")
+    cluster.run_for(cluster.rng.uniform(0.0, 2.0))
+    before = node.parts.server.incarnation
+    node.crash()
+    if cluster.rng.random() < 0.5:  # else it is back before its lease has ended
+        cluster.run(lambda: not node.is_up(), "its lease to end", limit_s=30)
+    if cluster.rng.random() < 0.5:
+        cluster.crash_tracker()
+        cluster.start_tracker(port=7700)
+    shutil.rmtree(node.folder)
+    shutil.copytree(backup, node.folder)
+    node.start()
+    cluster.run(lambda: node.is_up() or bool(node.refusals), "it to be up", limit_s=60)
+    while node.refusals:  # somebody starts it again, as its service does
+        assert isinstance(node.refusals[0], StaleIncarnation)
+        node.crash()
+        cluster.run_for(1.0)
+        node.start()
+        cluster.run(lambda: node.is_up() or bool(node.refusals), "it to be up", limit_s=60)
+    assert node.parts.server.incarnation > before, f"seed {seed}: a number of an earlier start"
+    cluster.verify({kept.name: kept})
+    kept_at = root / "again"
+    shutil.copytree(node.folder / "store" / "chunks", kept_at)
+    assert not [c for c in kept_at.glob("*/*") if hashlib.sha256(c.read_bytes()).hexdigest() != c.name]
+
+
 def churn(root: Path, seed: int) -> None:
     """The same content is removed under one name while it is put under another."""
     cluster = Cluster(root, seed, faults=Faults(delay_min=0.001, delay_max=0.1))

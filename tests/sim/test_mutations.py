@@ -129,6 +129,11 @@ def old_starts_welcome(patch: Patch) -> None:
     patch.setattr(Liveness, "hello", welcome)
 
 
+def new_numbers_unheard(patch: Patch) -> None:
+    """A node whose home was put back goes on under the number that it knows."""
+    patch.setattr(NodeServer, "_renumber", lambda self, number: None)
+
+
 def leased_chunks_trashed(patch: Patch) -> None:
     """What the tracker let go is deleted although an upload has leased it meanwhile."""
 
@@ -252,6 +257,7 @@ MUTATIONS = {
         Mutation(gaps_ignored, scenarios.missed_events),
         Mutation(leases_endless, scenarios.lateness),
         Mutation(old_starts_welcome, scenarios.copied_home),
+        Mutation(new_numbers_unheard, scenarios.put_back),
         Mutation(leased_chunks_trashed, scenarios.churn),
         Mutation(kept_chunks_untold, scenarios.dead_uploads),
         Mutation(crossed_releases_obeyed, scenarios.restarts),

@@ -676,8 +676,26 @@ def test_a_goodbye_of_another_start_changes_nothing(cluster: Cluster, incarnatio
 def test_an_older_start_is_told_why_it_must_stop(cluster: Cluster) -> None:
     cluster.ask("A", hello(5))
     before = cluster.ask("client", GetSnapshot())
-    assert cluster.refused("A", hello(4)) == "stale_incarnation"
+    for older in (4, 5):
+        assert cluster.refused("A", hello(older, instance="1" * 16)) == "stale_incarnation"
     assert cluster.ask("client", GetSnapshot()) == before
+
+
+def test_a_home_that_was_put_back_is_welcomed_under_a_new_number_with_its_inventory(cluster: Cluster) -> None:
+    cluster.ask("A", hello(5, held=[]))
+    cluster.ask("A", Goodbye(incarnation=5))
+    older = hello(2, held=[], instance="1" * 16)
+    for _ in range(2):  # its answer may be lost
+        reply = cluster.ask("A", older)
+        assert (reply.incarnation, reply.inventory_wanted) == (6, True), "though the digests agree"
+    assert cluster.statuses() == {"A": "down"}, "not before its inventory has come"
+    assert cluster.ask("A", Inventory(page=0, last=True, hashes=joined([1]))) == Ok()
+    assert cluster.statuses() == {"A": "up"}
+    assert cluster.refused("A", beat(2)) == "hello_first"
+    assert isinstance(cluster.ask("A", beat(6)), Beat)
+    [known] = cluster.store.peers()
+    assert (known.incarnation, known.inventory_count) == (6, 1)
+    assert cluster.refused("A", hello(5)) == "stale_incarnation", "the newer start, woken up"
 
 
 def test_a_connection_that_is_gone_takes_its_peer_down(cluster: Cluster) -> None:
@@ -737,7 +755,7 @@ def test_after_a_restart_known_peers_get_a_lease_to_come_back(tmp_path: Path) ->
         ("peer.up", "A"),
         ("peer.down", "B"),
     ]
-    assert second.refused("B", hello(0)) == "stale_incarnation"
+    assert second.ask("B", hello(0)).incarnation == 2, "above that of the newest start"
     second.store.close()
 
 

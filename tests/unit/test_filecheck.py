@@ -32,6 +32,7 @@ def welcome(store_id: str = "other", commit_number: int = 3) -> Welcome:
         commit_number=commit_number,
         endpoints=("tcp://10.0.0.1:7710",),
         inventory_wanted=False,
+        incarnation=1,
     )
 
 

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from zchunk.errors import StaleIncarnation
-from zchunk.tracker.liveness import Change, Life, Liveness
+from zchunk.errors import Busy, StaleIncarnation
+from zchunk.tracker.liveness import Change, Hail, Life, Liveness
 
 A, B = "a" * 32, "b" * 32
 BEAT, LEASE = 1.0, 3.0
@@ -43,7 +43,7 @@ def ticks(liveness: Liveness, start: float, end: float) -> list[tuple[float, Cha
 
 def test_a_peer_is_up_only_when_its_inventory_is_known() -> None:
     liveness = make()
-    assert liveness.hello(A, 1, ONE, 0.0)
+    assert liveness.hello(A, 1, ONE, 0.0) == Hail(1, arriving=True)
     assert liveness.life(A) is Life.ARRIVING
     assert liveness.up() == frozenset()
     assert liveness.connection(A) == ONE
@@ -55,14 +55,14 @@ def test_a_peer_is_up_only_when_its_inventory_is_known() -> None:
 
 def test_a_hello_over_a_new_connection_of_the_same_start_keeps_it_up() -> None:
     liveness = up(make())
-    assert not liveness.hello(A, 1, TWO, 1.0)
+    assert liveness.hello(A, 1, TWO, 1.0) == Hail(1, arriving=False)
     assert liveness.is_up(A)
     assert liveness.connection(A) == TWO
 
 
 def test_a_newer_start_arrives_anew() -> None:
     liveness = up(make())
-    assert liveness.hello(A, 2, TWO, 1.0)
+    assert liveness.hello(A, 2, TWO, 1.0).arriving
     assert not liveness.is_up(A)
     assert liveness.arrived(A, 1, 1.1) == []
     assert liveness.arrived(A, 2, 1.2) == [Change(A, Life.UP, "hello")]
@@ -78,7 +78,7 @@ def test_a_peer_that_went_may_come_again(ending: str) -> None:
     else:
         liveness.connection_gone(ONE, 1.0)
     assert not liveness.is_up(A)
-    assert liveness.hello(A, 1, TWO, 4.0)
+    assert liveness.hello(A, 1, TWO, 4.0).arriving
     assert liveness.arrived(A, 1, 4.0) == [Change(A, Life.UP, "hello")]
 
 
@@ -122,13 +122,13 @@ def test_an_older_start_changes_nothing(older: Callable[[Liveness], Any], arrive
     assert [when for when, _ in ticks(liveness, 1.0, 10.0)] == [0.5 + LEASE]
 
 
-def test_a_restored_peers_older_start_is_refused() -> None:
+def test_an_older_start_waits_until_a_tracker_that_just_started_knows_who_is_there() -> None:
     liveness = make()
     liveness.restore(A, 7, left=False, now=0.0)
-    with pytest.raises(StaleIncarnation):
+    with pytest.raises(Busy):
         liveness.hello(A, 6, ONE, 0.1)
     assert liveness.life(A) is Life.UNKNOWN
-    assert liveness.hello(A, 7, ONE, 0.1)
+    assert liveness.hello(A, 7, ONE, 0.1) == Hail(7, arriving=True)
 
 
 # -- leases ---------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_a_connection_that_ended_while_we_slept_is_no_news(asleep: float) -> Non
     woke = 0.5 + asleep
     assert liveness.advance(woke) == []
     assert liveness.connection_gone(ONE, woke) == []
-    assert not liveness.hello(A, 1, TWO, woke + 0.3), "the same life"
+    assert not liveness.hello(A, 1, TWO, woke + 0.3).arriving, "the same life"
     assert ticks(liveness, woke + 0.3, woke + 2.5) == []
     assert liveness.beat(A, 1, TWO, woke + 2.5)
     ticks(liveness, woke + 2.5, woke + 4.0)
@@ -247,7 +247,7 @@ def test_who_does_not_come_back_after_our_sleep_is_down_when_the_lease_ends() ->
     assert (change, at <= 10.5 + 2 * LEASE) == (Change(A, Life.DOWN, "lease"), True)
 
 
-# -- copies, and lines that break ---------------------------------------------------------
+# -- copies ---------------------------------------------------------------------------------
 
 
 def test_a_second_process_of_one_start_is_refused_while_the_first_is_there() -> None:
@@ -257,9 +257,64 @@ def test_a_second_process_of_one_start_is_refused_while_the_first_is_there() -> 
     with pytest.raises(StaleIncarnation, match="another process"):
         liveness.hello(A, 2, TWO, 1.0, "copy")
     assert liveness.connection(A) == ONE
-    assert not liveness.hello(A, 2, TWO, 1.5, "first"), "its own new connection goes on"
+    assert not liveness.hello(A, 2, TWO, 1.5, "first").arriving, "its own new connection goes on"
     assert [change.life for _, change in ticks(liveness, 1.5, 5.0)] == [Life.DOWN]
-    assert liveness.hello(A, 2, TWO, 6.0, "copy"), "nobody else is there any more"
+    assert liveness.hello(A, 2, TWO, 6.0, "copy") == Hail(3, arriving=True), "nobody else is there any more"
+
+
+# -- a home that was put back from a backup ------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["goodbye", "lease", "connection"])
+@pytest.mark.parametrize("behind", [1, 4, 7])
+def test_a_home_that_was_put_back_gets_a_new_number_once_the_newer_start_is_gone(
+    ending: str, behind: int
+) -> None:
+    liveness = make()
+    liveness.hello(A, 7, ONE, 0.0, "newer")
+    liveness.arrived(A, 7, 0.0)
+    with pytest.raises(StaleIncarnation, match="remove the copy"):
+        liveness.hello(A, behind, TWO, 0.5, "older")
+    assert liveness.is_up(A)
+    if ending == "goodbye":
+        liveness.goodbye(A, 7, 1.0)
+    elif ending == "connection":
+        liveness.connection_gone(ONE, 1.0)
+    ticks(liveness, 1.0, 5.0)
+    assert liveness.hello(A, behind, TWO, 5.0, "older") == Hail(8, arriving=True)
+    assert liveness.arrived(A, behind, 5.0) == [], "of that number there was another start"
+    assert liveness.hello(A, behind, TWO, 5.1, "older") == Hail(8, arriving=True), "its answer was lost"
+    assert liveness.arrived(A, 8, 5.2) == [Change(A, Life.UP, "hello")]
+    assert not liveness.beat(A, behind, TWO, 5.3)
+    assert liveness.beat(A, 8, TWO, 5.3)
+    assert liveness.hello(A, 8, ONE, 5.4, "older") == Hail(8, arriving=False), "over another connection"
+    with pytest.raises(StaleIncarnation, match="newer start"):
+        liveness.hello(A, 7, TWO, 5.5, "newer")
+
+
+@pytest.mark.parametrize(("number", "given"), [(7, 8), (3, 8), (8, 8), (9, 9)])
+def test_who_had_left_before_our_start_may_come_back_under_any_number(number: int, given: int) -> None:
+    liveness = make()
+    liveness.restore(A, 7, left=True, now=0.0)
+    assert liveness.hello(A, number, ONE, 0.1, "x") == Hail(given, arriving=True)
+
+
+def test_a_node_that_was_only_away_during_our_restart_stays_the_same_start() -> None:
+    liveness = make()
+    liveness.restore(A, 7, left=False, now=0.0)
+    ticks(liveness, 0.0, 5.0)
+    assert liveness.life(A) is Life.DOWN
+    assert liveness.hello(A, 7, ONE, 5.0, "x") == Hail(7, arriving=True)
+
+
+def test_no_number_is_greater_than_a_message_holds() -> None:
+    liveness = make()
+    liveness.hello(A, 2**63 - 1, ONE, 0.0, "newer")
+    liveness.connection_gone(ONE, 1.0)
+    assert liveness.hello(A, 1, TWO, 2.0, "older") == Hail(2**63 - 1, arriving=True)
+
+
+# -- lines that break ----------------------------------------------------------------------
 
 
 def test_a_line_that_breaks_all_the_time_is_left_to_the_lease() -> None:
@@ -316,7 +371,9 @@ def test_it_wants_to_be_woken_once_per_heartbeat_and_at_the_end_of_a_lease() -> 
 # -- any order -----------------------------------------------------------------------------------------
 
 PEERS = st.sampled_from([A, B])
-INCARNATIONS = st.integers(1, 4)
+INCARNATIONS = st.integers(1, 6)
+INSTANCES = st.sampled_from(["x", "y", "z"])
+THERE = (Life.ARRIVING, Life.UP)
 CONNECTIONS = st.sampled_from([ONE, TWO, b"three"])
 
 
@@ -326,6 +383,8 @@ class Lives(RuleBasedStateMachine):
         self.now = 0.0
         self.liveness = make()
         self.newest: dict[str, int] = {}
+        #: (peer, number) -> the process that had it
+        self.starts: dict[tuple[str, int], str] = {}
         self.signs: dict[str, float] = {}
         self.told: dict[str, Life] = {}
 
@@ -338,15 +397,21 @@ class Lives(RuleBasedStateMachine):
                 assert self.now - self.signs[change.peer_id] >= LEASE - 1e-9
             self.told[change.peer_id] = change.life
 
-    @rule(peer_id=PEERS, incarnation=INCARNATIONS, connection=CONNECTIONS)
-    def hello(self, peer_id: str, incarnation: int, connection: bytes) -> None:
-        if incarnation < self.newest.get(peer_id, 0):
+    @rule(peer_id=PEERS, incarnation=INCARNATIONS, connection=CONNECTIONS, instance=INSTANCES)
+    def hello(self, peer_id: str, incarnation: int, connection: bytes, instance: str) -> None:
+        newest, is_there = self.newest.get(peer_id, 0), self.liveness.life(peer_id) in THERE
+        same = self.starts.get((peer_id, newest)) == instance
+        if incarnation <= newest and not same and is_there:
             with pytest.raises(StaleIncarnation):
-                self.liveness.hello(peer_id, incarnation, connection, self.now)
+                self.liveness.hello(peer_id, incarnation, connection, self.now, instance)
             return
-        self.newest[peer_id], self.signs[peer_id] = incarnation, self.now
-        arriving = self.liveness.hello(peer_id, incarnation, connection, self.now)
-        assert arriving == (self.liveness.life(peer_id) is Life.ARRIVING)
+        hail = self.liveness.hello(peer_id, incarnation, connection, self.now, instance)
+        expected = incarnation if incarnation > newest else newest if same else newest + 1
+        assert hail == Hail(expected, self.liveness.life(peer_id) is Life.ARRIVING)
+        self.newest[peer_id], self.signs[peer_id] = hail.incarnation, self.now
+        assert self.starts.setdefault((peer_id, hail.incarnation), instance) == instance, (
+            "one number, two starts"
+        )
 
     @rule(peer_id=PEERS, incarnation=INCARNATIONS)
     def arrived(self, peer_id: str, incarnation: int) -> None:

@@ -83,6 +83,7 @@ def welcome(**other: Any) -> Welcome:
         "commit_number": 0,
         "endpoints": (),
         "inventory_wanted": False,
+        "incarnation": 1,
     }
     return Welcome(**{**values, **other})
 

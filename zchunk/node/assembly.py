@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from zchunk import addresses
@@ -18,7 +19,7 @@ from zchunk.node.links import BULK
 from zchunk.node.manager import DistributedChunkManager
 from zchunk.node.membership import Identity, Membership, identity_of
 from zchunk.node.planes import MakeWorkers, bulk_plane, control_plane
-from zchunk.node.server import NodeServer, raise_incarnation
+from zchunk.node.server import NodeServer, keep_incarnation, raise_incarnation
 from zchunk.node.service import ChunkService, admitted
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.protocol import wire
@@ -102,6 +103,7 @@ def node_parts(
         bound=at.host,
         port=at.port,
         incarnation=raise_incarnation(folder),
+        keep_incarnation=partial(keep_incarnation, folder),
         interfaces=interfaces,
         on_registered=on_registered,
         on_refused=on_refused,

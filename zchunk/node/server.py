@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zchunk import addresses, disk, jsonfiles
 from zchunk.config import Settings
-from zchunk.errors import Busy, StorageFailure, ZchunkError
+from zchunk.errors import Busy, NotFound, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.loop import Workers
 from zchunk.node.control import ControlPlane, Registrar
@@ -42,24 +42,31 @@ _INVENTORY_PAGE = 50_000  # digests per message
 _REPORT_PAGE = 10_000
 #: The machine's own addresses are looked at this often; a change is announced.
 _ADDRESSES_S = 5.0
+_INCARNATION = "incarnation.json"
 _AWAY = "the store %s is offline: plug its disk in; until then this node serves and takes nothing"
 _BACK = "the store %s is online again"
 
 
 def raise_incarnation(folder: Path) -> int:
-    """The number of this start: one more than the last, durable on return. Raises
-    StorageFailure for a damaged file: begun anew, the tracker would refuse this node as stale."""
-    path = folder / "incarnation.json"
+    """The number of this start: one more than the last, durable on return. Without a last one, or
+    with a damaged file, it is the first again: the tracker tells a higher one, see `Welcome`.
+    Raises as `disk.storage_errors` does."""
+    path = folder / _INCARNATION
     try:
-        last = jsonfiles.count(jsonfiles.record(jsonfiles.read(path))["incarnation"], MAX_COUNT - 1)
-    except FileNotFoundError:
+        with disk.storage_errors(path, "reading"):
+            last = jsonfiles.count(jsonfiles.record(jsonfiles.read(path))["incarnation"], MAX_COUNT - 1)
+    except NotFound:
         last = 0
-    except (OSError, ValueError, KeyError):
-        raise StorageFailure(
-            f"{path} is damaged; put a backup of it back, or join again from another --home"
-        ) from None
-    disk.write_durable(path, json.dumps({"incarnation": last + 1}).encode())
+    except (ValueError, KeyError):
+        log.warning("%s is damaged; this start gets its number from the tracker", path)
+        last = 0
+    keep_incarnation(folder, last + 1)
     return last + 1
+
+
+def keep_incarnation(folder: Path, number: int) -> None:
+    """Durable on return. Raises as `disk.write_durable` does."""
+    disk.write_durable(folder / _INCARNATION, json.dumps({"incarnation": number}).encode())
 
 
 @dataclass
@@ -98,6 +105,7 @@ class NodeServer(Registrar):
         bound: str,
         port: int,
         incarnation: int,
+        keep_incarnation: Callable[[int], None],
         interfaces: Callable[[], list[str]] = interface_addresses,
         on_registered: Callable[[], None],
         on_refused: Callable[[ZchunkError], None],
@@ -110,6 +118,7 @@ class NodeServer(Registrar):
         self._bound = bound
         self._port = port
         self.incarnation = incarnation
+        self._keep_incarnation = keep_incarnation
         self._instance = secrets.token_hex(8)
         self._store_was_online = True
         self._list_interfaces = interfaces
@@ -236,10 +245,28 @@ class NodeServer(Registrar):
         return online
 
     def registered(self, welcome: Welcome) -> None:
+        self._renumber(welcome.incarnation)
         self._workers.submit(
             lambda: self._store.seen_store(welcome.store_id, welcome.commit_number),
             lambda _, error: self._store_accepted(welcome, error),
         )
+
+    def _renumber(self, number: int) -> None:
+        """Of more starts than this home knows of: it was put back from a backup."""
+        if number <= self.incarnation:
+            return
+        log.warning(
+            "the tracker has seen newer starts of this node: its home was put back from a backup, or"
+            " incarnation.json was lost; this start is number %d from now on",
+            number,
+        )
+        self.incarnation = number
+
+        def kept(_: None, error: ZchunkError | None) -> None:
+            if error is not None:  # then the tracker tells it again at the next start
+                log.warning("%s", error.message)
+
+        self._workers.submit(lambda: self._keep_incarnation(number), kept)
 
     def refused(self, error: ZchunkError) -> None:
         self._on_refused(error)

@@ -280,7 +280,9 @@ class RotateKey(Request, frozen=True):
 
 class Welcome(Message, frozen=True):
     """Registered. With `inventory_wanted` the node sends its inventory next; only then
-    does the cluster hear of it as up."""
+    does the cluster hear of it as up. `incarnation` is the number by which this start is known:
+    a higher one than the hello's where the node's home was put back from a backup. The node
+    keeps it, and says it from then on."""
 
     TYPE: ClassVar[str] = "welcome"
     epoch: Annotated[str, Meta(max_length=64)]
@@ -291,12 +293,13 @@ class Welcome(Message, frozen=True):
     commit_number: Count
     endpoints: Addresses
     inventory_wanted: bool
+    incarnation: Count
 
 
 class Hello(Request, frozen=True):
     """A storing node is there: after its start, and after each new connection.
 
-    `incarnation` is raised once per process start; `instance` is drawn anew for each process
+    `incarnation` is raised once per process start (see `Welcome`); `instance` is drawn anew for each process
     and tells two apart that run from copies of one home. The node's ROUTER listens at `port`
     on `bound` (a wildcard or one address); `advertise` overrides what the tracker sees,
     `interfaces` are the machine's own addresses for when it sees only loopback.

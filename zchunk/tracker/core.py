@@ -402,9 +402,11 @@ class TrackerCore:
         hello: Hello = ask.message
         # First what may be refused: a life without a record would be nobody's.
         record = self._hello_record(ask, now)
-        arriving = self._liveness.hello(
+        hail = self._liveness.hello(
             ask.peer_id, hello.incarnation, ask.sender.connection, now.mono, hello.instance
         )
+        arriving, renumbered = hail.arriving, hail.incarnation != hello.incarnation
+        record = replace(record, incarnation=hail.incarnation)
         before = self._records.get(ask.peer_id)
         if before is not None:
             record = replace(record, files_unknown=before.files_unknown)
@@ -418,14 +420,15 @@ class TrackerCore:
         def then(known: tuple[int, bytes], error: ZchunkError | None, now: Now) -> list[Action]:
             if error is not None:
                 return ask.refuse(error)
-            differs = known != (hello.chunks, bytes(hello.inventory_digest))
+            # A home that was put back may say of itself what was true when it was copied.
+            differs = renumbered or known != (hello.chunks, bytes(hello.inventory_digest))
             answer = ask.reply(self._welcome(record, inventory_wanted=differs))
             if not arriving:
                 answer += self._updated(record, before, now)
             if differs:
-                self._inventories[ask.peer_id] = _Inventory(hello.incarnation)
+                self._inventories[ask.peer_id] = _Inventory(hail.incarnation)
                 return answer
-            return self._arrived(ask.peer_id, hello.incarnation, answer, now)
+            return self._arrived(ask.peer_id, hail.incarnation, answer, now)
 
         return [Work(run, then)]
 
@@ -468,6 +471,7 @@ class TrackerCore:
             commit_number=self._commit_number,
             endpoints=record.endpoints,
             inventory_wanted=inventory_wanted,
+            incarnation=record.incarnation,
         )
 
     def _updated(self, record: PeerRecord, before: PeerRecord | None, now: Now) -> list[Action]:

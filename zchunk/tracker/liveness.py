@@ -1,9 +1,9 @@
 """Who is up: a pure state machine over hellos, heartbeats, goodbyes and leases.
 
 What may not happen here: an older incarnation changing anything; a second process with
-the identity of one that is up taking its place; a node called down while its lease runs
-and its connection stands; a lease ended by our own lateness; anyone called down within
-one lease of the tracker's own start.
+the identity of one that is up taking its place; two starts of a node under one number in
+one run of the tracker; a node called down while its lease runs and its connection stands; a
+lease ended by our own lateness; anyone called down within one lease of the tracker's own start.
 
 Times are monotonic seconds. The caller acts on the returned `Change`s in order.
 """
@@ -14,7 +14,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
-from zchunk.errors import StaleIncarnation
+from zchunk.errors import Busy, StaleIncarnation
+from zchunk.protocol.messages import MAX_COUNT
 
 #: A node whose connection broke so often within this time, in one start of it, has a bad
 #: line: its lease decides then, so that the cluster is not told of each break.
@@ -54,6 +55,15 @@ class _Peer:
     instance: str = ""
     #: when its connection broke lately, in this incarnation
     breaks: deque[float] = field(default_factory=lambda: deque(maxlen=_BREAKS))
+
+
+@dataclass(frozen=True, slots=True)
+class Hail:
+    """The answer to a hello. `incarnation`: the process is known by this number; `arriving`:
+    its `arrived` is still to come."""
+
+    incarnation: int
+    arriving: bool
 
 
 _WATCHED = (Life.UNKNOWN, Life.ARRIVING, Life.UP)
@@ -96,35 +106,46 @@ class Liveness:
 
     def hello(
         self, peer_id: str, incarnation: int, connection: bytes, now: float, instance: str = ""
-    ) -> bool:
-        """Start (or renew) a life; True when `arrived` is still to come for it. `instance`
-        is random for each process.
+    ) -> Hail:
+        """Start (or renew) a life. `instance` is random for each process.
 
-        Raises StaleIncarnation where a newer start is known, or another process of this one
-        is there; nothing changes then.
+        A process whose number is behind, or that of an earlier start, is not of an earlier time:
+        its home was put back from a backup. It gets a number above all before it. Raises
+        StaleIncarnation where another process is there as this node (a copied home), and Busy
+        (retryable) while it is not known yet whether one is; nothing changes then.
         """
         self._turn(now)
         peer = self._peers.get(peer_id)
-        if peer is not None:
-            self._check_newest(peer, incarnation, instance)
-        same_start = peer is not None and peer.incarnation == incarnation
+        number = incarnation if peer is None else self._number(peer, incarnation, instance)
+        same_start = peer is not None and peer.incarnation == number
         same_life = same_start and peer.life is Life.UP  # type: ignore[union-attr]
-        renewed = _Peer(incarnation, Life.UP if same_life else Life.ARRIVING, connection)
+        renewed = _Peer(number, Life.UP if same_life else Life.ARRIVING, connection)
         renewed.lease_end, renewed.instance = now + self._lease_s, instance
         if same_start:
             renewed.breaks = peer.breaks  # type: ignore[union-attr]
         self._peers[peer_id] = renewed
-        return not same_life
+        return Hail(number, arriving=not same_life)
 
-    def _check_newest(self, peer: _Peer, incarnation: int, instance: str) -> None:
-        advice = (
-            "if its home was copied to another PC, remove the copy and join that PC with a token of its own"
-        )
-        if incarnation < peer.incarnation:
-            raise StaleIncarnation(f"a newer start of this node is registered; {advice}")
-        is_there = peer.incarnation == incarnation and peer.life in (Life.ARRIVING, Life.UP)
-        if is_there and peer.instance != instance:
-            raise StaleIncarnation(f"another process runs as this node already; {advice}")
+    def _number(self, peer: _Peer, incarnation: int, instance: str) -> int:
+        """Under which number this process is known from now on."""
+        if incarnation > peer.incarnation:
+            return incarnation
+        same_number = incarnation == peer.incarnation
+        if instance == peer.instance and (instance or same_number):
+            return peer.incarnation  # perhaps it has not heard of its new number yet
+        if same_number and not peer.instance and peer.life is not Life.LEFT:
+            return incarnation  # of an earlier run of ours, and still the same process
+        if peer.life is Life.UNKNOWN:
+            raise Busy("the tracker has just started, and a newer start of this node may be on its way")
+        if peer.life in (Life.ARRIVING, Life.UP):
+            known = "a newer start of this node is registered"
+            if incarnation == peer.incarnation:
+                known = "another process runs as this node already"
+            raise StaleIncarnation(
+                f"{known}; if its home was copied to another PC, remove the copy and join that PC with"
+                " a token of its own"
+            )
+        return min(peer.incarnation + 1, MAX_COUNT)
 
     def arrived(self, peer_id: str, incarnation: int, now: float) -> list[Change]:
         """Its inventory is known: it is up."""
