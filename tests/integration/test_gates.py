@@ -15,7 +15,7 @@ from tests.integration.doors import DOORS, SILENCE_S, Doors, allow_list
 from tests.integration.raw import REFUSED_WITHIN_S, new_keys, silent
 from tests.waiting import wait_for
 
-BEAT = {"incarnation": 0, "free": 0, "chunks": 0, "load": 0.0, "store_online": True}
+BEAT = {"incarnation": 0, "free": 0, "chunks": 0, "load": 0.0, "store_online": True, "files_unknown": 0}
 
 
 # -- keys -------------------------------------------------------------------------------
