@@ -29,9 +29,12 @@ from typing import Any
 
 import zchunk
 from tests.waiting import wait_for
+from zchunk.clock import SystemClock
 from zchunk.config import Settings
 from zchunk.errors import TrackerUnreachable
 from zchunk.protocol.messages import PeerRecord
+from zchunk.tracker.membership import Membership
+from zchunk.transport.auth import parse_token
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024**2
@@ -563,7 +566,10 @@ class Cluster:
         return result.lines[0]
 
     def _any_token(self, role: str) -> str:
-        if role not in self._tokens:
+        """One for many; made anew where a revocation withdrew it."""
+        listed = Membership(self.tracker.home / "tracker" / "members.json", SystemClock()).tokens
+        known = self._tokens.get(role)
+        if known is None or parse_token(known).key.peer_id not in listed:
             self._tokens[role] = self.token(role)
         return self._tokens[role]
 

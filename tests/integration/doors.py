@@ -60,7 +60,11 @@ def allow_list(cluster: Cluster) -> Membership:
 
 def set_revoked(cluster: Cluster, peer_id: str, revoked: bool) -> None:
     """What `zchunk peers revoke` and `allow` do, without the time that a process takes to start."""
-    allow_list(cluster).set_revoked(peer_id, revoked)
+    listed = allow_list(cluster)
+    if revoked:
+        listed.revoke(peer_id)
+    else:
+        listed.allow(peer_id)
 
 
 def expired_token(cluster: Cluster) -> Keys:

@@ -119,6 +119,25 @@ def test_a_node_that_is_cut_off(guarded: Cluster, folder: Path) -> None:
     follower.close()
 
 
+def test_who_was_revoked_does_not_come_back_with_the_token_it_has(guarded: Cluster, folder: Path) -> None:
+    """Nor does anybody else by it; who joined by it before stays."""
+    token = guarded.token("client")
+    homes = {name: Client(guarded, folder / name) for name in ("stays", "goes", "back")}
+    for name, client in homes.items():
+        client.home.mkdir()
+        if name != "back":
+            client.run("join", token, "--name", name)
+    told = peers(guarded, "revoke", "goes", "--yes", "--json").expect(0).last
+    known = guarded.spawn(["tokens", "--all", "--json", "--home", str(guarded.tracker.home)]).result().last
+    assert told["tokens_withdrawn"] == [parse_token(token).key.peer_id]
+    assert told["tokens_withdrawn"][0] not in {row["token_id"] for row in known}
+    result = homes["back"].run("join", token, "--name", "back", code=7)
+    assert result.last["code"] == "token_refused"
+    homes["stays"].run("ls")
+    again = peers(guarded, "revoke", "stays", "--yes").expect(0)
+    assert "withdrawn" not in again.stderr, "it is gone already"
+
+
 def follower_ready(cluster: Cluster, follower: Process) -> None:
     """It shows what happens from now on."""
     probes = 0

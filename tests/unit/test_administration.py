@@ -83,13 +83,13 @@ def test_a_file_stops_whose_chunks_nobody_else_has(home: Home) -> None:
 
 def test_copies_on_a_node_that_is_cut_off_do_not_count(home: Home) -> None:
     home.put("twice", [4, 5], A=[4, 5], B=[4, 5])
-    home.membership.set_revoked(home.nodes["B"].peer_id, True)
+    home.membership.revoke(home.nodes["B"].peer_id)
     assert home.stopped_without("A") == [("twice", 2)]
 
 
 def test_what_cannot_be_had_anyway_does_not_stop(home: Home) -> None:
     home.put("broken", [1, 2], A=[1], B=[2])
-    home.membership.set_revoked(home.nodes["B"].peer_id, True)
+    home.membership.revoke(home.nodes["B"].peer_id)
     assert home.stopped_without("A") == []
 
 

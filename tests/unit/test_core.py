@@ -366,7 +366,7 @@ def test_who_is_no_member_is_refused_and_leaves_no_trace(
     cluster: Cluster, kind: type[Request], who: str
 ) -> None:
     if who == "revoked":
-        cluster.membership.set_revoked(peer_id("A"), True)
+        cluster.membership.revoke(peer_id("A"))
     name = {"stranger": "stranger", "nobody": None, "revoked": "A"}[who]
     request_id = cluster.send(name, ALLOWED[kind][0])
     assert not cluster.works
@@ -1326,7 +1326,7 @@ def test_a_snapshot_shows_nobody_up_before_that_is_told(cluster: Cluster) -> Non
 
 def test_a_revoked_member_is_refused_within_a_tick_though_it_was_up(cluster: Cluster) -> None:
     cluster.up("A", "B")
-    Membership(cluster.membership._path, cluster.clock).set_revoked(peer_id("A"), True)
+    Membership(cluster.membership._path, cluster.clock).revoke(peer_id("A"))
     cluster.advance(1.1)
     assert cluster.refused("A", beat()) == "not_allowed"
 
@@ -1341,7 +1341,7 @@ def changed(cluster: Cluster, change: Callable[[Membership], object]) -> list[st
 
 def test_a_revocation_is_told_and_then_the_member_is_cut_off(cluster: Cluster) -> None:
     cluster.up("A", "B")
-    log = changed(cluster, lambda listed: listed.set_revoked(peer_id("A"), True))
+    log = changed(cluster, lambda listed: listed.revoke(peer_id("A")))
     assert log[:2] == ["member.revoked", "cut off"]
     assert "peer.down" in log, "a node that is cut off is no holder"
     assert cluster.cut_off == [peer_id("A")]
@@ -1352,8 +1352,8 @@ def test_a_revocation_is_told_and_then_the_member_is_cut_off(cluster: Cluster) -
 
 def test_a_member_that_is_let_in_again_is_told_and_says_hello(cluster: Cluster) -> None:
     cluster.up("A", "B")
-    changed(cluster, lambda listed: listed.set_revoked(peer_id("A"), True))
-    assert changed(cluster, lambda listed: listed.set_revoked(peer_id("A"), False))[0] == "member.allowed"
+    changed(cluster, lambda listed: listed.revoke(peer_id("A")))
+    assert changed(cluster, lambda listed: listed.allow(peer_id("A")))[0] == "member.allowed"
     assert cluster.statuses()["A"] == "down"
     assert isinstance(cluster.ask("A", hello(2)), Welcome)
     assert cluster.statuses()["A"] == "up"
@@ -1414,7 +1414,7 @@ def test_a_node_asks_whose_key_it_is(cluster: Cluster) -> None:
     known = cluster.ask("A", CheckKey(public_key=key("client"))).member
     assert (known.peer_id, known.role, known.revoked) == (peer_id("client"), "client", False)
     assert cluster.ask("A", CheckKey(public_key=key("nobody"))).member is None
-    cluster.membership.set_revoked(peer_id("client"), True)
+    cluster.membership.revoke(peer_id("client"))
     assert cluster.ask("A", CheckKey(public_key=key("client"))).member is None
     with_token(cluster)
     assert cluster.ask("A", CheckKey(public_key=key("token"))).member is None, "a token's key is no member's"
@@ -1432,7 +1432,7 @@ def test_the_list_is_told_page_by_page_revoked_members_too(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core, "_MEMBERS_PAGE", 2)
-    changed(cluster, lambda listed: listed.set_revoked(peer_id("B"), True))
+    changed(cluster, lambda listed: listed.revoke(peer_id("B")))
     names, page = [], ""
     while True:
         answer = cluster.ask("A", GetMembers(page=page))

@@ -71,7 +71,7 @@ def test_a_revoked_or_replaced_key_does_not_come_in_and_the_id_stays(world: Worl
     world.list.rotate(member.peer_id, key(2))
     assert world.let_in(REQUESTS, key(1)) is None
     assert world.let_in(REQUESTS, key(2)) == member.peer_id
-    world.list.set_revoked(member.peer_id, True)
+    world.list.revoke(member.peer_id)
     assert world.let_in(REQUESTS, key(2)) is None
 
 
@@ -111,6 +111,8 @@ class Model:
     def __init__(self) -> None:
         self.members: dict[str, tuple[bytes, bool]] = {}
         self.tokens: dict[bytes, int] = {}
+        #: a token's key -> ids of who joined with it
+        self.used: dict[bytes, set[str]] = {}
 
     def may(self, door: str, public_key: bytes, now_ms: int) -> str | None:
         for peer_id, (own, revoked) in self.members.items():
@@ -131,16 +133,23 @@ def carry_out(world: World, model: Model, what: str, one: int, other: Any) -> No
             model.members.setdefault(member.peer_id, (key(one), False))
         elif what == "token":
             world.list.add_token(key(one), "client", world.expires(), other)
-            model.tokens[key(one)] = world.expires()
+            model.tokens[key(one)], model.used[key(one)] = world.expires(), set()
         elif what == "join":
             member = world.list.join(key(one), key(other), f"M{other}", now_ms)
             model.members.setdefault(member.peer_id, (key(other), False))
+            model.used[key(one)].add(member.peer_id)
         elif what == "rotate":
             world.list.rotate(peer_id_of(key(one)), key(other))
             model.members[peer_id_of(key(one))] = (key(other), False)
         else:
-            member = world.list.set_revoked(peer_id_of(key(one)), what == "revoke")
-            model.members[member.peer_id] = (model.members[member.peer_id][0], what == "revoke")
+            peer_id = peer_id_of(key(one))
+            if what == "revoke":
+                world.list.revoke(peer_id)
+                for public_key in [k for k, users in model.used.items() if peer_id in users]:
+                    model.tokens.pop(public_key, None)
+            else:
+                world.list.allow(peer_id)
+            model.members[peer_id] = (model.members[peer_id][0], what == "revoke")
     except ZchunkError:
         pass  # refused: nothing has changed
 

@@ -83,7 +83,7 @@ def test_a_list_whose_tokens_were_all_withdrawn_is_not_new(listed: Membership, p
 def test_everything_is_there_after_a_restart(listed: Membership, path: Path, clock: ManualClock) -> None:
     joined = listed.join(TOKEN, key(1), "Grüner PC", NOW)
     listed.join(ONCE, key(2), "B", NOW + 1)
-    listed.set_revoked(peer_id_of(key(2)), True)
+    listed.revoke(listed.add_member(key(3), "C", "client").peer_id)
     again = Membership(path, clock)
     assert dict(again.members) == dict(listed.members)
     assert dict(again.tokens) == dict(listed.tokens)
@@ -125,7 +125,7 @@ def test_what_changes_nothing_writes_nothing(listed: Membership, path: Path) -> 
     listed.join(TOKEN, key(1), "A", NOW)
     before = path.stat()
     listed.join(TOKEN, key(1), "A", NOW)
-    listed.set_revoked(peer_id_of(key(1)), False)
+    listed.allow(peer_id_of(key(1)))
     assert path.stat() == before
 
 
@@ -220,7 +220,7 @@ def test_a_revocation_by_another_process_is_seen_by_refresh(
     listed: Membership, path: Path, clock: ManualClock
 ) -> None:
     member = listed.join(TOKEN, key(1), "A", NOW)
-    Membership(path, clock).set_revoked(member.peer_id, True)
+    Membership(path, clock).revoke(member.peer_id)
     assert listed.refresh() is True
     assert listed.refresh() is False
     found = listed.member(member.peer_id)
@@ -474,26 +474,54 @@ def test_a_member_can_be_added_without_a_token(listed: Membership, clock: Manual
 
 def test_a_revoked_key_cannot_come_back_by_a_token(listed: Membership) -> None:
     member = listed.join(TOKEN, key(1), "A", NOW)
-    revoked = listed.set_revoked(member.peer_id, True)
+    revoked = listed.revoke(member.peer_id).member
     assert revoked.revoked
     assert listed.member(member.peer_id) == revoked
     for call in (
         lambda: listed.join(TOKEN, key(1), "A", NOW),
+        lambda: listed.join(CLIENTS, key(1), "A", NOW),
         lambda: listed.add_member(key(1), "A", "node"),
     ):
         with pytest.raises(NotAllowed, match=f"`zchunk peers allow {member.peer_id}`") as caught:
             call()
         assert not isinstance(caught.value, TokenRefused)
-    assert listed.set_revoked(member.peer_id, False) == member
-    assert listed.join(TOKEN, key(1), "A", NOW) == member
+    assert listed.allow(member.peer_id) == member
+    assert listed.join(CLIENTS, key(1), "A", NOW) == member
+
+
+def test_the_token_that_a_revoked_member_joined_with_is_withdrawn_in_the_same_step(
+    listed: Membership, path: Path
+) -> None:
+    """Else it would come back under a new key."""
+    member, other = listed.join(TOKEN, key(1), "A", NOW), listed.join(TOKEN, key(2), "B", NOW)
+    third = listed.join(ONCE, key(3), "C", NOW)
+    before = json.loads(path.read_bytes())
+    assert [t.public_key for t in listed.revoke(member.peer_id).tokens] == [TOKEN]
+    with pytest.raises(TokenRefused, match="withdrawn"):
+        listed.join(TOKEN, key(9), "A", NOW)
+    assert set(listed.tokens) == {peer_id_of(ONCE), peer_id_of(CLIENTS)}
+    assert [listed.member(m.peer_id) for m in (other, third)] == [other, third], "who else joined by it"
+    listed.allow(member.peer_id)
+    assert listed.token(TOKEN) is None, "it does not come back with its member"
+    assert listed.revoke(member.peer_id).tokens == []
+    assert json.loads(path.read_bytes()).keys() == before.keys(), "read by the release before, too"
+
+
+def test_a_token_that_a_member_was_given_to_join_again_is_withdrawn_with_it_too(listed: Membership) -> None:
+    member = listed.join(TOKEN, key(1), "A", NOW)
+    listed.join(ONCE, key(1), "A", NOW)
+    assert listed.join(ONCE, key(1), "A", NOW) == member
+    assert {t.public_key for t in listed.revoke(member.peer_id).tokens} == {TOKEN, ONCE}
+    with pytest.raises(TokenRefused):
+        listed.join(ONCE, key(9), "A", NOW)
 
 
 def test_a_revoked_nodes_name_is_free_until_it_is_let_in_again(listed: Membership) -> None:
     old = listed.join(TOKEN, key(1), "A", NOW)
-    listed.set_revoked(old.peer_id, True)
-    listed.join(TOKEN, key(2), "A", NOW)
+    listed.revoke(old.peer_id)
+    listed.join(ONCE, key(2), "A", NOW)
     with pytest.raises(NameTaken):
-        listed.set_revoked(old.peer_id, False)
+        listed.allow(old.peer_id)
     found = listed.member(old.peer_id)
     assert found is not None
     assert found.revoked
@@ -501,7 +529,7 @@ def test_a_revoked_nodes_name_is_free_until_it_is_let_in_again(listed: Membershi
 
 def test_revoking_a_stranger_is_not_found(listed: Membership) -> None:
     with pytest.raises(NotFound, match="f" * 32):
-        listed.set_revoked("f" * 32, True)
+        listed.revoke("f" * 32)
 
 
 def test_what_is_handed_out_cannot_be_changed(listed: Membership) -> None:
@@ -565,7 +593,7 @@ def test_a_key_that_is_in_use_is_no_new_key(listed: Membership, taken: bytes) ->
 
 def test_who_is_no_member_has_no_key_to_replace(listed: Membership) -> None:
     member = listed.add_member(key(1), "A", "node")
-    listed.set_revoked(member.peer_id, True)
+    listed.revoke(member.peer_id)
     with pytest.raises(NotAllowed):
         listed.rotate(member.peer_id, key(2))
     with pytest.raises(NotFound):

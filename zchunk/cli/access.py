@@ -73,10 +73,11 @@ def member_json(member: Member) -> dict[str, Any]:
 @everywhere()
 @pass_invocation
 def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
-    """Cut a member off, on the tracker's PC: its key is let in nowhere any more.
+    """Revoke a member, on the tracker's PC: its key is rejected everywhere.
 
-    PEER is a name, an id, or the beginning of an id. First it is shown which files would
-    stop: those with chunks that only this member holds. They are back after `allow`.
+    PEER is a name, an id, or the beginning of an id. Lists the files that would become
+    unreadable, those with chunks that only this member holds, then asks. They are back after
+    `allow`. The join tokens that it used are withdrawn with it.
     """
     from zchunk.tracker.administration import find_member
 
@@ -91,17 +92,18 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
             _show_stopped(member, stopped)
         if not yes and not agreed(f"Cut {member.name} off?", default=False):
             raise Interrupted("cancelled; nothing was changed")
-        member = membership.set_revoked(member.peer_id, True)
-    _tell(
-        invocation, member, f"{member.name} is cut off; `zchunk peers allow {member.name}` lets it in again"
-    )
-
-
-def _tell(invocation: Invocation, member: Member, text: str) -> None:
+    member, tokens = membership.revoke(member.peer_id)
     if invocation.json:
-        emit_json({"event": "done", **member_json(member)})
-    else:
-        say(text)
+        withdrawn = [entry.key_id for entry in tokens]
+        emit_json({"event": "done", **member_json(member), "tokens_withdrawn": withdrawn})
+        return
+    say(f"{member.name} is cut off; `zchunk peers allow {member.name}` lets it in again")
+    if tokens:
+        ids = ", ".join(entry.key_id[: render.SHORT_ID] for entry in tokens)
+        say(
+            f"withdrawn with it: the {'tokens' if len(tokens) > 1 else 'token'} it joined with ({ids});"
+            " who else joined by that stays a member, PCs that have not joined yet need a new one"
+        )
 
 
 def _files_that_stop(invocation: Invocation, membership: Membership, member: Member) -> list[Stopped]:
@@ -157,8 +159,11 @@ def allow(invocation: Invocation, peer: str) -> None:
     from zchunk.tracker.administration import find_member
 
     membership = members_here(invocation)
-    member = membership.set_revoked(find_member(membership, peer).peer_id, False)
-    _tell(invocation, member, f"{member.name} is let in, as {member.role}; start it again where it has ended")
+    member = membership.allow(find_member(membership, peer).peer_id)
+    if invocation.json:
+        emit_json({"event": "done", **member_json(member)})
+    else:
+        say(f"{member.name} is let in, as {member.role}; start it again where it has ended")
 
 
 # -- rotate-key -----------------------------------------------------------------------

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -61,7 +61,8 @@ class Member:
 @dataclass(frozen=True, slots=True)
 class TokenEntry:
     """A key that may `join`, and nothing else, until `expires_ms`; with `once` only one
-    peer. `used_by` are the ids of the peers that it made members."""
+    peer. `used_by` are the ids of the peers that joined with it, also of those that were members
+    before: whoever has it may come back by it."""
 
     public_key: bytes
     role: str
@@ -79,6 +80,13 @@ class TokenEntry:
         if now_ms >= self.expires_ms:
             return "expired"
         return "used" if self.once and self.used_by else "open"
+
+
+class Revocation(NamedTuple):
+    """`tokens` are withdrawn with the member: those that it joined with."""
+
+    member: Member
+    tokens: list[TokenEntry]
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ class Membership:
 
         Raises NameTaken (`details["suggestion"]`) for a second node of that name,
         InvalidUsage for a name that cannot be shown on one line, and NotAllowed for a
-        revoked key: lifting that is `set_revoked`.
+        revoked key: lifting that is `allow`.
         """
         with self._change() as change:
             return self._known(public_key) or change.add(self._new(public_key, name, role, self._now_ms()))
@@ -195,16 +203,17 @@ class Membership:
         """
         token_id = _token_id(token)
         with self._change() as change:
+            member = self._known(public_key)
             entry = self._listed.tokens.get(token_id)
             if entry is None:
                 raise TokenRefused(
                     f"this join token is not known to the tracker, or was withdrawn; {_NEW_TOKEN}"
                 )
-            if (known := self._known(public_key)) is not None:
-                return known
-            self._check_usable(entry, now_ms)
-            member = change.add(self._new(public_key, name, entry.role, now_ms))
-            change.tokens[token_id] = replace(entry, used_by=(*entry.used_by, member.peer_id))
+            if member is None:
+                self._check_usable(entry, now_ms)
+                member = change.add(self._new(public_key, name, entry.role, now_ms))
+            if member.peer_id not in entry.used_by:
+                change.tokens[token_id] = replace(entry, used_by=(*entry.used_by, member.peer_id))
             return member
 
     def rotate(self, peer_id: str, public_key: bytes) -> Member:
@@ -229,18 +238,35 @@ class Membership:
                 raise InvalidUsage("that key is in use, or was; make a new one")
             return change.add(replace(member, public_key=public_key))
 
-    def set_revoked(self, peer_id: str, revoked: bool) -> Member:
-        """Cut a member off, or let it in again. Its name is free while it is cut off, so
-        letting it in may raise NameTaken; NotFound for a peer that is no member."""
+    def revoke(self, peer_id: str) -> Revocation:
+        """Cut a member off, and withdraw in the same step the tokens that it joined with: it would
+        come back by them, under a new key. Who else joined with them stays a member. Its name is
+        free while it is cut off. Raises NotFound for a peer that is no member."""
         with self._change() as change:
-            member = self._listed.members.get(peer_id)
-            if member is None:
-                raise NotFound(f"peer {peer_id} is no member; `zchunk peers` lists who is", peer_id=peer_id)
-            if member.revoked and not revoked:
+            member = self._member_there(peer_id)
+            tokens = [entry for entry in self._listed.tokens.values() if peer_id in entry.used_by]
+            for entry in tokens:
+                del change.tokens[entry.key_id]
+            return Revocation(change.add(replace(member, revoked=True)), tokens)
+
+    def allow(self, peer_id: str) -> Member:
+        """Let a member in again that was cut off. Raises NameTaken where its name is another's by
+        now, NotFound for a peer that is no member."""
+        with self._change() as change:
+            member = self._member_there(peer_id)
+            if member.revoked:
                 self._check_name(member.name, member.role)
-            return change.add(replace(member, revoked=revoked))
+            return change.add(replace(member, revoked=False))
 
     # -- rules ------------------------------------------------------------------------
+
+    def _member_there(self, peer_id: str) -> Member:
+        member = self._listed.members.get(peer_id)
+        if member is None:
+            raise NotFound(
+                f"peer {peer_id} is no member; `zchunk peers list --all` lists who is", peer_id=peer_id
+            )
+        return member
 
     def _known(self, public_key: bytes) -> Member | None:
         owner = self._listed.owners.get(public_key)
