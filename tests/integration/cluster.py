@@ -494,8 +494,7 @@ class Cluster:
 
     def close(self) -> None:
         Cluster.running.discard(self)
-        if self._watcher is not None:
-            self._watcher.close()
+        self.reset_watcher()
         # All at once; the nodes first, since they take their leave of the tracker.
         for process in reversed(self._processes):
             process.send(signal.SIGCONT)
@@ -672,6 +671,12 @@ class Cluster:
     def watcher(self) -> zchunk.Client:
         """Who asks the tracker for `statuses`."""
         return zchunk.Client(self.client.home, Settings())
+
+    def reset_watcher(self) -> None:
+        """The client's home has joined anew."""
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     def await_status(self, name: str, status: str, deadline_s: float = 20.0) -> None:
         wait_for(lambda: self.statuses().get(name) == status, deadline_s, f"{name} is {status}")

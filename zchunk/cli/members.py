@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 new_key_option = click.option(
     "--new-key", is_flag=True, help="The key of this home is lost: make another, as another member."
 )
+allow_plain_option = click.option(
+    "--allow-plain", is_flag=True, help="Give up encryption where the token is for a plain cluster."
+)
 
 
 def host_name() -> str:
@@ -57,12 +60,19 @@ def join_cluster(folder: Path, token: Token, name: str, settings: Settings) -> M
         transport.close()
 
 
-def check_same_cluster(folder: Path, known: Membership, token: Token) -> None:
-    """Raises InvalidUsage where the token is another tracker's."""
+def check_same_cluster(folder: Path, known: Membership, token: Token, allow_plain: bool) -> None:
+    """Raises InvalidUsage where the token is another tracker's, or asks a home that encrypts to
+    stop it: in plain transport whoever answers could be anybody, and a token is easily forged."""
+    where = ", ".join(known.tracker)
     if known.tracker_key != token.tracker_key.hex():
         raise InvalidUsage(
-            f"{folder} belongs to another cluster (tracker at {', '.join(known.tracker)});"
-            " join with another --home"
+            f"{folder} belongs to another cluster (tracker at {where}); join with another --home"
+        )
+    if (known.transport, token.transport) == ("curve", "plain") and not allow_plain:
+        raise InvalidUsage(
+            f"this token is for plain transport, and {folder} joined its cluster (tracker at {where}) with"
+            " encryption; nothing was changed. If whoever runs the tracker says that it is plain now, add"
+            " --allow-plain"
         )
 
 
@@ -73,10 +83,11 @@ def check_same_cluster(folder: Path, known: Membership, token: Token) -> None:
 @click.argument("token")
 @click.option("--name", metavar="NAME", help="How this member is called; else after the PC.")
 @new_key_option
+@allow_plain_option
 @json_option
 @everywhere()
 @pass_invocation
-def join(invocation: Invocation, token: str, name: str | None, new_key: bool) -> None:
+def join(invocation: Invocation, token: str, name: str | None, new_key: bool, allow_plain: bool) -> None:
     """Make this home's commands a member of a cluster.
 
     TOKEN is what `zchunk token` prints on the tracker's PC. Give - to be asked for it (or to
@@ -90,7 +101,7 @@ def join(invocation: Invocation, token: str, name: str | None, new_key: bool) ->
     folder = invocation.home / "client"
     known = find(folder)
     if known is not None:
-        check_same_cluster(folder, known, parsed)
+        check_same_cluster(folder, known, parsed, allow_plain)
     if new_key:
         forget_key(folder)
     # The plain name of the PC is left to its node.

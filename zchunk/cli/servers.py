@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +24,22 @@ from zchunk.cli.common import (
     set_up_logs,
     token_text,
 )
-from zchunk.cli.members import check_same_cluster, host_name, join_cluster, new_key_option
+from zchunk.cli.members import (
+    allow_plain_option,
+    check_same_cluster,
+    host_name,
+    join_cluster,
+    new_key_option,
+)
 from zchunk.cli.output import announce
-from zchunk.errors import InvalidUsage, NotJoined, TokenRefused, TrackerUnreachable
+from zchunk.errors import (
+    InvalidUsage,
+    NotJoined,
+    TokenRefused,
+    TrackerUnreachable,
+    TransportMismatch,
+    WrongServer,
+)
 
 if TYPE_CHECKING:
     from zchunk.config import Settings
@@ -172,6 +184,7 @@ def _show_first_token(running: Tracker) -> None:
 @click.option("--capacity", callback=as_size, metavar="SIZE", help="At most so much for chunks, like 20GB.")
 @click.option("--advertise", metavar="ADDR", multiple=True, help="An address that others reach this PC by.")
 @new_key_option
+@allow_plain_option
 @click.option("--no-web", is_flag=True, expose_value=False, help="No web page (this release has none).")
 @everywhere()
 @pass_invocation
@@ -183,6 +196,7 @@ def node(
     capacity: int | None,
     advertise: tuple[str, ...],
     new_key: bool,
+    allow_plain: bool,
 ) -> None:
     """Run a node, in the foreground: this PC holds chunks.
 
@@ -199,7 +213,11 @@ def node(
     given = {"bind": bind, "capacity": capacity, "advertise": advertise}
     kept = options.load(folder, given)
     settings = invocation.settings({"node": {**given, "name": name}}, {"node": kept})
-    membership = _membership(folder, token, settings, new_key)
+    membership = (
+        _remembered(folder, new_key)
+        if token is None
+        else _joined(folder, _node_token(token), settings, new_key, allow_plain)
+    )
     if name is not None and name != membership.name:
         raise InvalidUsage(
             f"this node is called {membership.name} since it joined; to call it {name},"
@@ -218,38 +236,13 @@ def node(
     log.info("the node has stopped; requests refused: %d", process.parts.service.refused)
 
 
-def _membership(folder: Path, argument: str | None, settings: Settings, new_key: bool) -> Membership:
-    """Who this node is; joins where it is nobody yet and has a token."""
-    from zchunk.node.membership import find, forget_key, load, save
-    from zchunk.transport.auth import parse_token
+def _remembered(folder: Path, new_key: bool) -> Membership:
+    """Who this node is since it joined."""
+    from zchunk.node.membership import load
 
-    if argument is None:
-        return _remembered(folder, load(folder), new_key)
-    token = parse_token(token_text(argument))
-    if token.role != "node":
-        raise TokenRefused(
-            f"this token makes a {token.role}, and a node needs one for nodes:"
-            " `zchunk token --role node` on the tracker's PC prints one"
-        )
-    known = find(folder)
-    if known is not None:
-        check_same_cluster(folder, known, token)
-    if new_key:
-        forget_key(folder)
-    if known is None or new_key:
-        return join_cluster(folder, token, settings.node.name or host_name(), settings)
-    known = _join_again(folder, token, known, settings)
-    if (token.addresses, token.transport) != (known.tracker, known.transport):
-        known = replace(known, tracker=token.addresses, transport=token.transport)
-        save(folder, known)
-        say(f"the tracker is now at {', '.join(known.tracker)}, by {known.transport} transport")
-    say(f"{folder} is a member of this cluster already, as {known.name}")
-    return known
-
-
-def _remembered(folder: Path, known: Membership | None, new_key: bool) -> Membership:
     if new_key:
         raise InvalidUsage("--new-key makes another member: give a new token with it, by --join")
+    known = load(folder)
     if known is None:
         raise NotJoined(
             f"{folder} has not joined a cluster; start it once with `zchunk node --join -`"
@@ -258,14 +251,47 @@ def _remembered(folder: Path, known: Membership | None, new_key: bool) -> Member
     return known
 
 
+def _node_token(argument: str) -> Token:
+    from zchunk.transport.auth import parse_token
+
+    token = parse_token(token_text(argument))
+    if token.role != "node":
+        raise TokenRefused(
+            f"this token makes a {token.role}, and a node needs one for nodes:"
+            " `zchunk token --role node` on the tracker's PC prints one"
+        )
+    return token
+
+
+def _joined(folder: Path, token: Token, settings: Settings, new_key: bool, allow_plain: bool) -> Membership:
+    """Who this node is with that token; joins where it is nobody yet."""
+    from zchunk.node.membership import find, forget_key
+
+    known = find(folder)
+    if known is not None:
+        check_same_cluster(folder, known, token, allow_plain)
+    if new_key:
+        forget_key(folder)
+    if known is None or new_key:
+        return join_cluster(folder, token, settings.node.name or host_name(), settings)
+    return _join_again(folder, token, known, settings)
+
+
 def _join_again(folder: Path, token: Token, known: Membership, settings: Settings) -> Membership:
-    """Nothing changes for a member; a tracker whose list was lost knows it again. One that
-    does not answer, or a token from a year ago in a start script, stop no node."""
+    """Nothing changes for a member, but where its tracker is, once that tracker has answered there; one
+    whose list was lost knows it again. One that does not answer, or a token from a year ago in a
+    start script, changes nothing, and stops no node."""
+    where = ", ".join(known.tracker)
     try:
-        return join_cluster(folder, token, known.name, settings)
-    except (TrackerUnreachable, TokenRefused) as error:
-        log.info("not joined anew: %s", error.message)
+        joined = join_cluster(folder, token, known.name, settings)
+    except (TrackerUnreachable, TokenRefused, WrongServer, TransportMismatch) as error:
+        say(f"not joined anew, and nothing was changed: {error.message}")
+        say(f"this node goes on as {known.name}, with its tracker at {where}")
         return known
+    if (joined.tracker, joined.transport) != (known.tracker, known.transport):
+        say(f"the tracker is now at {', '.join(joined.tracker)}, by {joined.transport} transport")
+    say(f"{folder} is a member of this cluster already, as {joined.name}")
+    return joined
 
 
 def _serve_node(process: NodeProcess, membership: Membership, settings: Settings, home: Path) -> None:
