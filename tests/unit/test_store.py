@@ -226,7 +226,7 @@ def set_version(path: str, version: str) -> None:
 def test_a_newer_schema_is_refused_with_both_versions(path: str) -> None:
     TrackerStore.open(path, ManualClock()).close()
     set_version(path, "99")
-    with pytest.raises(UnsupportedVersion, match=r"version 99, .* up to 2; upgrade zchunk"):
+    with pytest.raises(UnsupportedVersion, match=r"version 99, .* up to 3; upgrade zchunk"):
         TrackerStore.open(path, ManualClock())
 
 
@@ -776,9 +776,10 @@ def put(store: TrackerStore, name: str, chunk: int, now_ms: int) -> FileRecord:
 
 
 def test_a_name_means_its_newest_file(store: TrackerStore) -> None:
+    """The one that was committed last, though the clock had been set back by then."""
     put(store, "f", 1, 30)
-    newest = put(store, "f", 2, 40)
-    put(store, "f", 3, 20)
+    put(store, "f", 2, 40)
+    newest = put(store, "f", 3, 20)
     put(store, "other", 4, 50)
     assert store.resolve("f", unique=False) == newest
 
@@ -956,9 +957,10 @@ def test_files_on_a_peer(store: TrackerStore) -> None:
 
 
 def test_the_listing_is_newest_first_and_paged(store: TrackerStore) -> None:
-    times = [10, 30, 20, 30, 30]
+    """By what was committed later; the clock was set back in between."""
+    times = [10, 30, 20, 30, 5]
     records = [put(store, f"f{number}", number, time) for number, time in enumerate(times)]
-    expected = [records[4], records[3], records[1], records[2], records[0]]
+    expected = records[::-1]
     assert store.list_files("") == (expected, "")
     assert store.list_files("", limit=5) == (expected, "")
     seen, page = store.list_files("", limit=2)
@@ -977,7 +979,7 @@ def test_pages_do_not_shift_when_files_come_and_go(store: TrackerStore) -> None:
     assert store.list_files(page, limit=2) == ([records[1], records[0]], "")
 
 
-@pytest.mark.parametrize("page", ["x", "1", "1-", "-1", "1-2-3", "1-x", "9" * 30 + "-" + "9" * 30, "0" * 200])
+@pytest.mark.parametrize("page", ["x", "1-", "-1", "1-2", "1x", "9" * 20, "\u0661", "0" * 200])
 def test_a_page_of_somebody_elses_making_is_refused(store: TrackerStore, page: str) -> None:
     with pytest.raises(MalformedMessage):
         store.list_files(page)
@@ -985,7 +987,7 @@ def test_a_page_of_somebody_elses_making_is_refused(store: TrackerStore, page: s
 
 def test_a_page_beyond_all_numbers_is_harmless(store: TrackerStore) -> None:
     record = put(store, "f", 1, 30)
-    assert store.list_files("9" * 25 + "-1") == ([record], "")
+    assert store.list_files("9" * 19) == ([record], "")
 
 
 # -- removal, release -----------------------------------------------------------------------
@@ -1319,7 +1321,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def files_are_found_as_committed(self) -> None:
-        newest_first = sorted(self.model.files.items(), key=lambda item: item[1][2:], reverse=True)
+        newest_first = sorted(self.model.files.items(), key=lambda item: item[1][3], reverse=True)
         expected = [file_id for file_id, _ in newest_first]
         assert [record.file_id for record in self.store.list_files("")[0]] == expected
         assert self.store.commit_number == self.model.commit_number

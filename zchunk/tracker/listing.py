@@ -105,11 +105,12 @@ class Listing:
         return [file_id for file_id in file_ids if file_id not in known]
 
     def _query(self, condition: Any) -> Any:
-        """Newest first; what `_record` takes, and commit_number. Not the manifest: it is big."""
+        """Newest first, which the commit number tells: a clock may be set back. What `_record`
+        takes, and commit_number; not the manifest, which is big."""
         file = self._m.File
         fields = [getattr(file, name) for name in FileRecord.__struct_fields__]
         query = file.select(*fields, file.commit_number).where(condition)
-        return query.order_by(file.created_at_ms.desc(), file.commit_number.desc())
+        return query.order_by(file.commit_number.desc())
 
     # -- many -----------------------------------------------------------------------------
 
@@ -118,11 +119,9 @@ class Listing:
         file = self._m.File
         after: Any = file.id.is_null(False)
         if page:
-            created, number = _parse_page(page)
-            same = (file.created_at_ms == created) & (file.commit_number < number)
-            after = (file.created_at_ms < created) | same
+            after = file.commit_number < _parse_page(page)
         rows = self._database.all(self._query(after).limit(limit + 1))
-        more = f"{rows[limit - 1][-2]}-{rows[limit - 1][-1]}" if len(rows) > limit else ""
+        more = str(rows[limit - 1][-1]) if len(rows) > limit else ""
         return [_record(row) for row in rows[:limit]], more
 
     def files_of(self, hashes: Iterable[bytes]) -> list[str]:
@@ -252,11 +251,11 @@ def _only(found: Sequence[FileRecord], asked: str, what: str) -> FileRecord:
     )
 
 
-def _parse_page(page: str) -> tuple[int, int]:
-    created, _, number = page.partition("-")
-    if not (created.isdecimal() and number.isdecimal() and len(page) <= 38):
+def _parse_page(page: str) -> int:
+    """The commit number of the last file of the page before."""
+    if not (page.isascii() and page.isdecimal() and len(page) <= 19):
         raise MalformedMessage(f"{shown(page)} is no page of the listing; start again from the first")
-    return min(int(created), MAX_NUMBER), min(int(number), MAX_NUMBER)
+    return min(int(page), MAX_NUMBER)
 
 
 def shown(text: str) -> str:

@@ -22,7 +22,7 @@ from zchunk.errors import StorageFailure, UnsupportedVersion
 from zchunk.tracker.upgrades import UPGRADES, Step
 
 #: Raise it with every change of a table, and add the step to `upgrades.py`.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _OF_CHUNK = peewee.SQL('REFERENCES "Chunk" ("id")')
 _OF_FILE = peewee.SQL('REFERENCES "File" ("id")')
@@ -66,7 +66,8 @@ class Peer(Table):
 
 
 class File(Table):
-    """A committed, so visible, file. `commit_number` is unique: each commit raises it."""
+    """A committed, so visible, file. `commit_number` is unique: each commit raises it, so that it
+    tells which file is newer, whatever the clock said (`created_at_ms`)."""
 
     id = peewee.AutoField()
     file_id = peewee.CharField(max_length=64, unique=True)
@@ -81,11 +82,8 @@ class File(Table):
     minimum_peers_required = peewee.IntegerField()
     min_peers = peewee.IntegerField()
     created_at_ms = peewee.BigIntegerField()
-    commit_number = peewee.BigIntegerField()
+    commit_number = peewee.BigIntegerField(index=True)
     manifest = peewee.BlobField()
-
-    class Meta:
-        indexes = ((("created_at_ms", "commit_number"), False),)
 
 
 class Chunk(Table):

@@ -61,5 +61,17 @@ def _number_chunks(database: Any) -> None:
         database.execute_sql(statement)
 
 
+#: Files are listed by their commit number, no longer by the time of their commit.
+_LIST_BY_COMMIT = """
+    DROP INDEX "file_created_at_ms_commit_number";
+    CREATE INDEX "file_commit_number" ON "File" ("commit_number")
+"""
+
+
+def _list_by_commit(database: Any) -> None:
+    for statement in _LIST_BY_COMMIT.split(";"):
+        database.execute_sql(statement)
+
+
 #: version -> what turns the tables of the version before into that one.
-UPGRADES: Mapping[int, Step] = {2: _number_chunks}
+UPGRADES: Mapping[int, Step] = {2: _number_chunks, 3: _list_by_commit}
