@@ -16,6 +16,7 @@ from tests.integration.cluster import PATIENCE_S, Cluster, make_file
 from tests.integration.raw import Keys, Line, keys_in, keys_of, new_keys
 from tests.waiting import wait_for
 from zchunk.clock import SystemClock
+from zchunk.tracker.commanddoor import members_changed
 from zchunk.tracker.membership import Membership
 
 DOORS = ("tracker", "events", "node")
@@ -65,6 +66,7 @@ def set_revoked(cluster: Cluster, peer_id: str, revoked: bool) -> None:
         listed.revoke(peer_id)
     else:
         listed.allow(peer_id)
+    members_changed(cluster.tracker.home / "tracker", PATIENCE_S)
 
 
 def expired_token(cluster: Cluster) -> Keys:

@@ -334,7 +334,7 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
 #: between nodes, clients and commands; the tracker does not answer them
 NOT_THE_TRACKERS = {
     *("get_block", "acknowledge", "offer", "put_block", "put_manifest", "conclude"),
-    "steer_job",
+    *("steer_job", "members_changed"),
 }
 
 
@@ -1332,10 +1332,11 @@ def test_a_revoked_member_is_refused_within_a_tick_though_it_was_up(cluster: Clu
 
 
 def changed(cluster: Cluster, change: Callable[[Membership], object]) -> list[str]:
-    """Another process changes the list; what the core does in the next quarter of a second."""
+    """Another process changes the list, and says so; what the core does."""
     cluster.log.clear()
     change(Membership(cluster.membership._path, cluster.clock))
-    cluster.advance(0.3)
+    cluster.perform(cluster.core.members_changed(read(cluster.clock)))
+    cluster.work()
     return [what for what in cluster.log if what != "work"]
 
 
@@ -1397,7 +1398,7 @@ def test_a_list_that_was_put_in_anothers_place_cuts_off_whom_it_lacks(
     for name in ("B", "C", "client", "observer"):
         other.add_member(key(name), name, ROLES[name])
     (tmp_path / "other.json").replace(cluster.membership._path)
-    cluster.advance(0.3)
+    cluster.advance(1.0)  # nobody has said so: at the next tick
     assert cluster.cut_off == [peer_id("A")]
     assert cluster.refused("A", beat()) == "not_allowed"
 
@@ -1405,7 +1406,9 @@ def test_a_list_that_was_put_in_anothers_place_cuts_off_whom_it_lacks(
 def test_a_list_that_cannot_be_read_cuts_nobody_off(cluster: Cluster) -> None:
     cluster.up("A", "B")
     cluster.membership._path.write_bytes(b"{")
-    cluster.advance(0.5)
+    with pytest.raises(StorageFailure):
+        cluster.core.members_changed(read(cluster.clock))
+    cluster.advance(1.0)
     assert cluster.cut_off == []
     assert isinstance(cluster.ask("A", beat()), Beat)
 

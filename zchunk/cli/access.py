@@ -43,6 +43,15 @@ def tracker_here(invocation: Invocation) -> TrackerFiles:
     return files
 
 
+def in_force(invocation: Invocation) -> None:
+    """What was changed in the list of members counts at the running tracker, too, when this returns.
+    Raises as `commanddoor.members_changed` does."""
+    from zchunk.tracker.commanddoor import members_changed
+
+    timeout_s = invocation.settings().client.tracker_timeout_s
+    members_changed(tracker_here(invocation).folder, timeout_s)
+
+
 def members_here(invocation: Invocation) -> Membership:
     """The allow list of the tracker of this home. Raises NotFound where there is none."""
     from zchunk.clock import SystemClock
@@ -93,6 +102,7 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
         if not yes and not agreed(f"Cut {member.name} off?", default=False):
             raise Interrupted("cancelled; nothing was changed")
     member, tokens = membership.revoke(member.peer_id)
+    in_force(invocation)
     if invocation.json:
         withdrawn = [entry.key_id for entry in tokens]
         emit_json({"event": "done", **member_json(member), "tokens_withdrawn": withdrawn})
@@ -160,6 +170,7 @@ def allow(invocation: Invocation, peer: str) -> None:
 
     membership = members_here(invocation)
     member = membership.allow(find_member(membership, peer).peer_id)
+    in_force(invocation)
     if invocation.json:
         emit_json({"event": "done", **member_json(member)})
     else:

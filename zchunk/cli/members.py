@@ -19,7 +19,7 @@ from zchunk.cli.common import (
     token_text,
 )
 from zchunk.cli.output import emit_json
-from zchunk.errors import InvalidUsage
+from zchunk.errors import InvalidUsage, TrackerUnreachable
 
 if TYPE_CHECKING:
     from zchunk.config import Settings
@@ -133,7 +133,7 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
     A node holds chunks, a client puts, gets and removes files, an observer looks.
     """
     settings = invocation.settings()
-    from zchunk.cli.access import tracker_here
+    from zchunk.cli.access import in_force, tracker_here
     from zchunk.clock import SystemClock, iso_utc
     from zchunk.tracker.server import make_token
 
@@ -145,6 +145,10 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
         once=once,
         transport=settings.security.transport,
     )
+    try:
+        in_force(invocation)
+    except TrackerUnreachable as error:  # one that goes on finds an unknown token by itself
+        say(error.message)
     if invocation.json:
         expires_at = iso_utc(made.expires_ms / 1000)
         emit_json(

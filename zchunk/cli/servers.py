@@ -122,6 +122,7 @@ def _serve_tracker(running: Tracker, home: Path) -> None:
         ended.set()
 
     StopSignal(ended)
+    running.listen_to_commands()
     thread = LoopThread(running.loop, on_failure)
     thread.start()
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zchunk.cli import render
-from zchunk.cli.access import members_here
+from zchunk.cli.access import in_force, members_here
 from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation, say
 from zchunk.cli.output import emit_json
 from zchunk.errors import InvalidUsage
@@ -56,6 +56,7 @@ def withdraw(invocation: Invocation, token_id: str | None, everything: bool) -> 
     membership = members_here(invocation)
     meant = list(membership.tokens) if token_id is None else [find_token(membership, token_id).key_id]
     withdrawn = membership.withdraw(meant)
+    in_force(invocation)
     if invocation.json:
         listed = [token_json(membership, entry) for entry in withdrawn]
         emit_json({"event": "done", "tokens": listed})

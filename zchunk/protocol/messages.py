@@ -238,6 +238,14 @@ class Join(Request, frozen=True):
     name: Label
 
 
+class MembersChanged(Request, frozen=True):
+    """A command on the tracker's home has changed the list of members there. Answered when that is
+    in force. It comes by a Unix socket in that home; sockets of the network do not know it."""
+
+    TYPE: ClassVar[str] = "members_changed"
+    REPLY: ClassVar[type[Message]] = Ok
+
+
 class Members(Message, frozen=True):
     """A page of the allow list, by peer id; ask again with `next_page` unless it is ""."""
 

@@ -1,7 +1,4 @@
-"""What is decided on the tracker's home about its members, whether the tracker runs or not.
-
-A running tracker sees the changed allow list within a quarter of a second.
-"""
+"""What is decided on the tracker's home about its members, whether the tracker runs or not."""
 
 from __future__ import annotations
 

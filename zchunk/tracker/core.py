@@ -113,8 +113,6 @@ HISTORY = 10_000
 #: Events in one answer.
 _EVENTS_PAGE = 500
 _TICK_S = 1.0
-#: `zchunk peers revoke` changes the allow list's file; so often the tracker looks at it.
-_MEMBERS_S = 0.25
 _MEMBERS_PAGE = 1_000
 #: A commit waits so long for nodes whose `stored` is still on its way.
 _COMMIT_PATIENCE_S = 5.0
@@ -196,7 +194,6 @@ class TrackerCore:
         self._parked: dict[tuple[str, str], _ParkedCommit] = {}
         self._commits = 0
         self._next_tick = now.mono
-        self._members_at = now.mono
         self._members_problem = ""
         self._join_limit = JoinLimit()
         for peer in peers:
@@ -249,32 +246,36 @@ class TrackerCore:
             if parked.deadline <= now.mono:
                 del self._parked[key]
                 actions.append(self._commit_work(parked.ask, now.mono, parked.number))
-        if self._members_at <= now.mono:
-            self._members_at = now.mono + _MEMBERS_S
-            self._refresh_members()
-            actions += [*self._members_changed(now), *self._tokens_changed()]
         if self._next_tick <= now.mono:
             self._next_tick = now.mono + _TICK_S
+            actions += self._look_at_members(now)
             actions.append(Publish(self._event("tick", {}, self.seq, now)))
         # Behind the changes of peers, which the store keeps and tells of first.
         return actions + self._count_copies(now)
 
-    def _refresh_members(self) -> None:
-        """Another process may have changed the list; one that cannot be read changes nothing."""
+    def members_changed(self, now: Now) -> list[Action]:
+        """Another process has changed the list: what follows of that. Raises what keeps it from being
+        read; it stays as it was then."""
+        self._membership.refresh()
+        return [*self._members_changed(now), *self._tokens_changed()]
+
+    def _look_at_members(self, now: Now) -> list[Action]:
+        """Commands say what they change (`members_changed`); a file may be put back by hand."""
         try:
-            self._membership.refresh()
+            actions = self.members_changed(now)
         except ZchunkError as error:
             known, self._members_problem = self._members_problem, error.message
             if error.message != known:
                 log.warning("the allow list stays as it was: %s", error.message)
-        else:
-            self._members_problem = ""
+            return []
+        self._members_problem = ""
+        return actions
 
     def connection_gone(self, connection: bytes, now: Now) -> list[Action]:
         return self._changed(self._liveness.connection_gone(connection, now.mono), now)
 
     def deadline(self) -> float:
-        times = [self._next_tick, self._members_at, self._liveness.deadline(), self._health.deadline()]
+        times = [self._next_tick, self._liveness.deadline(), self._health.deadline()]
         times += [parked.deadline for parked in self._parked.values()]
         return min(t for t in times if t is not None)
 

@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,15 @@ from zchunk import addresses, disk, jsonfiles
 from zchunk.clock import Clock, Now, read
 from zchunk.config import Settings
 from zchunk.disconnects import Disconnects
-from zchunk.errors import AlreadyRunning, InvalidUsage, NotAllowed, NotFound, StorageFailure, ZchunkError
+from zchunk.errors import (
+    AlreadyRunning,
+    InvalidUsage,
+    NotAllowed,
+    NotFound,
+    StorageFailure,
+    UnknownMessage,
+    ZchunkError,
+)
 from zchunk.homestate import HomeState, is_there
 from zchunk.interfaces import interface_addresses
 from zchunk.knocks import Knocks
@@ -26,8 +35,9 @@ from zchunk.loop import Loop, contained
 from zchunk.misuse import Misuse
 from zchunk.outstanding import Outstanding, Ticket
 from zchunk.protocol import wire
-from zchunk.protocol.messages import ErrorReply
+from zchunk.protocol.messages import ErrorReply, MembersChanged, Message, Ok
 from zchunk.refusals import Refusals
+from zchunk.tracker import commanddoor
 from zchunk.tracker import gate as gates
 from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
 from zchunk.tracker.core import Timing, TrackerCore
@@ -42,6 +52,7 @@ from zchunk.transport.base import (
     Gate,
     Knock,
     Received,
+    Socket,
     SocketOptions,
     Suspects,
     Transport,
@@ -263,6 +274,23 @@ class TrackerServer:
         """Requests that could not be read, or were answered with an error."""
         return self._refusals.count
 
+    def listen_to_commands(self, door: Socket) -> None:
+        """`door` is a Unix socket in the tracker's home (commanddoor.py)."""
+        self._loop.add_socket(door, partial(self._on_command, door))
+
+    def _on_command(self, door: Socket, received: Arrival) -> None:
+        if not isinstance(received, Received):
+            return
+        envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
+        answer: Message = Ok()
+        try:
+            if not isinstance(envelope.message, MembersChanged):
+                raise UnknownMessage(f"{envelope.message.TYPE!r} is nothing that a command says here")
+            self._perform(self.core.members_changed(self._now()))
+        except ZchunkError as error:
+            answer = wire.error_reply(error)
+        door.send(wire.encode(answer, envelope.request_id), received.connection)
+
     def deadline(self) -> float | None:
         return self.core.deadline()
 
@@ -418,6 +446,13 @@ class Tracker:
         # A router hands on the events' port as far from the other as it is bound here.
         moved = [addresses.HostPort(there.host, there.port + at.port - control.port) for there in told]
         return addresses.for_token(at.host, at.port, [str(there) for there in moved], interface_addresses())
+
+    def listen_to_commands(self) -> None:
+        """Before the loop runs: what commands on this home change is in force at once."""
+        try:
+            self.server.listen_to_commands(commanddoor.open_door(self.files.folder))
+        except (OSError, ZchunkError) as error:
+            log.warning("what commands change here is in force within a second, not at once: %s", error)
 
     def prove_closed(self) -> None:
         """Once the loop runs: no stranger comes in. Raises OpenDoor."""
