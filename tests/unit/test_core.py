@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from tests.strategies import simplest
 from zchunk.clock import ManualClock, Now, read
-from zchunk.errors import StorageFailure, ZchunkError
+from zchunk.errors import Busy, NoSpace, StorageFailure, ZchunkError
 from zchunk.hashing import inventory_digest
 from zchunk.manifest import MAX_NEW_CHUNKS, ChunkRow, Manifest
 from zchunk.node.located import location
@@ -1025,6 +1025,58 @@ def test_a_node_may_delete_only_what_no_file_names(cluster: Cluster) -> None:
     assert bytes(reply.hashes) == joined([5])
     assert reply.store_id == cluster.store.store_id
     assert cluster.store.inventory_summary(peer_id("A"))[0] == 1
+
+
+# -- the tracker's own disk ----------------------------------------------------------------------
+
+
+FULL = NoSpace("no space on the disk of /srv/tracker.sqlite", path="/srv/tracker.sqlite")
+
+
+def told(cluster: Cluster, name: str, error: ZchunkError | None) -> None:
+    """A node says what it stored; the tracker's store fails with that meanwhile."""
+    cluster.failure = error
+    cluster.ask(name, Stored(upload_id=UPLOAD, hashes=joined([1, 2])))
+    cluster.failure = None
+
+
+def test_a_commit_whose_copies_could_not_be_noted_ends_with_the_cause(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    told(cluster, "A", FULL)
+    reply = cluster.ask("client", commit(make_file(), min_peers=1, distribute=False))
+    assert (reply.code, reply.details) == ("no_space", {}), "at once, not as copies that nobody has"
+    assert "tracker's disk" in reply.message
+    assert "/srv" not in reply.message
+    told(cluster, "A", None)
+    assert isinstance(cluster.ask("client", commit(make_file(), min_peers=1, distribute=False)), Committed)
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_commit_waits_for_copies_that_are_told_again(cluster: Cluster, ends_well: bool) -> None:
+    """The database was locked for a moment, or longer."""
+    cluster.up("A", "B")
+    told(cluster, "A", Busy("/srv/tracker.sqlite is locked", path="/srv/tracker.sqlite"))
+    asked = cluster.send("client", commit(make_file(), min_peers=1, distribute=False))
+    cluster.work()
+    assert cluster.answer("client", asked) is None
+    if ends_well:
+        told(cluster, "A", None)
+        assert isinstance(cluster.answer("client", asked), Committed)
+    else:
+        for _ in range(6):
+            cluster.advance(1.0)
+            cluster.ask("A", beat())
+        assert cluster.answer("client", asked).code == "busy"  # type: ignore[union-attr]
+
+
+def test_an_upload_is_not_begun_on_a_full_disk(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise FULL
+
+    cluster.up("A", "B")
+    monkeypatch.setattr(cluster.store, "check_space", refuse)
+    reply = cluster.ask("client", plan())
+    assert (reply.code, "/srv" in reply.message) == ("no_space", False)
 
 
 def test_the_welcome_names_the_newest_commit(cluster: Cluster) -> None:

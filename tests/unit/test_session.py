@@ -23,6 +23,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.node.session import (
+    BUSY_S,
     RESEND_S,
     Action,
     AskHello,
@@ -165,6 +166,23 @@ def test_an_error_reply_is_an_outcome_with_the_error_it_stands_for() -> None:
     assert outcome.reply is None
     assert isinstance(outcome.error, NotFound)
     assert outcome.error.message == "no such file"
+
+
+def test_one_that_the_tracker_is_too_busy_for_is_asked_again_and_ends_with_that_if_it_stays_so() -> None:
+    session = following()
+    request_id, _ = session.request(ASK, 5.0, 0.0)
+    for at in (0.0, 1.0):
+        assert session.reply(request_id, error_reply(Busy("come again")), at) == []
+        assert sends(session.on_time(at + BUSY_S / 2), ListFiles) == []
+        assert session.deadline() is not None
+        assert sends(session.on_time(at + BUSY_S), ListFiles) == [Send(request_id, ASK)]
+    other, _ = session.request(ASK, 5.0, 2.0)
+    session.reply(other, error_reply(Busy("come again")), 2.0)
+    assert session.reply(other, Ok(), 2.5) == [Outcome(other, Ok(), None)]
+    (outcome,) = [a for a in session.on_time(5.0) if isinstance(a, Outcome)]
+    assert outcome.request_id == request_id
+    assert isinstance(outcome.error, Busy)
+    assert outcome.error.message == "come again"
 
 
 def test_an_unanswered_request_is_sent_again_and_ends_at_its_deadline() -> None:

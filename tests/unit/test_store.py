@@ -196,7 +196,7 @@ def test_a_file_that_is_no_database_is_a_storage_failure_and_stays(tmp_path: Pat
     path = tmp_path / "t.sqlite"
     path.write_bytes(b"not a database at all, but long enough to be taken for one" * 100)
     before = path.read_bytes()
-    with pytest.raises(StorageFailure, match=r"tracker rebuild"):
+    with pytest.raises(StorageFailure, match=r"damaged"):
         TrackerStore.open(str(path), ManualClock())
     assert path.read_bytes() == before
 

@@ -17,6 +17,7 @@ from random import Random
 from msgspec.structs import replace
 
 from zchunk.errors import (
+    Busy,
     HelloFirst,
     NameTaken,
     NotAllowed,
@@ -42,6 +43,8 @@ from zchunk.protocol.wire import raised
 
 #: An unanswered request is sent again this often: requests are idempotent.
 RESEND_S = 2.0
+#: One that the tracker was too busy for, so much later.
+BUSY_S = 0.5
 #: A heartbeat's answer may overtake the event it counts; so long it may.
 _EVENT_GRACE_S = 0.1
 #: All subscribers meet the same gap: they ask for snapshots spread over this time.
@@ -140,6 +143,8 @@ class _Outstanding:
     deadline: float
     resend_at: float
     internal: bool
+    #: what the tracker said of it last, if it was too busy
+    busy: Busy | None = None
 
 
 class Session:
@@ -246,6 +251,10 @@ class Session:
         if pending is None:
             return actions
         error = raised(message) if isinstance(message, ErrorReply) else None
+        if not pending.internal and isinstance(error, Busy):
+            pending.busy, pending.resend_at = error, now + BUSY_S
+            self._requests[request_id] = pending  # it ends with that only where it stays so
+            return actions
         if not pending.internal:
             return [*actions, Outcome(request_id, None if error else message, error)]
         return actions + self._internal_reply(pending.message, message, error, now)
@@ -297,7 +306,7 @@ class Session:
             del self._requests[request_id]
             error = TrackerUnreachable(f"the tracker at {self.where} does not answer; is it running?")
             if not pending.internal:
-                actions.append(Outcome(request_id, None, error))
+                actions.append(Outcome(request_id, None, pending.busy or error))
             else:
                 actions += self._internal_reply(pending.message, None, error, now)
         return actions

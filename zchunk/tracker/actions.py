@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zchunk.clock import Now
-from zchunk.errors import ZchunkError
+from zchunk.errors import Busy, NoSpace, StorageFailure, ZchunkError
 from zchunk.protocol.messages import Event, Message
 from zchunk.protocol.wire import error_reply
 from zchunk.tracker.store import TrackerStore
@@ -66,4 +66,21 @@ class Ask:
         return [Reply(self.sender.connection, self.request_id, message)]
 
     def refuse(self, error: ZchunkError) -> list[Action]:
-        return self.reply(error_reply(error))
+        return self.reply(error_reply(told_abroad(error)))
+
+
+def is_own(error: ZchunkError) -> bool:
+    """Whether it is of a file or database of the tracker's own: it names its path."""
+    return "path" in error.details
+
+
+def told_abroad(error: ZchunkError) -> ZchunkError:
+    """What a member is told of such an error: no path that it would take for one of its own PC, and
+    no reason to end that is not its own (`not_allowed` ends a node)."""
+    if not is_own(error):
+        return error
+    if isinstance(error, NoSpace):
+        return NoSpace("no space on the tracker's disk: free some space on the tracker's PC, then try again")
+    if isinstance(error, Busy):
+        return Busy("another program uses the tracker's files; try again in a moment")
+    return StorageFailure("the tracker cannot read or write its own files; its log says why")

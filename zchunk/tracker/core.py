@@ -27,6 +27,7 @@ from zchunk.errors import (
     HelloFirst,
     InvalidUsage,
     MalformedMessage,
+    NoSpace,
     NotAllowed,
     NotYetStored,
     UnknownMessage,
@@ -88,7 +89,7 @@ from zchunk.protocol.messages import (
     Welcome,
     Whole,
 )
-from zchunk.tracker.actions import Action, Ask, CutOff, Publish, Sender, Work
+from zchunk.tracker.actions import Action, Ask, CutOff, Publish, Sender, Work, is_own
 from zchunk.tracker.health import Counted, FileHealth
 from zchunk.tracker.joinlimit import JoinLimit
 from zchunk.tracker.liveness import Change, Life, Liveness
@@ -190,6 +191,8 @@ class TrackerCore:
         self._reservations = Reservations()
         self._health = FileHealth(first_at=now.mono + timing.lease_s)
         self._corrupt = CorruptReports()
+        #: why what nodes told last could not be stored; None where it could
+        self._store_problem: ZchunkError | None = None
         #: (who, upload id) -> a commit that waits for copies
         self._parked: dict[tuple[str, str], _ParkedCommit] = {}
         self._commits = 0
@@ -638,7 +641,8 @@ class TrackerCore:
         taken = self._reservations.taken(plan.upload_id)
         loads = dict(self._loads)
 
-        def run(_: TrackerStore) -> tuple[Planned, dict[str, int]]:
+        def run(store: TrackerStore) -> tuple[Planned, dict[str, int]]:
+            store.check_space()  # what could not be committed is not begun
             return make_plan(plan, online, taken, loads)
 
         def then(result: tuple[Planned, dict[str, int]], error: ZchunkError | None, now: Now) -> list[Action]:
@@ -679,6 +683,7 @@ class TrackerCore:
             return store.files_of(hashes) if added else []
 
         def then(file_ids: list[str], error: ZchunkError | None, now: Now) -> list[Action]:
+            self._store_problem = error if error is not None and is_own(error) else None
             if error is not None:
                 return ask.refuse(error)
             self._health.gained(file_ids, now.mono)
@@ -710,12 +715,16 @@ class TrackerCore:
             return record, already, store.commit_number
 
         def then(result: tuple[FileRecord, bool, int], error: ZchunkError | None, later: Now) -> list[Action]:
+            if isinstance(error, NotYetStored) and isinstance(self._store_problem, NoSpace):
+                error = self._store_problem
             if isinstance(error, NotYetStored) and later.mono < patience_ends and self._may_park(ask):
                 # Some node's `stored` is on its way here: try again when one arrives.
                 waits = self._parked.get((ask.peer_id, commit.upload_id))
                 if waits is None or waits.number < number:
                     self._parked[ask.peer_id, commit.upload_id] = _ParkedCommit(ask, patience_ends, number)
                 return []
+            if isinstance(error, NotYetStored) and self._store_problem is not None:
+                error = self._store_problem  # its nodes have told, and it could not be kept
             if error is not None:
                 return ask.refuse(error)
             record, already, self._commit_number = result

@@ -10,7 +10,8 @@ May not happen here: a statement that succeeds in a batch in which the database 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -20,9 +21,10 @@ import peewee
 from playhouse import db_url
 
 from zchunk import disk
-from zchunk.errors import ConfigError, MalformedMessage, NoSpace, StorageFailure, ZchunkError
+from zchunk.errors import Busy, ConfigError, MalformedMessage, ZchunkError
 from zchunk.homestate import is_there
 from zchunk.tracker import models
+from zchunk.tracker.databaseerrors import failure, is_full, no_space
 
 #: Parameters of one statement; 999 is the least that any SQLite takes.
 PARAMETERS = 900
@@ -37,6 +39,9 @@ _SQLITE_PRAGMAS = {
 }
 
 _MEMORY = ":memory:"
+#: While another program has the database locked it is tried so often, so far apart: for 3 s.
+_ATTEMPTS = 60
+_PAUSE_S = 0.05
 
 _T = TypeVar("_T")
 
@@ -50,6 +55,7 @@ class Database:
         #: the models of this database's tables
         self.models = models.bind(connection)
         self._where = where
+        self._attempts = _ATTEMPTS
         #: Set while a batch is doomed: the database failed in it, and may have undone
         #: the whole transaction by itself.
         self._broken: ZchunkError | None = None
@@ -58,23 +64,26 @@ class Database:
     def open(cls, path_or_url: str, now_ms: int) -> Database:
         """The database at a path (SQLite; `:memory:` too) or URL, its tables made or upgraded.
 
-        Raises StorageFailure when it cannot be read, UnsupportedVersion when a newer
+        Raises what `databaseerrors.failure` makes of its errors, UnsupportedVersion when a newer
         zchunk made it, ConfigError for a URL that is none or needs a missing driver.
         """
         connection, where = _connection(path_or_url, _SQLITE_PRAGMAS)
-        if (path := _file_of(connection)) is not None:
+        if (path := file_of(connection)) is not None:
             with disk.storage_errors(path, "making the folder of"):
                 path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with _driver(where):
                 database = cls(connection, where)
-                with database.reading():
-                    connection.connect()
-                    models.prepare(database.models, now_ms)
+                database.again(lambda: database._begin(now_ms))
         except ZchunkError:
             connection.close()
             raise
         return database
+
+    def _begin(self, now_ms: int) -> None:
+        with self.reading():
+            self.connection.connect(reuse_if_open=True)
+            models.prepare(self.models, now_ms)
 
     @classmethod
     def absence(cls, path_or_url: str) -> str | None:
@@ -83,23 +92,53 @@ class Database:
         connection, where = _connection(path_or_url, {})
         if connection.database == _MEMORY:
             return None
-        if (path := _file_of(connection)) is not None and not is_there(path):
+        if (path := file_of(connection)) is not None and not is_there(path):
             return f"the tracker's database {where} is missing"
         try:
             with _driver(where):
                 database = cls(connection, where)
-                with database.reading():
-                    connection.connect()
-                    has_tables = connection.table_exists(database.models.MetaValue)
+                has_tables = database.again(database._has_tables)
         finally:
             connection.close()
         return None if has_tables else f"the tracker's database {where} is empty"
+
+    def _has_tables(self) -> bool:
+        with self.reading():
+            self.connection.connect(reuse_if_open=True)
+            return bool(self.connection.table_exists(self.models.MetaValue))
 
     def close(self) -> None:
         """Everything committed is durable already; this lets go of the file."""
         self.connection.close()
 
     # -- transactions -------------------------------------------------------------------
+
+    def again(self, run: Callable[[], _T]) -> _T:
+        """`run`, a transaction, anew for some seconds while another program has the database locked;
+        as it is within a transaction. Raises Busy where it stays so: who changes something next does
+        not wait then, until a change gets through."""
+        if self.connection.in_transaction():
+            return run()
+        before = self._changes()
+        for left in range(self._attempts - 1, -1, -1):
+            try:
+                result = run()
+                break
+            except Busy:
+                if not left:
+                    self._attempts = 1
+                    raise
+            time.sleep(_PAUSE_S)
+        if self._changes() != before:
+            self._attempts = _ATTEMPTS
+        return result
+
+    def _changes(self) -> object:
+        """Differs after a change."""
+        if self.connection.is_closed() or not isinstance(self.connection, peewee.SqliteDatabase):
+            return object()
+        connection: Any = self.connection  # peewee is untyped
+        return connection.connection().total_changes
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -118,8 +157,8 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Database errors become StorageFailure, NoSpace (retryable) or MalformedMessage (a
-        number too great for its column); one of the first two dooms the batch around it."""
+        """Database errors become what `databaseerrors.failure` makes of them, or MalformedMessage
+        (a number too great for its column); the former doom the batch around it."""
         if self._broken is not None:
             raise self._broken
         outermost = not self.connection.in_transaction()
@@ -130,7 +169,7 @@ class Database:
         except (peewee.IntegrityError, peewee.ProgrammingError):
             raise  # a bug of ours
         except (peewee.DatabaseError, peewee.InterfaceError) as error:
-            self._broken = _failure(error, self._where)
+            self._broken = failure(error, self._where, file_of(self.connection))
             raise self._broken from error
         finally:
             if outermost:
@@ -148,6 +187,18 @@ class Database:
         """One fact about the store itself, see `models.MetaValue`."""
         meta = self.models.MetaValue
         return str(self.all(meta.select(meta.value).where(meta.key == key))[0][0])
+
+    def check_space(self) -> None:
+        """Raises NoSpace where the database's disk has next to no room. Small changes may still go where
+        its files have some; of a server's disk nothing is known here."""
+        file = file_of(self.connection)
+        if file is not None and is_full(file):
+            raise no_space(self._where)
+
+    def touch(self) -> None:
+        """Writes a row as it is."""
+        meta = self.models.MetaValue
+        meta.update({meta.value: meta.value}).where(meta.key == "store_id").execute()
 
     def all(self, query: Any) -> list[Any]:
         """All rows as plain tuples: building an object for each would cost several times
@@ -201,11 +252,14 @@ def _connection(path_or_url: str, pragmas: Mapping[str, Any]) -> tuple[Any, str]
     if is_url and not scheme.startswith("sqlite"):
         return _server(path_or_url), f"{scheme}://{rest.rpartition('@')[2]}"
     path = db_url.parse(path_or_url)["database"] if is_url else path_or_url
-    connection = peewee.SqliteDatabase(path, pragmas=pragmas, thread_safe=False, check_same_thread=False)
+    # No timeout: SQLite does not wait in a transaction that has read before it writes; `again` does.
+    connection = peewee.SqliteDatabase(
+        path, pragmas=pragmas, timeout=0, thread_safe=False, check_same_thread=False
+    )
     return connection, path
 
 
-def _file_of(connection: Any) -> Path | None:
+def file_of(connection: Any) -> Path | None:
     """None where the database is no file of its own."""
     is_file = isinstance(connection, peewee.SqliteDatabase) and connection.database != _MEMORY
     return Path(connection.database) if is_file else None
@@ -230,13 +284,3 @@ def _server(url: str) -> Any:
             f"the tracker's store cannot be opened: {error} "
             "Give a path, or a URL like postgresql://user:password@host/database"
         ) from error
-
-
-def _failure(error: Exception, where: str) -> ZchunkError:
-    reason = " ".join(str(error).split())
-    if "disk is full" in reason or "No space left" in reason:
-        return NoSpace(f"the disk of the tracker's store {where} is full; free some space there")
-    return StorageFailure(
-        f"the tracker's store {where} failed: {reason}; check its disk or server. "
-        "A lost store can be made anew from the nodes by `zchunk tracker rebuild`"
-    )

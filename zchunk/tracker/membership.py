@@ -341,7 +341,8 @@ class Membership:
             try:
                 lock.acquire()
             except Timeout:
-                raise Busy(f"another process is changing {self._path}; try again in a moment") from None
+                text = f"another process is changing {self._path}; try again in a moment"
+                raise Busy(text, path=str(self._path)) from None
         try:
             yield
         finally:
@@ -363,13 +364,15 @@ class Membership:
                 data = b""
         if not data:
             raise StorageFailure(
-                f"the list of members {self._path} is gone or empty; restore it from a backup"
+                f"the list of members {self._path} is gone or empty; restore it from a backup",
+                path=str(self._path),
             )
         try:
             return _decode(data, stamp)
         except (ValueError, KeyError):
             raise StorageFailure(
-                f"{self._path} is no list of members that this zchunk can read; restore it from a backup"
+                f"{self._path} is no list of members that this zchunk can read; restore it from a backup",
+                path=str(self._path),
             ) from None
 
 

@@ -39,7 +39,7 @@ from zchunk.protocol.messages import ErrorReply, MembersChanged, Message, Ok
 from zchunk.refusals import Refusals
 from zchunk.tracker import commanddoor
 from zchunk.tracker import gate as gates
-from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
+from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work, is_own
 from zchunk.tracker.core import Timing, TrackerCore
 from zchunk.tracker.gate import admitted
 from zchunk.tracker.membership import Membership
@@ -65,6 +65,9 @@ log = logging.getLogger(__name__)
 CONTROL = SocketOptions(max_frame_bytes=wire.MAX_REQUEST_FRAME_BYTES, heartbeats=True)
 #: What comes here are subscriptions: short, and a few. A handshake is the longest frame.
 EVENTS = SocketOptions(max_frame_bytes=512, send_mark=10_000, receive_mark=16, heartbeats=True)
+
+#: A disk that stays full is told of so often.
+_PROBLEM_S = 60.0
 
 Outcome = tuple[Any, ZchunkError | None]
 
@@ -117,13 +120,20 @@ class StoreThread:
     def _run_batch(
         self, batch: list[tuple[Callable[[TrackerStore], Any], Callable[[Outcome], None]]]
     ) -> None:
-        try:
-            with self._store.batch():
-                outcomes = [_attempt(self._store, run) for run, _ in batch]
-        except ZchunkError as error:  # disk full, or broken: nothing of the batch is there
-            outcomes = [(None, error)] * len(batch)
+        outcomes = _outcomes(self._store, [run for run, _ in batch])
         for (_, done), outcome in zip(batch, outcomes, strict=True):
             self._loop.post(lambda done=done, outcome=outcome: done(outcome))  # type: ignore[misc]
+
+
+def _outcomes(store: TrackerStore, runs: Sequence[Callable[[TrackerStore], Any]]) -> list[Outcome]:
+    """Of all in one transaction. Where the database fails (its disk is full, it is locked) nothing of
+    them is there: then each by itself, since those that only read may well succeed."""
+    try:
+        return store.together(lambda: [_attempt(store, run) for run in runs])
+    except ZchunkError as error:
+        if len(runs) == 1:
+            return [(None, error)]
+        return [outcome for run in runs for outcome in _outcomes(store, [run])]
 
 
 def _weight(frames: Sequence[wire.Buffer]) -> int:
@@ -260,6 +270,8 @@ class TrackerServer:
         self._store = store
         self._refusals, self._refused_keys = Refusals(), Refusals()
         self._misuse = Misuse()
+        #: what was said last of our own files, and when it is said again
+        self._problem_told, self._problem_again = "", 0.0
         self._outstanding = Outstanding()
         self._disconnects = Disconnects(loop, router, self._gone)
         if gate is not None:
@@ -348,6 +360,13 @@ class TrackerServer:
             self._router.end(sender.peer_id)
         return cut_off
 
+    def _problem(self, error: ZchunkError) -> None:
+        """An error of our own files: those who asked are told of it without its path."""
+        now = self._now().mono
+        if error.message != self._problem_told or now >= self._problem_again:
+            log.error("%s", error.message)
+            self._problem_told, self._problem_again = error.message, now + _PROBLEM_S
+
     def _perform(
         self, actions: list[Action], ticket: Ticket | None = None, sender: Sender | None = None
     ) -> None:
@@ -366,7 +385,10 @@ class TrackerServer:
 
     def _work(self, action: Work, ticket: Ticket | None, sender: Sender | None) -> None:
         def done(outcome: Outcome) -> None:
-            self._perform(action.then(outcome[0], outcome[1], self._now()), ticket, sender)
+            value, error = outcome
+            if error is not None and is_own(error):
+                self._problem(error)
+            self._perform(action.then(value, error, self._now()), ticket, sender)
             if ticket is not None:
                 ticket.works -= 1
                 if not ticket.works:
@@ -411,6 +433,7 @@ class Tracker:
         self.loop = loop or Loop(transport.poller(), clock, "tracker-control")
         self.membership = self.files.membership(clock)
         store = self.files.store(settings, clock)
+        store.check_writable()
         self.files.note("key", "database", *([] if self.membership.is_new else ["members"]))
         # Before the sockets are bound: nobody may knock where nobody asks who it is.
         encrypts = settings.security.transport == "curve"

@@ -9,8 +9,8 @@ connection in `database.py`. Not responsible for who is up: callers pass the liv
 
 All methods block, and are called by one thread at a time. Each changing method is one
 transaction; within `batch()` it is a savepoint, so that one refused change leaves the
-others standing. Any method raises StorageFailure or NoSpace (retryable) when the
-database fails, and MalformedMessage for a number that no database column holds.
+others standing. Any method raises what `databaseerrors.py` makes of the database's errors
+(NoSpace and Busy are retryable), and MalformedMessage for a number that no column holds.
 
 Times are milliseconds since 1970 UTC, digests 32 raw bytes, peers and files go by their
 public ids.
@@ -69,8 +69,11 @@ def _reading(method: _Method[_P, _R]) -> _Method[_P, _R]:
 
     @wraps(method)
     def run(self: TrackerStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with self._database.reading():
-            return method(self, *args, **kwargs)
+        def once() -> _R:
+            with self._database.reading():
+                return method(self, *args, **kwargs)
+
+        return self._database.again(once)
 
     return run
 
@@ -80,13 +83,16 @@ def _changing(method: _Method[_P, _R]) -> _Method[_P, _R]:
 
     @wraps(method)
     def run(self: TrackerStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        self._touched = None
-        try:
-            with self._database.changing():
-                return method(self, *args, **kwargs)
-        except BaseException:
-            self._listing.remembered.clear()
-            raise
+        def once() -> _R:
+            self._touched = None
+            try:
+                with self._database.changing():
+                    return method(self, *args, **kwargs)
+            except BaseException:
+                self._listing.remembered.clear()
+                raise
+
+        return self._database.again(once)
 
     return run
 
@@ -136,6 +142,15 @@ class TrackerStore:
             self._listing.remembered.clear()  # it may hold what was undone
             raise
 
+    def together(self, run: Callable[[], _R]) -> _R:
+        """`run` as a batch, anew while another program has the database locked."""
+
+        def once() -> _R:
+            with self.batch():
+                return run()
+
+        return self._database.again(once)
+
     def _touch(self, hashes: Sequence[bytes]) -> None:
         """Copies of these chunks came or went."""
         if len(hashes) > _MANY:
@@ -159,6 +174,15 @@ class TrackerStore:
         """Raised by each commit and each removal."""
         with self._database.reading():
             return self._commits.number
+
+    @_changing
+    def check_writable(self) -> None:
+        """Raises what keeps changes from being stored, NotAllowed for one that may only be read."""
+        self._database.touch()
+
+    def check_space(self) -> None:
+        """Raises NoSpace where its disk is so full that a change may fail any time."""
+        self._database.check_space()
 
     # -- peers ------------------------------------------------------------------------
 
