@@ -15,8 +15,10 @@ Rules that hold here:
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,8 @@ from pathlib import Path
 from zchunk import syscalls
 from zchunk.errors import InvalidUsage, NoSpace, NotAllowed, NotFound, StorageFailure, ZchunkError
 from zchunk.openfiles import close_file, open_file
+
+log = logging.getLogger(__name__)
 
 #: O_DIRECT wants offset, length and memory on this grid (a page; sectors are smaller).
 ALIGNMENT = 4096
@@ -42,6 +46,8 @@ _NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _NO_FALLOCATE = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
 #: What a file system says that nobody can write to (an image, a CD).
 _NOTHING_TO_SYNC = frozenset({errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP, errno.ENOSYS})
+#: What others than the owner may do.
+_OTHERS = 0o077
 _TEMPORARY_PREFIX = ".zchunk-"
 _TEMPORARY_SUFFIX = ".tmp"
 
@@ -109,13 +115,14 @@ def sync_folder(path: Path) -> None:
         close_file(fd)
 
 
-def write_durable(path: Path, data: Writable, *, temp: Path | None = None, mode: int = 0o666) -> None:
+def write_durable(path: Path, data: Writable, *, temp: Path | None = None, mode: int = 0o600) -> None:
     """Replaces the file `path` by `data`: after a crash it is the old one or the new one,
     on return it is the new one and survives a power cut.
 
     `temp` names the temporary file; a caller that is the only writer of `path` gives
     one, so that a kill leaves nothing the next write does not take away. Otherwise it
-    gets a name of its own in the same folder, see `remove_temporaries`.
+    gets a name of its own in the same folder, see `remove_temporaries`. `mode` is for its
+    owner alone unless it lies where the user's own files do.
     Raises as `storage_errors` does; the old content is then in place, except when the
     folder's sync failed: then either may be.
     """
@@ -143,9 +150,27 @@ def _write_synced(path: Path, data: Writable, mode: int) -> None:
 
 
 def private_folder(path: Path) -> None:
-    """Makes it for its owner alone, if it is not there: keys lie in it, and everyone's chunks.
-    What is there keeps its mode. Raises OSError."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Makes it, and each folder above it that is missing, for their owner alone, whatever the umask:
+    keys lie in it, and everyone's chunks. One that is there and ours is closed to others.
+    Raises OSError."""
+    make_private(path)
+    found = os.stat(path)
+    if os.name != "nt" and found.st_uid == os.geteuid() and found.st_mode & _OTHERS:
+        os.chmod(path, stat.S_IMODE(found.st_mode) & ~_OTHERS)
+        log.warning("%s was open to other users of this PC; only its owner may enter it now", path)
+
+
+def make_private(path: Path) -> None:
+    """As `private_folder`, but one that is there stays as it is: others' files may lie in it too."""
+    try:
+        os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)  # a umask may have taken bits from its owner too
+    except FileNotFoundError:
+        make_private(path.parent)
+        make_private(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
 
 
 def discard(path: Path) -> None:

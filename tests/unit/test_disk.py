@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -516,3 +518,54 @@ def test_direct_writer_never_opens_an_existing_file_by_default(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(StorageFailure):
         disk.DirectWriter(tmp_path / "file")
+
+
+# -- folders for their owner alone -----------------------------------------------------------
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_a_private_folder_is_private_with_all_that_is_made_above_it(tmp_path: Path) -> None:
+    os.chmod(tmp_path, 0o755)
+    made = tmp_path / "a" / "b" / "c"
+    disk.private_folder(made)
+    assert [mode(p) for p in (made, made.parent, made.parent.parent, tmp_path)] == [
+        0o700,
+        0o700,
+        0o700,
+        0o755,
+    ]
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_one_that_is_open_is_closed_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = tmp_path / "home" / "node"
+    made.mkdir(parents=True)
+    for _ in range(2):
+        disk.private_folder(made)
+    assert (mode(made), mode(made.parent)) == (0o700, 0o777), "what is above it may hold more"
+    assert len([r for r in caplog.records if "was open to other users" in r.message]) == 1
+    disk.make_private(made.parent)
+    assert mode(made.parent) == 0o777
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        disk.private_folder(tmp_path / "file")
+
+
+@pytest.mark.usefixtures("no_umask")
+def test_what_is_written_durably_is_for_its_owner_alone(tmp_path: Path) -> None:
+    disk.write_durable(tmp_path / "x", b"1")
+    assert mode(tmp_path / "x") == 0o600

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +62,18 @@ _PLAIN = (
 )
 
 
+def _private(home: Path) -> None:
+    """What a server makes (its databases, locks and chunks too) is for its owner alone, whatever the
+    umask. Of a home that others made too open it says so: it may hold more than is ours to close."""
+    os.umask(0o077)
+    try:
+        mode = os.stat(home).st_mode
+    except OSError:
+        return  # it is not there yet, or the next step says what is wrong with it
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        say(f"other users of this PC may write in {home}, and so replace what lies there: chmod go-w {home}")
+
+
 def _ready(**fields: Any) -> None:
     announce(f"ready {json.dumps(fields)}")
 
@@ -94,6 +108,7 @@ def tracker(
     """
     set_up_logs(invocation.verbosity, server=True)
     openfiles.raise_limit()
+    _private(invocation.home)
     openfiles.keep()
     settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
     from zchunk.clock import SystemClock
@@ -206,6 +221,7 @@ def node(
     """
     set_up_logs(invocation.verbosity, server=True)
     openfiles.raise_limit()
+    _private(invocation.home)
     openfiles.keep()
     folder = invocation.home / "node"
     from zchunk.node import options

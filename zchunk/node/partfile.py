@@ -606,7 +606,7 @@ class PartFile:
             "completed": _ranges(completed),
             "manifest": self._encoded,
         }
-        disk.write_durable(self._job, json.dumps(job).encode(), temp=self._temp)
+        disk.write_durable(self._job, json.dumps(job).encode(), temp=self._temp, mode=0o666)
 
     def _sync(self) -> None:
         self._check_flag()

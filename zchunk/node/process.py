@@ -108,7 +108,7 @@ class NodeProcess:
 def node_lock(folder: Path) -> FileLock:
     """Held by whoever works as the node at HOME/node; AlreadyRunning where another does."""
     disk.private_folder(folder)
-    lock = FileLock(str(folder / "node.lock"))
+    lock = FileLock(str(folder / "node.lock"), mode=0o600)
     try:
         lock.acquire(timeout=0)
     except Timeout:

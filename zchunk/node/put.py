@@ -495,7 +495,7 @@ class Upload(JobDriver[Action]):
         """Durable before the commit."""
         path = self._keep_at / manifest.file_id
         with disk.storage_errors(path, "writing"):
-            self._keep_at.mkdir(parents=True, exist_ok=True)
+            disk.private_folder(self._keep_at)
         disk.write_durable(path, manifest.canonical)
 
     def _kept(self, manifest: Manifest) -> None:

@@ -70,7 +70,7 @@ class Database:
         connection, where = _connection(path_or_url, _SQLITE_PRAGMAS)
         if (path := file_of(connection)) is not None:
             with disk.storage_errors(path, "making the folder of"):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                disk.make_private(path.parent)
         try:
             with _driver(where):
                 database = cls(connection, where)

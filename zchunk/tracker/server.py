@@ -238,7 +238,7 @@ class TrackerFiles:
     def lock(self) -> FileLock:
         """Held while a tracker runs on this home; AlreadyRunning where one does."""
         disk.private_folder(self.folder)
-        lock = FileLock(str(self.folder / "tracker.lock"))
+        lock = FileLock(str(self.folder / "tracker.lock"), mode=0o600)
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -92,6 +92,7 @@ class StoreFolder:
     def prepare(self) -> None:
         """The sub-folders are there, durably, and without what a killed process was writing."""
         with disk.storage_errors(self.root, "making folders in"):
+            disk.private_folder(self.root)  # on a disk of its own, others may come to it past the home
             for folder in (self.chunks, self.tmp, self.manifests, self.trash):
                 folder.mkdir(exist_ok=True)
             self._opened = _identity(self.chunks)
@@ -118,7 +119,7 @@ def create(root: Path, clock: Clock) -> None:
     """The marker, durably, in a folder that holds no store yet. First of all, so that a kill
     right after never leaves a store that looks offline."""
     with disk.storage_errors(root, "making"):
-        root.mkdir(parents=True, exist_ok=True)
+        disk.private_folder(root)
         disk.sync_folder(root.parent)
     lock = _lock(root)
     try:
