@@ -230,7 +230,7 @@ def test_a_holder_that_cannot_keep_the_manifest_is_replaced(root: Path) -> None:
     path = cluster.make_file("pulled", 12 * CHUNK)
     broken, *others = cluster.nodes
 
-    def put_manifest(file_id: str, data: bytes) -> None:
+    def put_manifest(file_id: str, data: bytes, upload_id: str) -> None:
         raise StoreOffline("the disk is gone")
 
     broken.store.put_manifest = put_manifest

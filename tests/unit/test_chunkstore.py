@@ -25,6 +25,7 @@ from zchunk.errors import (
     InvalidUsage,
     ManifestInvalid,
     NoSpace,
+    NotAllowed,
     NotFound,
     StorageFailure,
     StoreOffline,
@@ -75,8 +76,16 @@ def manifest_of(*chunks: Chunk, name: str = "file") -> Manifest:
 
 
 def keep(store: ChunkStore, *chunks: Chunk, name: str = "file") -> str:
-    made = manifest_of(*chunks, name=name)
-    store.put_manifest(made.file_id, made.canonical)
+    return bring(store, manifest_of(*chunks, name=name))
+
+
+def bring(store: ChunkStore, made: Manifest) -> str:
+    """By an upload that had a chunk of it here, which is no longer leased."""
+    upload_id = made.file_id[:32]
+    with store._index_lock:
+        for row in made.chunks[:1]:
+            store._index.lease(row.sha256, upload_id, 0.0)
+    store.put_manifest(made.file_id, made.canonical, upload_id)
     return made.file_id
 
 
@@ -264,7 +273,7 @@ def offline_calls(store: ChunkStore, chunk: Chunk, file_id: str):
         lambda: store.read_block(chunk.sha256, 0, 1),
         lambda: store.free(),
         lambda: store.reserve_space(1),
-        lambda: store.put_manifest(made.file_id, made.canonical),
+        lambda: store.put_manifest(made.file_id, made.canonical, UPLOAD),
         lambda: store.manifest(file_id),
         lambda: store.forget_manifest(file_id),
         lambda: store.garbage(BIG),
@@ -940,7 +949,7 @@ def test_killed_at_any_disk_call_of_trash_and_manifests(stores):
         store.end_leases(chunkindex.RECOVERED)
         moved = store.trash([c.sha256 for c in chunks], "cluster", stores.clock.wall())
         say(b"".join(moved))
-        store.put_manifest(made.file_id, made.canonical)
+        bring(store, made)
         store.seen_store("cluster", step[0] + 1)
         store.forget_manifest(made.file_id)
         store.purge_trash(stores.clock.wall() + 9 * DAY)
@@ -1437,8 +1446,8 @@ def test_leases_long_ended_are_forgotten(stores, store):
 
 def test_a_manifest_is_kept_durably(stores, store):
     made = manifest_of(Chunk(1, 65536), Chunk(2))
-    store.put_manifest(made.file_id, made.canonical)
-    store.put_manifest(made.file_id, made.canonical)
+    bring(store, made)
+    bring(store, made)
     assert store.manifest(made.file_id) == made.canonical
     again = stores.crash_and_reopen(store)
     assert again.manifests() == [made.file_id]
@@ -1466,7 +1475,7 @@ def test_a_chunk_named_twice_is_one_reference(stores, store):
 def test_a_manifest_under_a_wrong_id_is_refused(stores, store, file_id):
     before = files_below(stores.root)
     with pytest.raises(ManifestInvalid):
-        store.put_manifest(file_id, manifest_of(Chunk(1)).canonical)
+        store.put_manifest(file_id, manifest_of(Chunk(1)).canonical, UPLOAD)
     with pytest.raises(NotFound):
         store.manifest(file_id)
     store.forget_manifest(file_id)
@@ -1476,11 +1485,11 @@ def test_a_manifest_under_a_wrong_id_is_refused(stores, store, file_id):
 @pytest.mark.parametrize("seed", range(10))
 def test_a_flipped_bit_in_a_manifest_is_noticed_and_mended(stores, store, seed):
     made = manifest_of(Chunk(1))
-    store.put_manifest(made.file_id, made.canonical)
+    bring(store, made)
     flip_a_bit(stores.root / "manifests" / made.file_id, seed)
     with pytest.raises(ManifestInvalid):
         store.manifest(made.file_id)
-    store.put_manifest(made.file_id, made.canonical)
+    bring(store, made)
     assert store.manifest(made.file_id) == made.canonical
 
 
@@ -1516,10 +1525,98 @@ def test_a_manifest_that_is_not_durable_is_not_kept(stores, store, number, kind)
 def test_a_large_manifest_has_all_its_references(store):
     rows = tuple(ChunkRow(65536, "identity", n.to_bytes(32, "big"), bytes(32), None) for n in range(12_345))
     made = Manifest("large", 65536 * len(rows), bytes(32), 65536, rows)
-    store.put_manifest(made.file_id, made.canonical)
+    bring(store, made)
     with store._index_lock:
         assert all(store._index.referenced(n.to_bytes(32, "big")) for n in (0, 4999, 5000, 12_344))
         assert not store._index.referenced((12_345).to_bytes(32, "big"))
+
+
+# -- what manifests take, and who may bring them ------------------------------------------------
+
+
+def long_manifest(chunk: Chunk, name: str = "long") -> Manifest:
+    """Of 5,000 chunks, the first of which is `chunk`: some 400 KB."""
+    rows = [ChunkRow(65536, "identity", n.to_bytes(32, "big"), bytes(32), None) for n in range(1, 5000)]
+    first = ChunkRow(65536, "identity", chunk.sha256, chunk.blake3, None)
+    return Manifest(name, 65536 * 5000, bytes(32), 65536, (first, *rows))
+
+
+def test_a_manifest_of_a_file_that_nobody_puts_here_is_refused(stores, store):
+    made, before = long_manifest(Chunk(1)), files_below(stores.root)
+    put(store, Chunk(2))
+    for upload in (UPLOAD, OTHER_UPLOAD):
+        with pytest.raises(NotAllowed, match="offer its chunks first"):
+            store.put_manifest(made.file_id, made.canonical, upload)
+    assert store.manifests() == []
+    assert set(files_below(stores.root)) == {*before, f"chunks/{Chunk(2).hex[:2]}/{Chunk(2).hex}"}
+
+
+def test_an_upload_brings_one_manifest(store):
+    made, other = long_manifest(Chunk(1)), long_manifest(Chunk(1), "other")
+    put(store, Chunk(1))
+    store.put_manifest(made.file_id, made.canonical, UPLOAD)
+    store.put_manifest(made.file_id, made.canonical, UPLOAD)
+    with pytest.raises(NotAllowed, match="another file"):
+        store.put_manifest(other.file_id, other.canonical, UPLOAD)
+    put(store, Chunk(1), upload=OTHER_UPLOAD)
+    store.put_manifest(other.file_id, other.canonical, OTHER_UPLOAD)
+    store.end_leases(UPLOAD)
+    third = long_manifest(Chunk(1), "third")
+    with pytest.raises(NotAllowed, match="offer its chunks first"):
+        store.put_manifest(third.file_id, third.canonical, UPLOAD)
+    assert store.manifests() == sorted([made.file_id, other.file_id])
+
+
+def test_where_a_power_cut_took_the_leases_those_that_stand_for_them_do(stores, store):
+    put(store, Chunk(1))
+    stores.crash(store)
+    os.unlink(stores.root / "index.sqlite")
+    again, made = stores.reopen(), long_manifest(Chunk(1))
+    again.put_manifest(made.file_id, made.canonical, OTHER_UPLOAD)
+    stores.clock.advance(2 * DAY)
+    late = long_manifest(Chunk(1), "late")
+    with pytest.raises(NotAllowed):
+        again.put_manifest(late.file_id, late.canonical, UPLOAD)
+
+
+def test_manifests_count_against_capacity(stores):
+    stores.capacity = 2_000_000
+    store, made, other = stores.create(), long_manifest(Chunk(1)), long_manifest(Chunk(1), "other")
+    put(store, Chunk(1))
+    assert store.free() == 2_000_000 - 9000
+    store.put_manifest(made.file_id, made.canonical, UPLOAD)
+    taken = 2_000_000 - 9000 - store.free()
+    assert 2 * len(made.canonical) <= taken < 2 * len(made.canonical) + 4096
+    put(store, Chunk(1), upload=OTHER_UPLOAD)
+    assert store.reserve_space(store.free() - 1000)
+    with pytest.raises(NoSpace, match="no room for a manifest"):
+        store.put_manifest(other.file_id, other.canonical, OTHER_UPLOAD)
+    assert store.manifests() == [made.file_id]
+    store.unreserve(2_000_000 - 9000 - taken - 1000)
+    assert store.free() == 2_000_000 - 9000 - taken
+    again = stores.crash_and_reopen(store)
+    assert again.free() == 2_000_000 - 9000 - taken
+    assert not again.reserve_space(2_000_000 - 9000 - taken + 1)
+    again.forget_manifest(made.file_id)
+    assert again.free() == 2_000_000 - 9000
+
+
+def test_manifests_leave_the_reserve_free(stores, monkeypatch):
+    stores.reserve = 200_000_000
+    store, made = stores.create(), long_manifest(Chunk(1))
+    put(store, Chunk(1))
+    monkeypatch.setattr(disk, "free_bytes", lambda _path: 200_500_000)
+    with pytest.raises(NoSpace):
+        store.put_manifest(made.file_id, made.canonical, UPLOAD)
+    assert store.manifests() == os.listdir(stores.root / "manifests") == []
+    assert store.reserve_space(500_000)
+
+
+def test_a_small_file_takes_a_block(stores):
+    stores.capacity = 100_000
+    store = stores.create()
+    keep(store)
+    assert store.free() == 100_000 - 4096
 
 
 # -- scrub ----------------------------------------------------------------------------

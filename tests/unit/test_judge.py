@@ -16,6 +16,7 @@ from tests.unit.test_chunkstore import (
     UPLOAD,
     Chunk,
     Stores,
+    bring,
     chunk_path,
     files_below,
     flip_a_bit,
@@ -362,9 +363,9 @@ def test_while_a_manifest_cannot_be_read_nothing_is_freed(stores: Stores, store:
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
 def test_a_kept_manifest_that_cannot_be_read_is_written_anew(store: ChunkStore, number: int) -> None:
     made = manifest_of(Chunk(1))
-    store.put_manifest(made.file_id, made.canonical)
+    bring(store, made)
     with replaced(Path, "read_bytes", oserror(number)):
-        store.put_manifest(made.file_id, made.canonical)
+        bring(store, made)
     assert store.manifest(made.file_id) == made.canonical
 
 

@@ -356,7 +356,7 @@ class ChunkService:
     def _put_manifest(self, connection: bytes, request_id: int, message: PutManifest) -> None:
         size = len(message.manifest)
         ticket = self._outstanding.begin(self._asker, size)  # before it is copied
-        work = partial(self._store.put_manifest, message.file_id, bytes(message.manifest))
+        work = partial(self._store.put_manifest, message.file_id, bytes(message.manifest), message.upload_id)
         self._do(connection, request_id, work, ticket)
 
     def _conclude(self, connection: bytes, request_id: int, message: Conclude) -> None:

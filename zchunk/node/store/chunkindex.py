@@ -213,6 +213,11 @@ class ChunkIndex:
         query = _Lease.select(_Lease.until).where((_Lease.sha256 == sha256) & (_Lease.until > now))
         return bool(self._rows(query.limit(1)))
 
+    def leased_by(self, upload_id: str, ends_after: float = 0.0) -> list[bytes]:
+        """Chunks that it has leased, or had: an upload may take longer than its first leases."""
+        leases = (_Lease.upload_id == upload_id) & (_Lease.until >= ends_after)
+        return [row[0] for row in self._rows(_Lease.select(_Lease.sha256).where(leases))]
+
     def end_leases(self, upload_id: str) -> None:
         self._run(_Lease.delete().where(_Lease.upload_id == upload_id))
 

@@ -38,19 +38,21 @@ from zchunk.errors import (
     ForeignStore,
     InvalidUsage,
     NoSpace,
+    NotAllowed,
     StorageFailure,
     StoreOffline,
     Unreadable,
     ZchunkError,
 )
+from zchunk.manifest import Manifest
 from zchunk.node.store import storefolder
 from zchunk.node.store.chunkfiles import ChunkFiles, check_bytes
-from zchunk.node.store.chunkindex import LEASE_S, open_index
+from zchunk.node.store.chunkindex import LEASE_S, RECOVERED, open_index
 from zchunk.node.store.chunkreaders import ChunkReaders
 from zchunk.node.store.clustermemory import ClusterMemory
 from zchunk.node.store.inventory import Inventory, not_held
 from zchunk.node.store.judge import Judged, Verdict, judge, unreadable_chunk
-from zchunk.node.store.manifestfolder import ManifestFolder
+from zchunk.node.store.manifestfolder import ManifestFolder, cost
 from zchunk.node.store.reconcile import Reconciler, name_of
 from zchunk.node.store.storefolder import MARKER, StoreFolder
 from zchunk.node.store.trash import Trash
@@ -58,6 +60,8 @@ from zchunk.node.store.trash import Trash
 log = logging.getLogger(__name__)
 
 OPEN_READERS = 64
+#: Uploads of which it is known which manifest they brought.
+_REMEMBERED = 10_000
 
 
 def _fresh(length: int) -> memoryview:
@@ -113,6 +117,8 @@ class ChunkStore:
         self._writing: set[bytes] = set()  # guarded by _turn: one put per chunk at a time
         #: held chunks whose last read was refused: stored anew when somebody sends them
         self._unread: set[bytes] = set()
+        #: upload id -> the file whose manifest it brought, of the latest uploads
+        self._brought: dict[str, str] = {}
         self._readers = ChunkReaders(openfiles.for_readers(OPEN_READERS))
         self._held = Inventory(self.capacity, self.reserve)
         self.uuid = self._folder.read_uuid()
@@ -121,7 +127,7 @@ class ChunkStore:
         self._files = ChunkFiles(self._folder.chunks, self._folder.tmp)
         self._trash = Trash(self._folder.trash, self._clock)
         self._index, clean = open_index(self._folder.index, self._note)
-        self._manifests = ManifestFolder(self._folder, self._index, self._trash, self._note)
+        self._manifests = ManifestFolder(self._folder, self._index, self._held, self._trash, self._note)
         self._reconciler = self._make_reconciler()
         try:
             self._index.set_clean(False)
@@ -311,6 +317,7 @@ class ChunkStore:
         """The upload ended, well or not: its chunks live on only by manifests."""
         with self._index_lock:
             self._folder.check_online()
+            self._brought.pop(upload_id, None)
             self._index.end_leases(upload_id)
 
     # -- reading
@@ -419,16 +426,41 @@ class ChunkStore:
 
     # -- manifests
 
-    def put_manifest(self, file_id: str, data: bytes) -> None:
-        """Keeps a file's manifest: durable on return, and its chunks are referenced.
+    def put_manifest(self, file_id: str, data: bytes, upload_id: str) -> None:
+        """Keeps a file's manifest: durable on return, and its chunks are referenced. One for each
+        upload that has a chunk of the file leased here.
 
-        Raises ManifestInvalid (not retryable), NoSpace, StoreOffline (retryable),
-        StorageFailure (the store is then flagged).
+        Raises ManifestInvalid, NotAllowed (no such upload, or it brought another one; neither
+        is retryable), NoSpace, StoreOffline (retryable), StorageFailure (the store is then
+        flagged).
         """
         self._check_writable()
         parsed = manifest.parse(data, file_id)
         if self._manifests.has_whole(file_id):
             return
+        with self._index_lock:
+            self._admit_manifest(file_id, parsed, upload_id)
+        taken = cost(len(data))
+        if not self.reserve_space(taken):
+            raise NoSpace(f"this node has no room for a manifest of {len(data)} bytes")
+        try:
+            self._keep_manifest(file_id, data, parsed)
+        finally:
+            self.unreserve(taken)
+
+    def _admit_manifest(self, file_id: str, parsed: Manifest, upload_id: str) -> None:
+        """Else who may upload could fill the disk with manifests of files that nobody puts."""
+        named = {row.sha256 for row in parsed.chunks}
+        lost = self._index.leased_by(RECOVERED, self._clock.wall())  # perhaps with the one of this upload
+        leased = self._index.leased_by(upload_id) + lost
+        if named and named.isdisjoint(leased):
+            raise NotAllowed("this upload has brought no chunk of that file here: offer its chunks first")
+        if self._brought.setdefault(upload_id, file_id) != file_id:
+            raise NotAllowed("this upload has brought the manifest of another file here")
+        while len(self._brought) > _REMEMBERED:
+            del self._brought[next(iter(self._brought))]
+
+    def _keep_manifest(self, file_id: str, data: bytes, parsed: Manifest) -> None:
         with self._flagging():
             self._manifests.write(file_id, data)
         with self._index_lock:

@@ -17,8 +17,8 @@ from zchunk.errors import NotFound
 class Inventory:
     """Chunks with their sizes; and bytes reserved for transfers.
 
-    `capacity` bounds the bytes of all chunks, None leaves it to the disk; `reserve` bytes of
-    the disk are left free.
+    `capacity` bounds the bytes of all chunks and of what is kept with them, None leaves it to the
+    disk; `reserve` bytes of the disk are left free.
     """
 
     def __init__(self, capacity: int | None, reserve: int) -> None:
@@ -28,6 +28,8 @@ class Inventory:
         self._sizes: dict[bytes, int] = {}
         #: the sum of `_sizes`
         self._used = 0
+        #: what manifests take
+        self._beside = 0
         #: `hashing.inventory_digest` of the keys of `_sizes`
         self._digest = hashing.inventory_digest([])
         self._reserved = 0
@@ -89,30 +91,35 @@ class Inventory:
             self._used -= self._sizes.pop(sha256)
             self._digest = hashing.add_to_inventory(self._digest, [], [sha256])
 
+    def keep_beside(self, size: int) -> None:
+        """Manifests take so many bytes by now."""
+        with self._lock:
+            self._beside = size
+
     # -- space
 
     def fits(self, size: int) -> bool:
         """By capacity alone, reservations left out."""
         with self._lock:
-            return self._capacity is None or self._used + size <= self._capacity
+            return self._capacity is None or self._used + self._beside + size <= self._capacity
 
     def room(self, on_disk: int) -> int:
         """Bytes of chunks that may still come, the disk having `on_disk` free; never negative."""
         with self._lock:
             room = on_disk - self._reserve - self._reserved
             if self._capacity is not None:
-                room = min(room, self._capacity - self._used - self._reserved)
+                room = min(room, self._capacity - self._used - self._beside - self._reserved)
         return max(0, room)
 
     def shortfall(self, size: int, on_disk: int, trash: int) -> int | None:
         """Bytes of the `trash` to purge before `size` more fit; None: purging all of it is no
-        help. Capacity is a hard limit for chunks and trash together, but trash stops no chunk."""
+        help. Capacity is a hard limit for all of it together, but trash stops no chunk."""
         with self._lock:
             short = size - (on_disk - self._reserve - self._reserved)
             if short > trash:
                 return None
             if self._capacity is not None:
-                over = self._used + self._reserved + size - self._capacity
+                over = self._used + self._beside + self._reserved + size - self._capacity
                 if over > 0:
                     return None
                 short = max(short, over + trash)

@@ -17,25 +17,41 @@ from zchunk import disk, manifest
 from zchunk.errors import ManifestInvalid, NotFound, StoreOffline, ZchunkError
 from zchunk.manifest import Manifest
 from zchunk.node.store.chunkindex import ChunkIndex
+from zchunk.node.store.inventory import Inventory
 from zchunk.node.store.judge import Verdict, judge, unreadable
 from zchunk.node.store.storefolder import HEX_DIGEST, StoreFolder
 from zchunk.node.store.trash import MANIFEST, Trash
+
+#: What file systems give to a file.
+_BLOCK = 4096
+
+
+def cost(size: int) -> int:
+    """What a manifest of so many bytes takes: its file, and as much for its rows in the index."""
+    return -(-2 * size // _BLOCK) * _BLOCK
 
 
 class ManifestFolder:
     """The kept manifests. Nothing is kept before `reconcile` was called."""
 
     def __init__(
-        self, folder: StoreFolder, index: ChunkIndex, trash: Trash, note: Callable[[str], None]
+        self,
+        folder: StoreFolder,
+        index: ChunkIndex,
+        held: Inventory,
+        trash: Trash,
+        note: Callable[[str], None],
     ) -> None:
-        """`note` is told what a person should know."""
+        """`held` is told what the manifests take, and `note` what a person should know."""
         self._store = folder
         self._folder = folder.manifests
         self._index = index
+        self._held = held
         self._trash = trash
         self._note = note
         self._lock = threading.Lock()  # held for moments, inside which no other is taken
-        self._ids: set[str] = set()
+        #: the kept ones -> what each takes
+        self._ids: dict[str, int] = {}
         #: in their place, but not kept: they could not be read yet, so what they name is not known
         self.unread: set[str] = set()
 
@@ -80,8 +96,12 @@ class ManifestFolder:
         """Its file was written: it is kept, and its chunks are referenced."""
         self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
         self.unread.discard(file_id)
+        self._keep({file_id: cost(len(parsed.canonical))})
+
+    def _keep(self, ids: dict[str, int]) -> None:
         with self._lock:
-            self._ids.add(file_id)
+            self._ids.update(ids)
+            self._held.keep_beside(sum(self._ids.values()))
 
     def forget(self, file_id: str, store_id: str, now_wall: float) -> None:
         """To the trash of that day and order, durably; it names no chunk any more."""
@@ -92,7 +112,8 @@ class ManifestFolder:
             self._trash.sync({folder, self._folder})
         self._index.remove_manifest(file_id)
         with self._lock:
-            self._ids.discard(file_id)
+            self._ids.pop(file_id, None)
+        self._keep({})
 
     def reconcile(self, *, trust_index: bool = True) -> None:
         """Rows and memory become equal to the folder. Few files, so at each opening.
@@ -110,16 +131,21 @@ class ManifestFolder:
         for file_id in sorted(rows - kept - self.unread):
             self._index.remove_manifest(file_id)
         with self._lock:
-            self._ids = kept
+            self._ids = {}
+        self._keep({file_id: self._cost(file_id) for file_id in kept})
 
     def read_again(self) -> bool:
         """Whether every manifest of the folder could be read by now: else nobody knows which
         chunks they name."""
         for file_id in sorted(self.unread):
             if self._adopt(file_id):
-                with self._lock:
-                    self._ids.add(file_id)
+                self._keep({file_id: self._cost(file_id)})
         return not self.unread
+
+    def _cost(self, file_id: str) -> int:
+        path = self._folder / file_id
+        with disk.storage_errors(path, "looking at"):
+            return cost(path.stat().st_size)
 
     def _adopt(self, file_id: str) -> bool:
         path = self._folder / file_id
