@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -93,6 +94,39 @@ def test_a_waiting_download_survives_the_trackers_restart(bench: Cluster, folder
     assert get.until("resumed")["peer_id"] == lost.peer_id
     get.result().expect(0)
     assert sha256_of(folder / "copy") == source.sha256
+
+
+def test_a_node_whose_store_is_not_mounted_does_not_make_a_new_one(bench: Cluster, folder: Path) -> None:
+    """An empty mount point is not a first start; the right disk is taken when it is back."""
+    source = make_file(folder / "mounted.bin", 2 * MIB)
+    bench.client.put(source.path)
+    bench.stop("A")
+    node = bench.nodes["A"]
+    node.store.rename(folder / "away")
+    node.store.mkdir()
+    refused = bench.spawn(["node", "--home", str(node.home), "--bind", node.endpoint]).result().expect(1)
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("zchunk: ")]
+    assert f"this node's store {node.store} is not there: is its disk mounted?" in line
+    assert "--new-store" in line
+    assert not list(node.store.iterdir())
+    node.store.rmdir()
+    (folder / "away").rename(node.store)
+    bench.restart("A")
+    bench.client.get("mounted.bin", folder / "copy")
+    assert sha256_of(folder / "copy") == source.sha256
+
+
+def test_a_node_goes_on_with_an_empty_disk_where_that_is_said(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with Cluster(tmp_path_factory.mktemp("emptied")) as cluster:
+        node = cluster.start_node("A")
+        cluster.stop("A")
+        shutil.rmtree(node.store)
+        again = cluster.spawn(["node", "--home", str(node.home), "--bind", node.endpoint, "--new-store"])
+        assert again.ready()["peer_id"] == node.peer_id
+        assert again.end() == 0
+        cluster.restart("A")
 
 
 def test_a_disk_that_is_unplugged_is_waited_for_by_name(bench: Cluster, folder: Path) -> None:

@@ -212,6 +212,24 @@ def test_a_store_without_its_marker_is_offline_and_untouched(stores, store, what
     assert files_below(stores.root) == before
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_folder_of_chunks_that_is_not_mounted_is_offline(stores, store, clean):
+    """Only `chunks` is a disk of its own: the marker and the index are there."""
+    put(store, Chunk(1))
+    store.close() if clean else stores.crash(store)
+    (stores.root / "chunks").rename(stores.root / "away")
+    (stores.root / "chunks").mkdir()
+    with pytest.raises(StoreOffline, match=r"chunks is empty; is its disk mounted\?"):
+        stores.reopen()
+    (stores.root / "chunks").rmdir()
+    (stores.root / "away").rename(stores.root / "chunks")
+    again = stores.reopen()
+    assert again.hashes() == [Chunk(1).sha256]
+    again.end_leases(UPLOAD)
+    again.trash(again.hashes(), "s", stores.clock.wall() + DAY)
+    assert stores.crash_and_reopen(again).hashes() == []
+
+
 def test_opening_never_makes_a_store_where_a_disk_is_missing(stores):
     with pytest.raises(StoreOffline):
         stores.reopen()

@@ -201,6 +201,9 @@ def _show_first_token(running: Tracker) -> None:
 @click.option("--advertise", metavar="ADDR", multiple=True, help="An address that others reach this PC by.")
 @new_key_option
 @allow_plain_option
+@click.option(
+    "--new-store", is_flag=True, help="Go on with whatever store is there, or a new one: the old one is lost."
+)
 @click.option("--no-web", is_flag=True, expose_value=False, help="No web page (this release has none).")
 @everywhere()
 @pass_invocation
@@ -213,6 +216,7 @@ def node(
     advertise: tuple[str, ...],
     new_key: bool,
     allow_plain: bool,
+    new_store: bool,
 ) -> None:
     """Run a node, in the foreground: this PC holds chunks.
 
@@ -245,7 +249,7 @@ def node(
     from zchunk.node.process import NodeProcess
 
     check_transport(membership, settings)
-    process = NodeProcess(folder, membership, settings)
+    process = NodeProcess(folder, membership, settings, new_store=new_store)
     try:
         _serve_node(process, membership, settings, invocation.home)
     finally:

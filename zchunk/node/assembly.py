@@ -18,6 +18,7 @@ from zchunk.node.gatekeeper import DOOR, Gatekeeper
 from zchunk.node.links import BULK
 from zchunk.node.manager import DistributedChunkManager
 from zchunk.node.membership import Identity, Membership, identity_of
+from zchunk.node.ownstore import open_store
 from zchunk.node.planes import MakeWorkers, bulk_plane, control_plane
 from zchunk.node.server import NodeServer, keep_incarnation, raise_incarnation
 from zchunk.node.service import ChunkService, admitted
@@ -50,14 +51,17 @@ def node_parts(
     interfaces: Callable[[], list[str]] = interface_addresses,
     on_registered: Callable[[], None],
     on_refused: Callable[[ZchunkError], None],
+    new_store: bool = False,
 ) -> NodeParts:
-    """A node on HOME/node: its store opened, its sockets bound, its planes ready to run."""
+    """A node on HOME/node: its store opened, its sockets bound, its planes ready to run.
+    `new_store`: whatever store is there is this node's from now on, and one is made if none is."""
     identity = identity_of(folder, membership)
-    store = ChunkStore.create_or_open(
-        folder / "store",
+    store = open_store(
+        folder,
         capacity=settings.node.capacity,
         reserve=settings.node.reserve,
         clock=control_loop.clock,
+        other=new_store,
     )
     curve = identity.at_door(DOOR)
     # Before the socket is bound: nobody may knock where nobody asks who it is.

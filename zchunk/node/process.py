@@ -29,8 +29,10 @@ _GOODBYE_S = 1.0
 class NodeProcess:
     """A node on HOME/node. `start`, wait for `registered`, later `stop`."""
 
-    def __init__(self, folder: Path, membership: Membership, settings: Settings) -> None:
-        """Raises AlreadyRunning, StoreOffline, InvalidUsage (port taken)."""
+    def __init__(
+        self, folder: Path, membership: Membership, settings: Settings, *, new_store: bool = False
+    ) -> None:
+        """`new_store` as for `node_parts`. Raises AlreadyRunning, StoreOffline, InvalidUsage (port taken)."""
         self._lock = node_lock(folder)
         clock = SystemClock()
         # A context each, so that a heartbeat never waits for an I/O thread full of chunks.
@@ -54,6 +56,7 @@ class NodeProcess:
             make_workers=ThreadWorkers,
             on_registered=self._on_registered,
             on_refused=self._on_failure,
+            new_store=new_store,
         )
         self._where = ", ".join(membership.tracker)
         self._threads = [LoopThread(bulk_loop, self._on_failure), LoopThread(control_loop, self._on_failure)]

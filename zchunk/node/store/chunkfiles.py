@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from zchunk import disk, hashing, manifest
 from zchunk.errors import ChunkCorrupt, InvalidUsage, ZchunkError
 from zchunk.node.store.storefolder import HEX_DIGEST
 
+_SHARD = re.compile(r"[0-9a-f]{2}")
 #: The largest chunk, and what encryption or compression may add to it.
 _MAX_STORED = manifest.MAX_CHUNK_SIZE + 64 * 1024
 
@@ -34,6 +36,12 @@ class ChunkFiles:
         with disk.storage_errors(chunks, "listing"):
             #: names of the folders in `chunks` that are durable; guarded by _lock
             self._ready = set(os.listdir(chunks))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no chunk was ever stored here."""
+        with self._lock:
+            return not any(_SHARD.fullmatch(name) for name in self._ready)
 
     def path(self, sha256: bytes) -> Path:
         name = sha256.hex()

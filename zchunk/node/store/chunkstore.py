@@ -130,11 +130,19 @@ class ChunkStore:
         self._manifests = ManifestFolder(self._folder, self._index, self._held, self._trash, self._note)
         self._reconciler = self._make_reconciler()
         try:
+            self._check_mounted()
             self._index.set_clean(False)
             self._reconciler.load(clean)
         except BaseException:
             self._index.close()
             raise
+
+    def _check_mounted(self) -> None:
+        """The folders that chunks lie in stay when the last chunk goes."""
+        if self._files.is_new and self._index.chunks():
+            text = f"the store {self.root} is offline: {self._folder.chunks} is empty; is its disk mounted?"
+            lost = f"If its chunks are lost, delete {self._folder.index}"
+            raise StoreOffline(f"{text} {lost}", path=str(self.root))
 
     def _make_reconciler(self) -> Reconciler:
         return Reconciler(
