@@ -20,13 +20,15 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from zchunk import syscalls
-from zchunk.errors import InvalidUsage, NoSpace, NotAllowed, NotFound, StorageFailure, ZchunkError
 from zchunk.openfiles import close_file, open_file
+from zchunk.oserrors import NOT_THERE
+from zchunk.oserrors import storage_error as storage_error
+from zchunk.oserrors import storage_errors as storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +40,6 @@ _BLOCK = 512
 
 Writable = bytes | bytearray | memoryview
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_GONE = frozenset({errno.ENOENT, errno.ENOTDIR})
 #: What a file system says that has no O_DIRECT, or not for this memory or offset.
 _NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _NO_FALLOCATE = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
@@ -50,35 +49,6 @@ _NOTHING_TO_SYNC = frozenset({errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP, errno
 _OTHERS = 0o077
 _TEMPORARY_PREFIX = ".zchunk-"
 _TEMPORARY_SUFFIX = ".tmp"
-
-
-# -- errors ---------------------------------------------------------------------------
-
-
-def storage_error(error: OSError, path: Path, doing: str) -> ZchunkError:
-    """What an operating system's refusal means to a user, naming `path` and what to do."""
-    reason = error.strerror or str(error)
-    if error.errno in _FULL:
-        text = f"no space left for {doing} {path}: free some space on that disk, then try again"
-        return NoSpace(text, path=str(path))
-    if error.errno in _FORBIDDEN:
-        text = f"{doing} {path} is not permitted ({reason}): check the owner and mode of the folder"
-        return NotAllowed(text, path=str(path))
-    if error.errno in _GONE:
-        return NotFound(f"{doing} {path} failed: it or its folder does not exist", path=str(path))
-    if error.errno == errno.ENAMETOOLONG:
-        return InvalidUsage(f"{doing} {path} failed: the name is too long here", path=str(path))
-    text = f"{doing} {path} failed: {reason}; check the disk, the data there is not trusted"
-    return StorageFailure(text, path=str(path))
-
-
-@contextmanager
-def storage_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turns OSError into NoSpace (retryable), NotAllowed, NotFound, InvalidUsage or StorageFailure."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(error, path, doing) from error
 
 
 # -- syncing --------------------------------------------------------------------------
@@ -105,12 +75,16 @@ def write_back(fd: int) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """On return the names in folder `path` survive a power cut. Raises OSError."""
+    """On return the names in folder `path` survive a power cut. A file system that has no such
+    call (SMB, some of FUSE) keeps names itself. Raises OSError."""
     if os.name == "nt":  # a folder cannot be opened there; NTFS journals its names
         return
     fd = open_file(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
     finally:
         close_file(fd)
 
@@ -186,6 +160,16 @@ def remove_temporaries(folder: Path) -> None:
         for name in os.listdir(folder):
             if name.startswith(_TEMPORARY_PREFIX) and name.endswith(_TEMPORARY_SUFFIX):
                 os.unlink(folder / name)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name. Raises OSError where that cannot be found out: what
+    cannot be looked at is not missing."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 # -- space ----------------------------------------------------------------------------

@@ -48,9 +48,18 @@ class IllegalEvent(RuntimeError):
 
 
 class StorageFailure(ZchunkError):
-    """The disk refused a read, a write or a sync (EIO); the data is not trusted."""
+    """The disk, or the file system on it, is broken (EIO and the like), or a file of ours is
+    damaged; the data is not trusted."""
 
     code = "storage_failure"
+
+
+class StorageUnavailable(ZchunkError):
+    """The operating system refuses for now: no descriptors or memory are left, a mount is stale.
+    Nothing is known to be lost."""
+
+    code = "storage_unavailable"
+    retryable = True
 
 
 class Unreadable(ZchunkError):

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from zchunk.clock import Clock
 from zchunk.errors import ZchunkError
+from zchunk.oserrors import as_ours
 from zchunk.refusals import Refusals
 from zchunk.transport.base import Arrival, Poller, Received, Socket
 
@@ -190,6 +191,9 @@ def contained(work: Callable[P, T]) -> Callable[P, T]:
             return work(*args, **kwargs)
         except ZchunkError:
             raise
+        except (OSError, MemoryError) as error:
+            log.warning("a request was refused by the system: %s", error, exc_info=error)
+            raise as_ours(error) from error
         except Exception as error:
             log.error("a request could not be handled (a bug)", exc_info=error)
             raise _bug(error) from error
@@ -207,11 +211,13 @@ class Workers(Protocol):
 
 
 class ThreadWorkers:
-    """A small thread pool. Work that fails with anything but a ZchunkError is a bug and
+    """A small thread pool. What the operating system refuses is an error of that work alone, also
+    where it has no words for it. Work that fails with anything else but a ZchunkError is a bug and
     ends the loop."""
 
     def __init__(self, loop: Loop, threads: int, name: str) -> None:
         self._loop = loop
+        self._name = name
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     def submit(self, work: Callable[[], T], done: Done[T]) -> None:
@@ -225,6 +231,10 @@ class ThreadWorkers:
             value = work()
         except ZchunkError as error:
             self._loop.post(lambda error=error: done(None, error))  # type: ignore[misc]
+        except (OSError, MemoryError) as error:
+            log.warning("%s was refused: %s", self._name, error, exc_info=error)
+            problem = as_ours(error)
+            self._loop.post(lambda: done(None, problem))
         except BaseException as error:  # noqa: BLE001 - handed on to the loop, which ends with it
             self._loop.post(lambda error=error: _raise(error))  # type: ignore[misc]
         else:

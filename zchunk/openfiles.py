@@ -37,6 +37,18 @@ def raise_limit() -> int | None:
     return soft
 
 
+def limit() -> int | None:
+    """How many descriptors this process may have; None where there is no limit."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource is not None else -1
+    return soft if soft >= 0 else None
+
+
+def largest_file() -> int | None:
+    """Bytes of the largest file that this process may write; None where there is no limit."""
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[0] if resource is not None else -1
+    return soft if soft >= 0 else None
+
+
 def for_connections() -> int:
     """How many connections this process may have: three in eight of all descriptors. A node has
     40 of its own, before it opens a file."""
@@ -49,8 +61,8 @@ def for_readers(most: int) -> int:
 
 
 def _part(share: int, of: int) -> int:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource is not None else -1
-    return max(1, limit * share // of) if limit >= 0 else sys.maxsize
+    most = limit()
+    return sys.maxsize if most is None else max(1, most * share // of)
 
 
 class _Kept:

@@ -28,6 +28,7 @@ from zchunk.errors import (
     NotAllowed,
     NotFound,
     StorageFailure,
+    StorageUnavailable,
     StoreOffline,
     Unreadable,
     UnsupportedVersion,
@@ -831,9 +832,59 @@ def test_an_index_that_may_not_be_opened_is_not_taken_for_damaged(stores, store)
     store.close()
     os.unlink(stores.root / "index.sqlite")
     (stores.root / "index.sqlite").mkdir()
-    with pytest.raises(StorageFailure, match="does not open"):
+    with pytest.raises(StorageUnavailable, match="unable to open"):
         stores.reopen()
     assert (stores.root / "index.sqlite").is_dir()
+
+
+#: What SQLite says -> what it is.
+INDEX_ERRORS = {
+    "SQLITE_FULL": NoSpace,
+    "SQLITE_NOMEM": StorageUnavailable,
+    "SQLITE_IOERR_NOMEM": StorageUnavailable,
+    "SQLITE_CANTOPEN": StorageUnavailable,
+    "SQLITE_BUSY_SNAPSHOT": StorageUnavailable,
+    "SQLITE_READONLY_DBMOVED": NotAllowed,
+    "SQLITE_IOERR_READ": StorageFailure,
+    "SQLITE_CORRUPT": StorageFailure,
+}
+
+
+@pytest.mark.parametrize("name", INDEX_ERRORS)
+def test_only_a_broken_index_makes_the_store_refuse_until_a_restart(stores, store, name):
+    """And peewee's rollback, which fails too then, does not cover what SQLite said first."""
+    error = sqlite3.OperationalError("what SQLite says")
+    error.sqlite_errorcode = getattr(sqlite3, name)
+    if name == "SQLITE_NOMEM":
+        error = MemoryError()
+
+    def fail(*_args, **_more):
+        raise error
+
+    with replaced(store._index._db, "execute", fail), pytest.raises(INDEX_ERRORS[name]) as caught:
+        put(store, Chunk(1))
+    assert type(caught.value) is INDEX_ERRORS[name]
+    assert bool(store.flag) is (INDEX_ERRORS[name] is StorageFailure)
+    assert not store.has(Chunk(1).sha256)
+    if not store.flag:
+        put(store, Chunk(1))
+
+
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_READ", "SQLITE_CANTOPEN", "SQLITE_IOERR_NOMEM"])
+def test_an_index_that_cannot_be_checked_is_not_set_aside(stores, store, name):
+    put(store, Chunk(1))
+    store.close()
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorcode = getattr(sqlite3, name)
+
+    def fail(self):
+        with chunkindex._errors(self.path):
+            raise error
+
+    with replaced(chunkindex.ChunkIndex, "is_sound", fail), pytest.raises(ZchunkError):
+        stores.reopen()
+    assert not list(stores.root.glob("*.damaged*"))
+    assert stores.reopen().hashes() == [Chunk(1).sha256]
 
 
 def test_rebuild_index_repairs_rows_while_the_store_runs(stores, store):

@@ -21,7 +21,7 @@ from zchunk import cli as program
 from zchunk import errors
 from zchunk.cli import cli, common, files, members
 from zchunk.cli.common import Invocation, interruptible, parse_duration, token_text
-from zchunk.errors import Interrupted, InvalidUsage, NotAllowed, NotFound, ZchunkError
+from zchunk.errors import Interrupted, InvalidUsage, NotFound, ZchunkError
 
 #: SPEC "Command line", the exit codes.
 EXIT_CODES = {
@@ -129,7 +129,9 @@ def test_a_folder_that_cannot_be_used(number: int, code: int, monkeypatch: pytes
     fail_with(monkeypatch, OSError(number, "why", "/some/where"))
     result = run("ls")
     assert result.exit_code == code
-    assert result.stderr == "zchunk: /some/where: why\n"
+    assert result.stderr.startswith("zchunk: ")
+    assert "/some/where" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,8 +293,11 @@ def test_a_token_comes_as_it_is_or_from_a_file(tmp_path: Path) -> None:
     assert token_text(f"@{path}") == "zchunk1-abc\n"
     with pytest.raises(NotFound):
         token_text(f"@{tmp_path / 'none'}")
-    with pytest.raises(NotAllowed):
+    with pytest.raises(InvalidUsage, match="Is a directory"):
         token_text(f"@{tmp_path}")
+    path.write_bytes(b"\xff")
+    with pytest.raises(InvalidUsage, match="no text"):
+        token_text(f"@{path}")
 
 
 @pytest.mark.parametrize("args", [["join", "-"], ["node", "--join", "-", "--bind", "127.0.0.1:0"]])

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from zchunk import buffers, disk, syscalls
-from zchunk.errors import InvalidUsage, NoSpace, NotAllowed, NotFound, StorageFailure
+from zchunk.errors import InvalidUsage, NoSpace, NotFound, StorageFailure
 
 PAGE = disk.ALIGNMENT
 
@@ -47,37 +47,6 @@ def trace(monkeypatch):
 
 
 # -- errors ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("number", "kind"),
-    [
-        (errno.ENOSPC, NoSpace),
-        (errno.EDQUOT, NoSpace),
-        (errno.EIO, StorageFailure),
-        (errno.ESTALE, StorageFailure),
-        (errno.EACCES, NotAllowed),
-        (errno.EROFS, NotAllowed),
-        (errno.ENOENT, NotFound),
-        (errno.ENAMETOOLONG, InvalidUsage),
-    ],
-)
-def test_each_refusal_names_the_path_in_one_line(number, kind):
-    with pytest.raises(kind) as caught, disk.storage_errors(Path("/data/x"), "writing"):
-        oserror(number)()
-    assert type(caught.value) is kind
-    assert "/data/x" in caught.value.message
-    assert "\n" not in caught.value.message
-
-
-def test_no_space_says_what_to_do_and_may_be_retried():
-    with (
-        pytest.raises(NoSpace, match="free some space") as caught,
-        disk.storage_errors(Path("/d"), "writing"),
-    ):
-        oserror(errno.ENOSPC)()
-    assert caught.value.retryable
-    assert caught.value.details == {"path": "/d"}
 
 
 def test_our_own_errors_pass_unchanged():
@@ -126,6 +95,24 @@ def test_a_failed_sync_is_not_tried_again(tmp_path, monkeypatch):
     assert len(calls) == 1
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_a_file_system_that_syncs_no_folders_keeps_names_itself(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", oserror(number))
+    disk.write_durable(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_whether_something_is_there_is_never_guessed(tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("nowhere")
+    assert [disk.is_there(tmp_path / name) for name in ("link", "none", "link/below")] == [True, False, False]
+    (tmp_path / "file").write_bytes(b"")
+    assert not disk.is_there(tmp_path / "file" / "below")
+    for number in (errno.EACCES, errno.EIO, errno.ESTALE, errno.ELOOP):
+        monkeypatch.setattr(os, "lstat", oserror(number))
+        with pytest.raises(OSError, match="Errno"):
+            disk.is_there(tmp_path / "file")
 
 
 def test_a_failed_folder_sync_is_a_storage_failure(tmp_path, monkeypatch):
@@ -516,7 +503,7 @@ def test_direct_writer_names_the_file_it_could_not_write(tmp_path, monkeypatch, 
 
 def test_direct_writer_never_opens_an_existing_file_by_default(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(StorageFailure):
+    with pytest.raises(InvalidUsage, match="File exists"):
         disk.DirectWriter(tmp_path / "file")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from zchunk.clock import ManualClock, Now, SystemClock, iso_utc, read
-from zchunk.errors import NotFound, ZchunkError
+from zchunk.errors import NotFound, StorageFailure, StorageUnavailable, ZchunkError
 from zchunk.loop import Loop, LoopThread, ThreadWorkers, contained
 from zchunk.transport.base import Arrival, Delivery, Link, Received
 
@@ -430,6 +431,31 @@ def test_an_error_of_ours_comes_back_as_an_outcome(loop: Loop, running: LoopThre
     results, _, came = outcome(loop, work)
     wait_for(came)
     assert results == [(None, error)]
+    assert loop.failure is None
+
+
+@pytest.mark.parametrize("asked_for", [True, False])
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (OSError(errno.EMFILE, "no"), StorageUnavailable),
+        (OSError(errno.EIO, "no", "/data/x"), StorageFailure),
+        (MemoryError(), StorageUnavailable),
+    ],
+    ids=["descriptors", "disk", "memory"],
+)
+def test_what_the_system_refuses_to_work_is_its_outcome_and_ends_nothing(
+    loop: Loop, running: LoopThread, refusal: BaseException, kind: type[ZchunkError], asked_for: bool
+) -> None:
+    """Also where nobody had words for it."""
+
+    def work() -> None:
+        raise refusal
+
+    results, _, came = outcome(loop, contained(work) if asked_for else work)
+    wait_for(came)
+    ((value, error),) = results
+    assert (value, type(error)) == (None, kind)
     assert loop.failure is None
 
 

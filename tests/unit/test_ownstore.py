@@ -113,12 +113,12 @@ def test_what_cannot_be_looked_at_is_not_missing(home: Path, name: str, number: 
     if name == "incarnation.json":
         (home / "store.json").unlink()
     unmount(home)
-    real = os.stat
+    real = os.lstat
 
-    def stat(path: object, *rest: object, **more: object) -> object:
+    def lstat(path: object, *rest: object, **more: object) -> object:
         return oserror(number)() if str(path).endswith(name) else real(path, *rest, **more)  # type: ignore[call-overload]
 
-    with replaced(os, "stat", stat), pytest.raises(kind):
+    with replaced(os, "lstat", lstat), pytest.raises(kind):
         opened(home)
     assert files_below(home / "store") == []
 

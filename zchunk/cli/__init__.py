@@ -21,7 +21,7 @@ import click
 from zchunk.cli import output
 from zchunk.cli.common import everywhere
 from zchunk.cli.text import visible
-from zchunk.errors import Interrupted, InvalidUsage, NoSpace, NotAllowed, ZchunkError
+from zchunk.errors import Interrupted, InvalidUsage, ZchunkError
 from zchunk.startup import ending_at_once
 from zchunk.version import __version__
 
@@ -139,14 +139,9 @@ def _usage(error: click.ClickException) -> str:
 
 def _from_os(error: OSError) -> ZchunkError:
     """A folder that cannot be used, mostly; what the engine does to disks raises its own."""
-    import errno
+    from zchunk.oserrors import as_ours
 
-    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return NotAllowed(what)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(what)
-    return ZchunkError(what)
+    return as_ours(error)
 
 
 @click.group(cls=Program, context_settings=_CONTEXT, epilog=_EXIT_CODES)

@@ -26,7 +26,7 @@ import click
 
 from zchunk.cli.output import last_words, unharmed
 from zchunk.cli.text import visible
-from zchunk.errors import Interrupted, InvalidUsage, NotAllowed, NotFound
+from zchunk.errors import Interrupted, InvalidUsage, NotFound
 from zchunk.startup import ending_at_once
 
 if TYPE_CHECKING:
@@ -297,8 +297,12 @@ def token_text(argument: str) -> str:
         return path.read_text()
     except FileNotFoundError:
         raise NotFound(f"the token file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotAllowed(f"the token file {path} cannot be read: {error}") from None
+    except OSError as error:
+        from zchunk.oserrors import storage_error
+
+        raise storage_error(error, path, "reading the token file") from None
+    except UnicodeDecodeError:
+        raise InvalidUsage(f"{path} holds no token: it is no text") from None
 
 
 # -- questions and signals ------------------------------------------------------------

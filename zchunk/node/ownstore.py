@@ -8,7 +8,6 @@ filled on the wrong disk. Called when a node starts (`assembly.py`), under the n
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from zchunk import disk, jsonfiles
@@ -61,13 +60,9 @@ def _kept(folder: Path) -> str | None:
 
 
 def _is_there(path: Path) -> bool:
-    """Raises as `storage_errors` does: a file that cannot be looked at is not one that is missing."""
+    """Raises as `storage_errors` does."""
     with disk.storage_errors(path, "looking for"):
-        try:
-            os.stat(path)
-        except FileNotFoundError:
-            return False
-    return True
+        return disk.is_there(path)
 
 
 def _missing(root: Path) -> StoreOffline:

@@ -7,12 +7,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from zchunk import disk
 from zchunk.clock import SystemClock
 from zchunk.config import Settings
 from zchunk.errors import AlreadyRunning, TrackerUnreachable, ZchunkError
+from zchunk.locks import FileLock, Timeout, locked
 from zchunk.loop import Loop, LoopThread, ThreadWorkers
 from zchunk.node.assembly import node_parts
 from zchunk.node.membership import Membership
@@ -110,10 +109,9 @@ class NodeProcess:
 
 def node_lock(folder: Path) -> FileLock:
     """Held by whoever works as the node at HOME/node; AlreadyRunning where another does."""
-    disk.private_folder(folder)
-    lock = FileLock(str(folder / "node.lock"), mode=0o600)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise AlreadyRunning(f"another node runs on {folder}; stop it first") from None
-    return lock
+    with disk.storage_errors(folder, "locking"):
+        disk.private_folder(folder)
+        try:
+            return locked(folder / "node.lock")
+        except Timeout:
+            raise AlreadyRunning(f"another node runs on {folder}; stop it first") from None

@@ -24,11 +24,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from zchunk import disk, jsonfiles
 from zchunk.clock import MAX_WALL_MS, Clock, iso_utc
 from zchunk.errors import Busy, InvalidUsage, NameTaken, NotAllowed, NotFound, StorageFailure, TokenRefused
+from zchunk.locks import Timeout, locked
 from zchunk.transport.auth import ROLES
 from zchunk.transport.keys import peer_id_of
 
@@ -336,10 +335,9 @@ class Membership:
     def _locked(self) -> Iterator[None]:
         with disk.storage_errors(self._path, "locking"):
             disk.private_folder(self._path.parent)
-            # A lock object of its own each time: two threads must exclude each other too.
-            lock = FileLock(str(self._path) + ".lock", timeout=_LOCK_PATIENCE_S, mode=_OWNER_ONLY)
+            path = self._path.with_name(f"{self._path.name}.lock")
             try:
-                lock.acquire()
+                lock = locked(path, timeout_s=_LOCK_PATIENCE_S)
             except Timeout:
                 text = f"another process is changing {self._path}; try again in a moment"
                 raise Busy(text, path=str(self._path)) from None

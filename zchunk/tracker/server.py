@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
 from zchunk import addresses, disk, jsonfiles
 from zchunk.clock import Clock, Now, read
 from zchunk.config import Settings
@@ -31,6 +29,7 @@ from zchunk.errors import (
 from zchunk.homestate import HomeState, is_there
 from zchunk.interfaces import interface_addresses
 from zchunk.knocks import Knocks
+from zchunk.locks import FileLock, Timeout, locked
 from zchunk.loop import Loop, contained
 from zchunk.misuse import Misuse
 from zchunk.outstanding import Outstanding, Ticket
@@ -237,13 +236,12 @@ class TrackerFiles:
 
     def lock(self) -> FileLock:
         """Held while a tracker runs on this home; AlreadyRunning where one does."""
-        disk.private_folder(self.folder)
-        lock = FileLock(str(self.folder / "tracker.lock"), mode=0o600)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise AlreadyRunning(f"another tracker runs on {self.folder}; stop it first") from None
-        return lock
+        with disk.storage_errors(self.folder, "locking"):
+            disk.private_folder(self.folder)
+            try:
+                return locked(self.folder / "tracker.lock")
+            except Timeout:
+                raise AlreadyRunning(f"another tracker runs on {self.folder}; stop it first") from None
 
 
 class TrackerServer:

@@ -20,7 +20,7 @@ from typing import Any
 import peewee
 
 from zchunk import disk
-from zchunk.errors import NoSpace, StorageFailure
+from zchunk.errors import NoSpace, NotAllowed, StorageFailure, StorageUnavailable, ZchunkError
 
 LEASE_S = 24 * 3600.0
 #: The lease an unclean start gives to chunks no manifest names; once per chunk, so that a
@@ -87,22 +87,52 @@ _TABLES = (_Setting, _Chunk, _Intent, _Lease, _Manifest, _Reference)
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """NoSpace (retryable) for a full disk, else StorageFailure; what failed was rolled back."""
+    """NoSpace for a full disk, StorageUnavailable for want of memory, descriptors or the lock (both
+    retryable), NotAllowed, else StorageFailure; what failed was rolled back."""
     try:
         yield
-    except (peewee.PeeweeException, sqlite3.Error) as error:
-        if _says_full(error):
-            text = f"no space left for {path}: free some space on that disk"
-            raise NoSpace(text, path=str(path)) from error
-        text = f"the chunk index {path} failed: {error}; restart the node, it rebuilds what is broken"
-        raise StorageFailure(text, path=str(path)) from error
+    except (peewee.PeeweeException, sqlite3.Error, MemoryError) as error:
+        raise _told(error, path) from error
 
 
-def _says_full(error: BaseException | None) -> bool:
-    # SQLite has rolled back by itself then, so peewee's own rollback fails and covers it.
-    while error is not None and "is full" not in str(error):
-        error = error.__context__
-    return error is not None
+#: What SQLite says of the machine, not of the file. Else the disk or the file is broken.
+_REFUSALS: dict[int, type[ZchunkError]] = {
+    sqlite3.SQLITE_FULL: NoSpace,
+    sqlite3.SQLITE_NOMEM: StorageUnavailable,
+    sqlite3.SQLITE_IOERR_NOMEM: StorageUnavailable,
+    sqlite3.SQLITE_CANTOPEN: StorageUnavailable,
+    sqlite3.SQLITE_BUSY: StorageUnavailable,
+    sqlite3.SQLITE_LOCKED: StorageUnavailable,
+    sqlite3.SQLITE_READONLY: NotAllowed,
+    sqlite3.SQLITE_PERM: NotAllowed,
+}
+
+
+def _told(error: BaseException, path: Path) -> ZchunkError:
+    cause, code = _first(error)
+    kind = _REFUSALS.get(code, _REFUSALS.get(code & 0xFF, StorageFailure))
+    if kind is NoSpace:
+        return NoSpace(f"no space left for {path}: free some space on that disk", path=str(path))
+    text = f"the chunk index {path} failed: {cause}"
+    if kind is NotAllowed:
+        text += "; check the owner and mode of its folder"
+    if kind is StorageFailure:
+        text += "; restart the node, it rebuilds what is broken"
+    return kind(text, path=str(path))
+
+
+def _first(error: BaseException) -> tuple[BaseException, int]:
+    """What SQLite said first, and its number: it has rolled back by itself then, so peewee's own
+    rollback fails too, and covers it."""
+    found, code = error, sqlite3.SQLITE_ERROR
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, MemoryError):
+            return at, sqlite3.SQLITE_NOMEM
+        if isinstance(at, sqlite3.Error):
+            found, code = at, getattr(at, "sqlite_errorcode", code)
+        at = at.__context__
+    return found, code
 
 
 class ChunkIndex:
@@ -268,19 +298,23 @@ def open_index(path: Path, note: Callable[[str], None]) -> tuple[ChunkIndex, boo
     """
     try:
         index = ChunkIndex(path)
-    except (peewee.PeeweeException, sqlite3.Error) as error:
+    except (peewee.PeeweeException, sqlite3.Error, MemoryError) as error:
         if not _is_damage(error):
-            raise StorageFailure(f"the chunk index {path} does not open: {error}") from error
+            raise _told(error, path) from error
         return _replace(path, str(error), note), False
-    problem = _problem(index)
-    if problem is None:
-        index.set_setting("schema", SCHEMA)
-        return index, index.setting("clean") == "1"
+    try:
+        problem = _problem(index)
+        if problem is None:
+            index.set_setting("schema", SCHEMA)
+            return index, index.setting("clean") == "1"
+    except BaseException:
+        index.close()
+        raise
     index.close()
     return _replace(path, problem, note), False
 
 
-def _is_damage(error: Exception) -> bool:
+def _is_damage(error: BaseException | None) -> bool:
     # OperationalError is the world's fault (no permission, full, locked), not the file's.
     if isinstance(error, peewee.OperationalError | sqlite3.OperationalError):
         return False
@@ -292,7 +326,9 @@ def _problem(index: ChunkIndex) -> str | None:
         if not index.is_sound():
             return "its check failed"
         schema = index.setting("schema")
-    except StorageFailure as error:
+    except ZchunkError as error:
+        if not _is_damage(error.__cause__):
+            raise
         return error.message
     return None if schema in (None, SCHEMA) else f"its schema is {schema}"
 
@@ -301,7 +337,7 @@ def _replace(path: Path, problem: str, note: Callable[[str], None]) -> ChunkInde
     with disk.storage_errors(path, "setting aside"):
         aside = _unused(path, f"{path.name}.damaged")
         for suffix in ("-wal", "-shm"):  # they belong to the damaged file, not to its successor
-            if (part := Path(f"{path}{suffix}")).exists():
+            if disk.is_there(part := Path(f"{path}{suffix}")):
                 os.replace(part, f"{aside}{suffix}")
         os.replace(path, aside)
         disk.sync_folder(path.parent)
@@ -314,4 +350,4 @@ def _replace(path: Path, problem: str, note: Callable[[str], None]) -> ChunkInde
 
 def _unused(path: Path, stem: str) -> Path:
     names = (path.with_name(f"{stem}-{n}") for n in itertools.count(1))
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if not disk.is_there(name))

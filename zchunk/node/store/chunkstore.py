@@ -105,7 +105,9 @@ class ChunkStore:
     def create_or_open(cls, root: Path, *, capacity: int | None, reserve: int, clock: Clock) -> ChunkStore:
         """Opens the store; makes one where there is nothing yet. Never makes one beside an
         index or chunks without a marker: that is StoreOffline."""
-        if not (root / MARKER).exists():
+        with disk.storage_errors(root, "looking for"):
+            is_new = not disk.is_there(root / MARKER)
+        if is_new:
             storefolder.create(root, clock)
         return cls(root, capacity=capacity, reserve=reserve, clock=clock)
 

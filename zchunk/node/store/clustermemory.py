@@ -55,8 +55,9 @@ class ClusterMemory:
 
 
 def _read(path: Path) -> tuple[str, int] | None:
-    if not path.exists():
-        return None
+    with disk.storage_errors(path, "looking for"):
+        if not disk.is_there(path):
+            return None
     try:
         memory = jsonfiles.record(read_json(path))
         store_id = jsonfiles.text(memory["store_id"], _STORE_ID.pattern)

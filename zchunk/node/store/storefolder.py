@@ -25,11 +25,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from zchunk import disk, jsonfiles
 from zchunk.clock import Clock, iso_utc
 from zchunk.errors import AlreadyRunning, NotFound, StorageFailure, StoreOffline, UnsupportedVersion
+from zchunk.locks import FileLock, Timeout, locked
+from zchunk.oserrors import reason_of
 
 MARKER = "zchunk-store.json"
 #: The names of chunks and manifests; other files in their folders are not ours.
@@ -65,17 +65,22 @@ class StoreFolder:
         """Raises StoreOffline (retryable, once the disk is back and the store opened again)."""
         if self.closed:
             raise StoreOffline(f"the store {self.root} is closed")
-        if not self.has_marker():
-            text = f"the store {self.root} is offline: {MARKER} is missing; is its disk plugged in?"
-            raise StoreOffline(text, path=str(self.root))
+        try:
+            os.stat(self._marker)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._offline(f"{MARKER} is missing; is its disk plugged in?") from None
+        except OSError as error:
+            raise self._offline(f"{MARKER} cannot be looked at ({reason_of(error)})") from error
+
+    def _offline(self, why: str) -> StoreOffline:
+        return StoreOffline(f"the store {self.root} is offline: {why}", path=str(self.root))
 
     def check_in_place(self) -> None:
         """As `check_online`, and that `chunks` is the folder that was opened: what is missing in
         another one, under a mount that went, is not gone. Raises StoreOffline (retryable)."""
         self.check_online()
         if _identity(self.chunks) != self._opened:
-            text = f"the store {self.root} is offline: {self.chunks} is not the folder it was"
-            raise StoreOffline(f"{text}; is its disk mounted?", path=str(self.root))
+            raise self._offline(f"{self.chunks} is not the folder it was; is its disk mounted?")
 
     def has_marker(self) -> bool:
         return os.path.exists(self._marker)
@@ -123,7 +128,9 @@ def create(root: Path, clock: Clock) -> None:
         disk.sync_folder(root.parent)
     lock = _lock(root)
     try:
-        if any((root / name).exists() for name in (MARKER, _INDEX, _CHUNKS)):
+        with disk.storage_errors(root, "looking for"):
+            found = any(disk.is_there(root / name) for name in (MARKER, _INDEX, _CHUNKS))
+        if found:
             return  # another process was faster, or the marker is what is missing
         about = {"version": _VERSION, "uuid": uuid.uuid4().hex, "created": iso_utc(clock.wall())}
         disk.write_durable(root / MARKER, json.dumps(about).encode())
@@ -133,18 +140,16 @@ def create(root: Path, clock: Clock) -> None:
 
 def _lock(root: Path) -> FileLock:
     """The lock of the one process that uses the store; gone with it, also after kill -9."""
-    lock = FileLock(root / "lock", timeout=0, thread_local=False)
     try:
         with disk.storage_errors(root / "lock", "locking"):
-            _acquire(lock, root)
+            return _locked(root)
     except NotFound:
         raise StoreOffline(f"the store {root} is offline: its folder is missing") from None
-    return lock
 
 
-def _acquire(lock: FileLock, root: Path) -> None:
+def _locked(root: Path) -> FileLock:
     try:
-        lock.acquire()
+        return locked(root / "lock")
     except Timeout:
         raise AlreadyRunning(f"another process uses the store {root}", path=str(root)) from None
 

@@ -90,7 +90,7 @@ class Trash:
         synced."""
         try:
             size = source.stat().st_size
-            replaced = to.stat().st_size if to.exists() else 0
+            replaced = to.stat().st_size if disk.is_there(to) else 0
             os.replace(source, to)
         except FileNotFoundError:
             return False
