@@ -541,6 +541,7 @@ def test_each_peer_has_its_chunks_and_their_state() -> None:
         ("unreachable", "4 waiting: cannot be reached"),
         ("offline-store", "4 waiting: its disk is off"),
         ("unreadable", "4 waiting: cannot read them now"),
+        ("refuses", "4 waiting: takes nothing now"),
     ],
 )
 def test_a_peer_that_is_waited_for_says_why_until_it_is_back(reason: str, text: str) -> None:
@@ -551,6 +552,16 @@ def test_a_peer_that_is_waited_for_says_why_until_it_is_back(reason: str, text: 
     assert job.peers[A].state_text == ""
     job.take({"event": "resumed", "peer_id": B, "name": "PC-B"})
     assert job.peers[B].state_text == ""
+
+
+def test_an_upload_that_a_peer_refuses_says_who_and_why_and_not_that_it_is_off() -> None:
+    row = {"peer_id": B, "name": "PC-B", "chunks": 4, "last_seen": None, "reason": "refuses"}
+    event = {"event": "waiting", "chunks_missing": 4, "missing": [row], "message": "PC-B is up, but refuses"}
+    assert waiting_text(event) == "PC-B is up, but refuses"
+    away = {**row, "name": "PC-C", "reason": "unreachable"}
+    assert waiting_text({**event, "missing": [row, away]}) == (
+        "4 chunks wait for PC-C, which is up, but cannot be reached from here"
+    )
 
 
 def test_rows_of_peers_under_the_bar(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

@@ -361,7 +361,7 @@ def waiting_text(event: dict[str, Any]) -> str:
     """`9 chunks wait for LAB-PC3, last seen 14:02` (SPEC D4)."""
     chunks = event["chunks_missing"]
     wait = f"{count_text(chunks, 'chunk')} {'waits' if chunks == 1 else 'wait'}"
-    rows = event.get("missing", [])
+    rows = [row for row in event.get("missing", []) if row.get("reason") != "refuses"]
     if not rows:
         return str(event.get("message") or f"{wait} for a peer")
     if len(rows) == 1:
@@ -395,6 +395,7 @@ def why_missing_short(row: dict[str, Any]) -> str:
         "unreachable": "cannot be reached",
         "offline-store": "its disk is off",
         "unreadable": "cannot read them now",
+        "refuses": "takes nothing now",
     }
     return known.get(row.get("reason", ""), f"off since {local_time(row['last_seen'])}")
 

@@ -10,7 +10,7 @@ is encrypted on its way to anybody: what is offered, asked about and sent is cip
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,8 @@ class Upload(JobDriver[Action]):
         self._keeping = False
         #: raised when a peer goes after everything was stored: older answers do not count
         self._round = 0
+        #: what each peer said that refused something last
+        self._reasons: dict[str, str] = {}
         #: refusals of the commit so far; when the last one is to be mended, and what it was
         self._mends = 0
         self._mend_at: float | None = None
@@ -392,6 +394,7 @@ class Upload(JobDriver[Action]):
     def _refused(self, action: OfferChunk | SendBlock, error: ZchunkError) -> None:
         assert self._job is not None
         log.info("peer %s refused chunk %d: %s", action.peer_id[:8], action.chunk, error.message)
+        self._reasons[action.peer_id] = error.message
         now = self.now()
         self.perform(self._job.refused(action.peer_id, action.chunk, action.attempt, error, now))
 
@@ -448,19 +451,36 @@ class Upload(JobDriver[Action]):
         """For whom the job waits, since when, for how many chunks, and how many peers it takes."""
         assert self._job is not None
         missing, why = self._job.missing(), self._job.blocked
-        unreachable = self.bulk.unreachable
+        refusing = self._refusing()
         event = {
             "event": "waiting",
             "missing_peers": sorted(missing),
-            "missing": self.missing_rows(
-                missing, lambda peer_id: "unreachable" if peer_id in unreachable else "offline"
-            ),
+            "missing": self.missing_rows(missing, self._why_missing),
+            "refusing": refusing,
             "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
             "chunks_completed": self._job.chunks_completed,
             "chunks_count": self._job.chunks_count,
             "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
         }
-        return event if why is None else {**why.details, "message": why.message, **event}
+        if why is None:
+            return event
+        return {**why.details, "message": _why_it_waits(why, refusing), **event}
+
+    def _why_missing(self, peer_id: str) -> str:
+        assert self._job is not None
+        if peer_id in self.bulk.unreachable:
+            return "unreachable"
+        return "refuses" if peer_id in self._job.refusing else "offline"
+
+    def _refusing(self) -> list[dict[str, str]]:
+        """Peers that are up and take nothing, and what each said."""
+        assert self._job is not None
+        away = self.bulk.unreachable
+        known = [p for p in self._job.refusing if p in self._reasons and p not in away]
+        return [
+            {"peer_id": peer_id, "name": self.peer_name(peer_id), "reason": self._reasons[peer_id]}
+            for peer_id in known
+        ]
 
     # -- manifest and commit --------------------------------------------------------
 
@@ -534,6 +554,7 @@ class Upload(JobDriver[Action]):
                 self._put_manifest(peer_id, stored, tries - 1)
             elif problem.code in CANNOT and self._rows:
                 log.info("peer %s cannot keep the manifest: %s", peer_id[:8], problem.message)
+                self._reasons[peer_id] = problem.message
                 assert self._job is not None
                 self.perform(self._job.given_up(peer_id, self.now()))
             else:
@@ -651,3 +672,14 @@ class Upload(JobDriver[Action]):
         self.bulk.pools.writing.submit(
             lambda: None, lambda value, problem: self.tell(error.to_json() | {"_error": error})
         )
+
+
+def _why_it_waits(why: ZchunkError, refusing: Sequence[Mapping[str, str]]) -> str:
+    """The tracker counts those it was not told to avoid: who refuses is up all the same."""
+    if not refusing:
+        return why.message
+    refusals = "; ".join(f"{peer['name']} is up, but refuses: {peer['reason']}" for peer in refusing)
+    if isinstance(why, TooFewPeers):
+        online, needed = why.details.get("online", ()), why.details.get("needed")
+        return f"it takes {needed} peers, and {', '.join(online) or 'none'} can take chunks now; {refusals}"
+    return f"{why.message}; {refusals}"

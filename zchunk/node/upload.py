@@ -277,6 +277,11 @@ class UploadJob:
         """Why there are no places for some chunks, while that is so."""
         return self._blocked
 
+    @property
+    def refusing(self) -> list[str]:
+        """Peers that are up and take nothing, sorted."""
+        return sorted(self._refused & self._up.keys())
+
     # -- events ---------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
