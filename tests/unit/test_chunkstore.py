@@ -773,10 +773,10 @@ def test_a_power_cut_cannot_bring_the_clean_flag_of_an_earlier_run_back(stores, 
     copy = stores.root.with_name("without-log.sqlite")
     copy.write_bytes((stores.root / "index.sqlite").read_bytes())
     with contextlib.closing(sqlite3.connect(copy)) as db:
-        assert db.execute("SELECT value FROM _setting WHERE key = 'clean'").fetchone() == ("0",)
+        assert db.execute("SELECT value FROM _setting WHERE key = 'clean'").fetchone() == ("",)
     again.close()
     with contextlib.closing(sqlite3.connect(stores.root / "index.sqlite")) as db:
-        assert db.execute("SELECT value FROM _setting WHERE key = 'clean'").fetchone() == ("1",)
+        assert db.execute("SELECT value FROM _setting WHERE key = 'clean'").fetchone() == ((stores.root / "closed").read_text(),)
 
 
 @pytest.mark.parametrize(
@@ -1782,6 +1782,87 @@ def test_a_foreign_store_trashes_nothing(stores, store):
     with pytest.raises(ForeignStore):
         store.trash([Chunk(1).sha256], "other", 0.0)
     assert store.trash([Chunk(1).sha256], "cluster", 0.0) == [Chunk(1).sha256]
+
+
+def with_index_of(stores: Stores, before: bytes) -> None:
+    """The index is put back from a backup of it alone."""
+    (stores.root / "index.sqlite").write_bytes(before)
+
+
+@pytest.mark.parametrize("end", ["close", "crash"])
+def test_an_older_index_is_not_believed_though_it_was_closed_cleanly(stores, store, end):
+    kept, gone, new = Chunk(1), Chunk(2), Chunk(3)
+    put(store, kept, gone)
+    store.close()
+    older = (stores.root / "index.sqlite").read_bytes()
+    again = stores.reopen()
+    put(again, new)
+    again.end_leases(UPLOAD)
+    again.trash([gone.sha256], "s", stores.clock.wall() + 2 * DAY)
+    again.close() if end == "close" else stores.crash(again)
+    for suffix in ("-wal", "-shm"):
+        (stores.root / f"index.sqlite{suffix}").unlink(missing_ok=True)
+    with_index_of(stores, older)
+    assert stores.reopen().hashes() == sorted([kept.sha256, new.sha256])
+
+
+def test_an_index_of_an_earlier_release_is_compared_with_the_folder_once(stores, store):
+    put(store, Chunk(1))
+    store.close()
+    (stores.root / "closed").unlink()
+    with contextlib.closing(sqlite3.connect(stores.root / "index.sqlite")) as db, db:
+        db.execute("UPDATE _setting SET value = '1' WHERE key = 'clean'")
+    placed(stores, Chunk(2))
+    assert stores.reopen().hashes() == sorted([Chunk(1).sha256, Chunk(2).sha256])
+
+
+def test_a_clean_close_is_believed_without_a_listing(stores, store):
+    put(store, Chunk(1))
+    store.close()
+    placed(stores, Chunk(2))
+    assert stores.reopen().hashes() == [Chunk(1).sha256], "nothing was listed"
+    assert not (stores.root / "closed").exists(), "in use it is not closed"
+
+
+def test_a_token_that_cannot_be_read_means_a_listing(stores, store):
+    put(store, Chunk(1))
+    store.close()
+    placed(stores, Chunk(2))
+    with replaced(Path, "read_text", oserror(errno.EIO)):
+        assert stores.reopen().count == 2
+
+
+def test_a_close_that_fails_at_its_last_step_is_not_a_clean_one(stores, store, caplog):
+    put(store, Chunk(1))
+    with replaced(disk, "sync_file", oserror(errno.EIO)):
+        store.close()
+    assert "was not closed cleanly" in caplog.text
+    placed(stores, Chunk(2))
+    assert stores.reopen().count == 2
+
+
+@pytest.mark.parametrize("what", ["deleted", "older"])
+def test_the_number_of_commits_is_not_forgotten_with_its_file(stores, store, what):
+    store.seen_store("cluster", 5)
+    path = stores.root / "cluster.json"
+    older = path.read_bytes()
+    store.seen_store("cluster", 9)
+    store.close()
+    path.unlink() if what == "deleted" else path.write_bytes(older)
+    again = stores.reopen()
+    assert (again.store_id, again.commit_number) == ("cluster", 9)
+    with pytest.raises(ForeignStore, match="older"):
+        again.seen_store("cluster", 8)
+    with pytest.raises(ForeignStore):
+        again.seen_store("other", 100)
+
+
+def test_another_clusters_file_wins_over_the_index(stores, store):
+    """Whoever writes it means it."""
+    store.seen_store("cluster", 9)
+    store.close()
+    (stores.root / "cluster.json").write_text('{"store_id": "other", "commit_number": 2}')
+    assert stores.reopen().store_id == "other"
 
 
 def test_the_cluster_is_remembered_without_the_index(stores, store):

@@ -40,7 +40,8 @@ class _Table(_Model):  # type: ignore[misc]
 
 
 class _Setting(_Table):
-    """`schema` and `clean`."""
+    """`schema`; `clean`, the token of the last clean close, or empty; `cluster`, see
+    `clustermemory.py`."""
 
     key = peewee.TextField(primary_key=True)
     value = peewee.TextField()
@@ -185,10 +186,10 @@ class ChunkIndex:
     def set_setting(self, key: str, value: str) -> None:
         self._run(_Setting.insert(key=key, value=value).on_conflict_replace())
 
-    def set_clean(self, clean: bool) -> None:
+    def set_clean(self, token: str) -> None:
         """Durable on return, with everything before it: a power cut must not turn a store
-        in use into one that looks cleanly closed."""
-        self.set_setting("clean", "1" if clean else "0")
+        in use (no token) into one that looks cleanly closed."""
+        self.set_setting("clean", token)
         with _errors(self.path):
             self._db.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -290,8 +291,9 @@ class ChunkIndex:
 # -- opening --------------------------------------------------------------------------
 
 
-def open_index(path: Path, note: Callable[[str], None]) -> tuple[ChunkIndex, bool]:
-    """The index, and whether it may be trusted as it is: it was closed cleanly.
+def open_index(path: Path, note: Callable[[str], None], closed: str | None) -> tuple[ChunkIndex, bool]:
+    """The index, and whether it may be trusted as it is: it was closed cleanly, by the close that
+    the store's folder has the token of. An older index, put back from a backup, has another.
 
     A damaged one is set aside, which `note` is told, and an empty one is returned. Raises
     StorageFailure for one that does not open for another reason, NoSpace (retryable).
@@ -306,7 +308,7 @@ def open_index(path: Path, note: Callable[[str], None]) -> tuple[ChunkIndex, boo
         problem = _problem(index)
         if problem is None:
             index.set_setting("schema", SCHEMA)
-            return index, index.setting("clean") == "1"
+            return index, closed is not None and index.setting("clean") == closed
     except BaseException:
         index.close()
         raise

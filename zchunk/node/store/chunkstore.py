@@ -28,6 +28,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,16 +125,17 @@ class ChunkStore:
         self._readers = ChunkReaders(openfiles.for_readers(OPEN_READERS))
         self._held = Inventory(self.capacity, self.reserve)
         self.uuid = self._folder.read_uuid()
-        self._cluster = ClusterMemory(self._folder.cluster)
         self._folder.prepare()
         self._files = ChunkFiles(self._folder.chunks, self._folder.tmp)
         self._trash = Trash(self._folder.trash, self._clock)
-        self._index, clean = open_index(self._folder.index, self._note)
+        closed = self._folder.take_closed()
+        self._index, clean = open_index(self._folder.index, self._note, closed)
         self._manifests = ManifestFolder(self._folder, self._index, self._held, self._trash, self._note)
         self._reconciler = self._make_reconciler()
         try:
             self._check_mounted()
-            self._index.set_clean(False)
+            self._cluster = ClusterMemory(self._folder.cluster, self._index)
+            self._index.set_clean("")
             self._reconciler.load(clean)
         except BaseException:
             self._index.close()
@@ -173,7 +175,10 @@ class ChunkStore:
             try:
                 in_doubt = self._in_doubt or self._reconciler.unread or self._manifests.unread
                 if not (self.flag or in_doubt) and self._folder.has_marker():
-                    self._index.set_clean(True)
+                    self._index.set_clean(closed := uuid.uuid4().hex)
+                    self._folder.say_closed(closed)
+            except ZchunkError as error:  # then all is listed at the next opening
+                log.warning("%s was not closed cleanly: %s", self.root, error.message)
             finally:
                 self._index.close()
                 self._folder.release()

@@ -8,6 +8,7 @@
     root/tmp/                what is being written
     root/trash/              see `trash.py`
     root/index.sqlite        see `chunkindex.py`
+    root/closed              token of the last clean close: the index that has it is up to date
 
 Responsible for whose folder this is and whether it is there; what lies in the sub-folders
 is their modules' matter. Called by `chunkstore.py` and by those modules.
@@ -35,6 +36,7 @@ MARKER = "zchunk-store.json"
 #: The names of chunks and manifests; other files in their folders are not ours.
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 _VERSION = 1
 _INDEX = "index.sqlite"
 _CHUNKS = "chunks"
@@ -50,6 +52,7 @@ class StoreFolder:
         self.chunks, self.tmp = root / _CHUNKS, root / "tmp"
         self.manifests, self.trash = root / "manifests", root / "trash"
         self.index, self.cluster = root / _INDEX, root / "cluster.json"
+        self._closed = root / "closed"
         self._marker = root / MARKER
         #: of `chunks`, when the store was opened
         self._opened: tuple[int, int] | None = None
@@ -93,6 +96,23 @@ class StoreFolder:
         if about.get("version") != _VERSION:
             raise UnsupportedVersion(f"the store {self.root} was made by another version; upgrade zchunk")
         return str(about["uuid"])
+
+    def take_closed(self) -> str | None:
+        """The token of the last clean close, which is durably gone on return: from now on the store
+        is in use. None where there is none, or it cannot be read: all is listed then."""
+        try:
+            token = self._closed.read_text("ascii")
+        except (OSError, ValueError):
+            token = None
+        with disk.storage_errors(self._closed, "removing"):
+            if disk.is_there(self._closed):
+                os.unlink(self._closed)
+                disk.sync_folder(self.root)
+        return token if token and _TOKEN.fullmatch(token) else None
+
+    def say_closed(self, token: str) -> None:
+        """Durable on return. Raises as `storage_errors` does."""
+        disk.write_durable(self._closed, token.encode())
 
     def prepare(self) -> None:
         """The sub-folders are there, durably, and without what a killed process was writing."""
