@@ -3,7 +3,8 @@
 A tracker or node has one for each connection, and whoever connects decides how many there are.
 So connections have a part only (`for_connections`), and some descriptors are kept open for
 nothing but being given up where a file is to be opened and there are none left (`keep`,
-`open_file`): between two looks at connections more may come than their part.
+`open_file`): between two looks at connections more may come than their part. A look itself takes
+one of these where it must (`copy_file`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ except ImportError:  # Windows: there is no such limit, and each command imports
 #: or a folder, for each.
 SPARE = 12
 _NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
+_WANT = _NONE_LEFT | {errno.ENOMEM, errno.ENOBUFS}
 
 
 def raise_limit() -> int | None:
@@ -63,6 +65,11 @@ def for_readers(most: int) -> int:
 def _part(share: int, of: int) -> int:
     most = limit()
     return sys.maxsize if most is None else max(1, most * share // of)
+
+
+def is_want(error: OSError) -> bool:
+    """Whether it says that something is short for now, and nothing of what was asked about."""
+    return error.errno in _WANT
 
 
 class _Kept:
@@ -109,6 +116,16 @@ class _Kept:
                         raise
         return os.open(path, flags, mode)
 
+    def copy(self, fd: int) -> int:
+        try:
+            return os.dup(fd)
+        except OSError as error:
+            with self._lock:
+                if error.errno not in _NONE_LEFT or not self._spare:
+                    raise
+                os.dup2(fd, self._spare[-1], inheritable=False)
+                return self._spare.pop()
+
     def close(self, fd: int) -> None:
         """In one step it becomes a spare one where one is missing: nobody can take its place."""
         with self._lock:
@@ -138,6 +155,11 @@ def open_file(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> in
     return _kept.open(path, flags, mode)
 
 
+def copy_file(fd: int) -> int:
+    """As `os.dup`, in the same way. Raises OSError."""
+    return _kept.copy(fd)
+
+
 def close_file(fd: int) -> None:
-    """Of a descriptor from `open_file`."""
+    """Of a descriptor from `open_file` or `copy_file`."""
     _kept.close(fd)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import selectors
 import socket
 from collections.abc import Iterator
@@ -11,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.test_openfiles import none_left, spare
 from zchunk.transport.connections import Connections
 from zchunk.transport.guard import Limits
+
+__all__ = ["spare"]  # a fixture
 
 
 def test_connections_above_the_limit_are_ended_and_others_are_not() -> None:
@@ -33,6 +38,54 @@ def test_connections_above_the_limit_are_ended_and_others_are_not() -> None:
         assert isinstance(ready[0], socket.socket)
         assert ready[0].recv(1) == b""
         assert connections.ended == 1
+
+
+def test_they_are_ended_where_no_descriptor_is_left(spare: None, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor has the thread that ends them one of its own to look with."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        lines = [stack.enter_context(socket.socket()) for _ in range(3)]
+        connections = Connections()
+        stack.callback(connections.close)
+        connections.watch(f"tcp://127.0.0.1:{listener.getsockname()[1]}", Limits(of_an_address=2))
+        selector = stack.enter_context(selectors.DefaultSelector())
+        taken = stack.enter_context(none_left())
+        for line in lines:
+            line.connect(listener.getsockname())
+            os.close(taken.pop())
+            stack.enter_context(listener.accept()[0])
+            selector.register(line, selectors.EVENT_READ)
+        assert len(selector.select(10)) == 1
+    assert "could not be looked at" not in caplog.text
+
+
+def test_a_look_that_fails_is_told_and_the_next_one_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [OSError(errno.EMFILE, "Too many open files"), MemoryError("no memory"), KeyError("a bug")]
+    look = Connections.look
+
+    def failing(self: Connections, now: float) -> None:
+        if failures:
+            raise failures.pop(0)
+        look(self, now)
+
+    monkeypatch.setattr(Connections, "look", failing)
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        connections = Connections()
+        stack.callback(connections.close)
+        connections.watch(f"tcp://127.0.0.1:{listener.getsockname()[1]}", Limits(of_an_address=2))
+        lines = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(3)]
+        for _ in lines:
+            stack.enter_context(listener.accept()[0])
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for line in lines:
+            selector.register(line, selectors.EVENT_READ)
+        assert len(selector.select(10)) == 1
+    assert not failures
+    assert "Too many open files" in caplog.text
+    assert len([line for line in caplog.messages if "tried again" in line]) == 1, "a line a minute"
 
 
 @pytest.fixture

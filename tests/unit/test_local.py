@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.test_openfiles import none_left
 from tests.waiting import wait_for
 from zchunk.clock import SystemClock
 from zchunk.errors import NotAllowed, NotFound
@@ -162,6 +163,17 @@ def test_connections_beyond_the_limit_are_ended_and_the_others_stay(server: Serv
     for line in lines:
         line.__exit__(None, None, None)
     wait_for(lambda: not server.door._connections, PATIENCE_S, "their ends are seen")
+    assert server.ask(b"x") == [b"x"]
+
+
+def test_who_comes_when_no_descriptor_is_left_is_ended(server: Server) -> None:
+    with socket.socket(socket.AF_UNIX) as line, none_left():
+        line.settimeout(PATIENCE_S)
+        for _ in range(3):
+            line.connect(server.at.removeprefix("unix:"))
+            assert line.recv(1) == b""
+            line.close()
+            line.__init__(socket.AF_UNIX)  # type: ignore[misc]
     assert server.ask(b"x") == [b"x"]
 
 

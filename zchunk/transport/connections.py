@@ -3,6 +3,9 @@
 libzmq tells neither how many there are nor what it holds of them, so the operating system is
 asked: descriptors of this process (`/proc/self/fd`), and TCP_INFO of each. A thread of its own
 looks, since a flood keeps the loops busy. Without /proc (not Linux) nothing is limited here.
+
+What may not happen here: a thread that ends before `close`, since then nothing is limited any
+more; a connection taken for something else because it could not be looked at.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
 from zchunk import addresses, openfiles
-from zchunk.errors import Busy
+from zchunk.errors import Busy, ZchunkError
 from zchunk.refusals import Refusals
 from zchunk.transport import descriptors
 from zchunk.transport.descriptors import Descriptor
@@ -34,6 +38,8 @@ _WHY = {
     "held": "a connection was ended, it brought too much of a message that has no end",
 }
 _FOLDER = "/proc/self/fd"
+#: So many are tried where they cannot be listed.
+_NUMBERS = 65_536
 _MEMORY = "/proc/self/statm"
 _PAGE = mmap.PAGESIZE
 _LOOK_S = 0.025
@@ -90,7 +96,7 @@ class Connections:
         self._doors: dict[int, _Door] = {}
         #: None for a descriptor that is no connection of ours
         self._accepted: dict[tuple[int, int], _Accepted | None] = {}
-        self._refusals = Refusals()
+        self._refusals, self._failures = Refusals(), Refusals()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         #: when descriptors were listed, how many there were, and the process's memory then
@@ -121,12 +127,21 @@ class Connections:
         pause = _LOOK_S
         while not self._stop.wait(pause):
             began = time.thread_time()
-            self.look(time.monotonic())
+            self._try_to_look(time.monotonic())
             # Without trimming: it takes long, and the next look would come too late.
             wished = _BUSY_LOOK_S if self._busy else _LOOK_S
             pause = max(wished, _PAUSES * (time.thread_time() - began))
             if self._gone >= _TRIM_AFTER and time.monotonic() >= self._trimmed_at + _TRIM_S:
                 self._trim(time.monotonic())
+
+    def _try_to_look(self, now: float) -> None:
+        """Looks again soon where this one failed: descriptors or memory may be short."""
+        try:
+            self.look(now)
+        except Exception as error:  # noqa: BLE001 - see above
+            line = self._failures.note(ZchunkError(f"{type(error).__name__}: {error}"), None, now)
+            if line is not None:
+                log.error("connections could not be looked at, that is tried again: %s", error)
 
     def look(self, now: float) -> None:
         found = self._find(now)
@@ -179,7 +194,7 @@ class Connections:
     def _list(self) -> dict[int, list[Seen]]:
         before, self._accepted = self._accepted, {}
         found: dict[int, list[Seen]] = {}
-        for number in map(int, os.listdir(_FOLDER)):
+        for number in _numbers():
             with suppress(OSError):
                 key = (number, os.fstat(number).st_ino)
                 accepted = before.pop(key) if key in before else self._identify(number)
@@ -199,6 +214,16 @@ class Connections:
             return None
         which = descriptors.descriptor(number)
         return _Accepted(name[1], which) if which is not None else None
+
+
+def _numbers() -> Iterable[int]:
+    """Of this process's descriptors; where there is none left to list them with, all there may be."""
+    try:
+        return map(int, os.listdir(_FOLDER))
+    except OSError as error:
+        if not openfiles.is_want(error):
+            raise
+        return range(min(_NUMBERS, openfiles.limit() or _NUMBERS))
 
 
 def _received(number: int) -> int:

@@ -11,9 +11,12 @@ import errno
 import os
 import socket
 import stat
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+from zchunk.openfiles import close_file, copy_file, is_want
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +29,22 @@ class Descriptor:
 
 def descriptor(number: int) -> Descriptor | None:
     """The connection that has this number now; None where it has ended."""
-    with suppress(OSError), closing(_copy(number)) as copy:
+    with suppress(OSError), _copied(number) as copy:
         return Descriptor(number, copy.getpeername())
     return None
 
 
 def own_end(number: int) -> Any:
-    """(host, port, ...) of this side of a TCP connection that stands; None for all else."""
-    with suppress(OSError), closing(_copy(number)) as copy:
-        if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.type == socket.SOCK_STREAM:
-            copy.getpeername()
-            return copy.getsockname()
+    """(host, port, ...) of this side of a TCP connection that stands; None for all else. Raises
+    OSError where that cannot be found out now."""
+    try:
+        with _copied(number) as copy:
+            if copy.family in (socket.AF_INET, socket.AF_INET6) and copy.type == socket.SOCK_STREAM:
+                copy.getpeername()
+                return copy.getsockname()
+    except OSError as error:
+        if is_want(error):
+            raise
     return None
 
 
@@ -46,20 +54,24 @@ def is_open(which: Descriptor) -> bool:
 
 def shut_down(which: Descriptor) -> None:
     """Ends this connection, and no other that has its number by now."""
-    with suppress(OSError), closing(_copy(which.number)) as copy:
+    with suppress(OSError), _copied(which.number) as copy:
         if copy.getpeername() == which.other_end:
             copy.shutdown(socket.SHUT_RDWR)
 
 
-def _copy(number: int) -> socket.socket:
+@contextmanager
+def _copied(number: int) -> Iterator[socket.socket]:
     """A descriptor of our own for the same connection. Raises OSError where it is none."""
     # Not of a file: when a copy is closed, this process loses its locks on that file (POSIX), and
     # with SQLite's locks others may cut the file off under its mapping.
     if not stat.S_ISSOCK(os.fstat(number).st_mode):
         raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
-    copy = os.dup(number)
+    fd = copy_file(number)
     try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        raise
+        copy = socket.socket(fileno=fd)
+        try:
+            yield copy
+        finally:
+            copy.detach()
+    finally:
+        close_file(fd)

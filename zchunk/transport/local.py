@@ -30,6 +30,7 @@ import msgpack
 
 from zchunk import disk
 from zchunk.errors import NotAllowed, NotFound
+from zchunk.openfiles import is_want
 from zchunk.transport.base import Arrival, Buffer, Delivery, Received
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class LocalDoor:
         self._is_elsewhere = self._path.parent != folder
         self._connections: dict[bytes, _Connection] = {}
         self._numbers = itertools.count(1)
+        self._spare = os.dup(self._listener.fileno())
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
 
@@ -103,6 +105,8 @@ class LocalDoor:
         self._selector.close()
         self._listener.close()
         with suppress(OSError):
+            os.close(self._spare)
+        with suppress(OSError):
             os.unlink(self._path)
             if self._is_elsewhere:
                 os.rmdir(self._path.parent)
@@ -120,7 +124,9 @@ class LocalDoor:
     def _accept(self) -> None:
         try:
             line, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            if is_want(error):
+                self._refuse_one()
             return
         if len(self._connections) >= _MAX_CONNECTIONS or not _is_ours(line):
             log.info("a connection to %s was refused", self._path)
@@ -130,6 +136,14 @@ class LocalDoor:
         connection = _Connection(b"%d" % next(self._numbers), line)
         self._connections[connection.name] = connection
         self._selector.register(line, selectors.EVENT_READ, connection)
+
+    def _refuse_one(self) -> None:
+        """No descriptor is left: whoever waits would wake the loop again and again."""
+        spare, self._spare = self._spare, -1
+        with suppress(OSError):
+            os.close(spare)
+            self._listener.accept()[0].close()
+            self._spare = os.dup(self._listener.fileno())
 
     def _read(self, connection: _Connection) -> Received | None:
         """The request, once all of it is there. Whoever says anything else is ended."""
