@@ -177,6 +177,25 @@ def endless(to: Context) -> None:
     to.each(act)
 
 
+def bursts(to: Context) -> None:
+    """Such parts with pauses between them, so that the victim is nearly at rest; by one who was
+    answered before."""
+    piece = zmtp.frame(bytes(MIB), more=True)
+    (question,) = wire.encode(Locate(name_or_id="0" * 64, unique=False), 1)
+
+    def act() -> None:
+        with zmtp.plain(to.at) as line:
+            line.sendall(zmtp.frame(bytes(question)))
+            assert line.recv(1)
+            time.sleep(0.5)
+            while to.goes_on:
+                line.sendall(piece)
+                to.done["mib"] += 1
+                time.sleep(0.03)
+
+    to.each(act)
+
+
 def trickle(to: Context) -> None:
     """A hundred connections, each with a frame of 60 MiB of which one MiB came."""
     lines: list[socket.socket] = []
@@ -322,8 +341,8 @@ def subscriptions(to: Context) -> None:
 ATTACKS: dict[str, Callable[[Context], None]] = {
     act.__name__: act
     for act in (
-        garbage, broken_greetings, huge_frame, connections, parts, member_parts, endless, trickle, flood,
-        claims, wrong_content, large, unfinished, subscriptions,
+        garbage, broken_greetings, huge_frame, connections, parts, member_parts, endless, bursts, trickle,
+        flood, claims, wrong_content, large, unfinished, subscriptions,
     )
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ from tests.integration.raw import keys_of
 PLAIN = {"security.transport": "plain"}
 #: Under curve these; a member's attacks have its keys.
 STRANGERS = ("garbage", "broken_greetings", "huge_frame", "connections")
-OF_PLAIN = ("parts", "endless", "trickle")
+OF_PLAIN = ("parts", "endless", "bursts", "trickle")
 MEMBERS = ("flood", "claims", "wrong_content", "large", "unfinished", "member_parts")
 OF_EVENTS = ("subscriptions",)
 #: The tracker as a victim, at its other socket.

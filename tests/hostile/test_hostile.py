@@ -63,6 +63,19 @@ def test_a_message_without_an_end_costs_little(plain: Rig, victim: str) -> None:
     assert attacked(plain, "endless", victim)["ended"]
 
 
+@pytest.mark.parametrize("victim", ["tracker", "A"])
+def test_a_message_without_an_end_that_comes_slowly_costs_little(plain: Rig, victim: str) -> None:
+    """Nobody else has the victim do anything: its guard sleeps."""
+    process = plain.process(victim)
+    before = peak_since(process, reset=True)
+    with plain.under("bursts", plain.endpoint(victim), victim, 3 * _SECONDS) as attacker:
+        done = attacker.finish()
+    grown = peak_since(process) - before
+    assert grown <= _GROWTH, f"{grown / MIB:.1f} MiB: {done}"
+    assert done["ended"]
+    assert plain.get() > 0
+
+
 def test_a_recorded_session_is_good_for_nothing(curve: Rig) -> None:
     endpoint = curve.cluster.tracker.endpoint
     host, _, port = endpoint.rpartition(":")

@@ -42,6 +42,7 @@ from zchunk.errors import (
     TransportMismatch,
     WrongServer,
 )
+from zchunk.transport import cputimer
 
 if TYPE_CHECKING:
     from zchunk.config import Settings
@@ -110,6 +111,7 @@ def tracker(
     openfiles.raise_limit()
     _private(invocation.home)
     openfiles.keep()
+    cputimer.timer.arrange()
     settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
     from zchunk.clock import SystemClock
     from zchunk.tracker.server import Tracker
@@ -227,6 +229,7 @@ def node(
     openfiles.raise_limit()
     _private(invocation.home)
     openfiles.keep()
+    cputimer.timer.arrange()
     folder = invocation.home / "node"
     from zchunk.node import options
     from zchunk.node.membership import check_transport, note_parts

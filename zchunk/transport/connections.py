@@ -2,7 +2,8 @@
 
 libzmq tells neither how many there are nor what it holds of them, so the operating system is
 asked: descriptors of this process (`/proc/self/fd`), and TCP_INFO of each. A thread of its own
-looks, since a flood keeps the loops busy. Without /proc (not Linux) nothing is limited here.
+looks, since a flood keeps the loops busy. Nothing comes in without work of this process, so it
+sleeps while there is none (`cputimer.py`). Without /proc (not Linux) nothing is limited here.
 
 What may not happen here: a thread that ends before `close`, since then nothing is limited any
 more; a connection taken for something else because it could not be looked at.
@@ -28,6 +29,7 @@ from zchunk import addresses, openfiles
 from zchunk.errors import Busy, ZchunkError
 from zchunk.refusals import Refusals
 from zchunk.transport import descriptors
+from zchunk.transport.cputimer import timer
 from zchunk.transport.descriptors import Descriptor
 from zchunk.transport.guard import MIB, End, Guard, Limits, Seen
 
@@ -51,6 +53,8 @@ _LIST_S = 0.1
 _GREW = 4 * MIB
 #: A look pauses so many times as long as it took: it takes a small share of a processor.
 _PAUSES = 20
+#: The share of a processor below which a process is at rest.
+_REST = 0.02
 #: Of ZMTP and CURVE around a frame, at most.
 _FRAME_BYTES = 80
 #: tcp_info.tcpi_bytes_received
@@ -87,6 +91,23 @@ class _Door:
     delivered: Delivered
 
 
+class _Work:
+    """What others than the calling thread have done in this process since the last time."""
+
+    def __init__(self) -> None:
+        self._at, self._used = time.monotonic(), self._others()
+
+    def was_little(self) -> bool:
+        at, used = time.monotonic(), self._others()
+        took, worked = at - self._at, used - self._used
+        self._at, self._used = at, used
+        return worked < _REST * took
+
+    @staticmethod
+    def _others() -> float:
+        return time.process_time() - time.thread_time()
+
+
 class Connections:
     """Of one context's bound sockets."""
 
@@ -120,21 +141,33 @@ class Connections:
 
     def close(self) -> None:
         self._stop.set()
+        timer.wake()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        pause = _LOOK_S
+        may_sleep, work, pause = timer.claim(), _Work(), _LOOK_S
         while not self._stop.wait(pause):
             began = time.thread_time()
-            self._try_to_look(time.monotonic())
+            has_looked = self._try_to_look(time.monotonic())
             # Without trimming: it takes long, and the next look would come too late.
             wished = _BUSY_LOOK_S if self._busy else _LOOK_S
             pause = max(wished, _PAUSES * (time.thread_time() - began))
             if self._gone >= _TRIM_AFTER and time.monotonic() >= self._trimmed_at + _TRIM_S:
                 self._trim(time.monotonic())
+            at_rest = work.was_little() and has_looked and not self._busy and self._gone < _TRIM_AFTER
+            if at_rest and may_sleep:
+                self._sleep()
+                pause = 0.0
+        timer.release()
 
-    def _try_to_look(self, now: float) -> None:
+    def _sleep(self) -> None:
+        """Descriptors are listed no sooner for it: a list is worth as much as before."""
+        began = time.monotonic()
+        timer.wait()
+        self._listed_at += time.monotonic() - began
+
+    def _try_to_look(self, now: float) -> bool:
         """Looks again soon where this one failed: descriptors or memory may be short."""
         try:
             self.look(now)
@@ -142,6 +175,8 @@ class Connections:
             line = self._failures.note(ZchunkError(f"{type(error).__name__}: {error}"), None, now)
             if line is not None:
                 log.error("connections could not be looked at, that is tried again: %s", error)
+            return False
+        return True
 
     def look(self, now: float) -> None:
         found = self._find(now)

@@ -32,6 +32,7 @@ from zchunk.transport.base import (
     Suspects,
 )
 from zchunk.transport.connections import Connections, Delivered
+from zchunk.transport.cputimer import timer
 from zchunk.transport.descriptors import Descriptor
 from zchunk.transport.greeting import Greeting
 from zchunk.transport.guard import Limits
@@ -686,6 +687,7 @@ class ZmqPoller:
         # Rounded up: waking a millisecond early would find the deadline not yet due.
         timeout = None if timeout_s is None else int(timeout_s * 1000) + 1 if timeout_s > 0 else 0
         ready = self._poller.poll(timeout)
+        timer.turned()
         found: dict[Socket, None] = {}
         for raw, _ in ready:
             owner = self._owner.get(raw)

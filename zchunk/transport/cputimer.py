@@ -1,0 +1,77 @@
+"""Wakes one thread once this process has worked: for a guard that has nothing to do at rest.
+
+Whatever others do to a process costs it processor time. So who watches for that may sleep until
+some was used: the system's profiling timer counts it for all threads, libzmq's too. Its signal
+(SIGPROF) is blocked in all of them and taken by the one that waits for it, so that no handler runs
+and no call of another thread is interrupted.
+
+The timer counts by the system's ticks, so what takes less than one may be missed some times in a
+row. Loops therefore tell of their turns (`turned`), and there the time is known exactly.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+#: The shortest that the timer knows: it goes off at the first tick that meets this process at work.
+_TIMER_S = 1e-6
+#: CPU seconds since the thread fell asleep after which a loop's turn wakes it.
+_WORKED_S = 0.005
+
+
+class CpuTimer:
+    """One for the process. Works only once it was `arranged`; else whoever waits must look at
+    the clock instead."""
+
+    def __init__(self) -> None:
+        self.is_arranged = False
+        #: the thread that may wait
+        self._owner: int | None = None
+        #: CPU seconds of the process when it fell asleep; None while it is awake
+        self._asleep_at: float | None = None
+        self._lock = threading.Lock()
+
+    def arrange(self) -> None:
+        """To be called in the main thread, before it makes others: they block the signal as it does."""
+        if not hasattr(signal, "sigwaitinfo"):
+            return
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # in a thread that does not block it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+        self.is_arranged = True
+
+    def claim(self) -> bool:
+        """Whether the calling thread may wait: the first that asks."""
+        with self._lock:
+            if self.is_arranged and self._owner is None:
+                self._owner = threading.get_ident()
+            return self._owner == threading.get_ident()
+
+    def release(self) -> None:
+        self._owner = None
+
+    def wait(self) -> None:
+        """Returns when the process has worked since, or was woken."""
+        self._asleep_at = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, _TIMER_S)
+        signal.sigwaitinfo({signal.SIGPROF})
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        self._asleep_at = None
+
+    def wake(self) -> None:
+        """From any thread."""
+        with self._lock:
+            if self._owner is not None:
+                signal.pthread_kill(self._owner, signal.SIGPROF)
+
+    def turned(self) -> None:
+        """A loop has had a turn. From any thread, often."""
+        asleep_at = self._asleep_at
+        if asleep_at is not None and time.process_time() - asleep_at >= _WORKED_S:
+            self._asleep_at = None
+            self.wake()
+
+
+#: of this process
+timer = CpuTimer()
