@@ -7,11 +7,30 @@ stands in `addresses.py`.
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 import ifaddr
 
 #: Interfaces of containers and virtual machines: rarely what other PCs reach, so last.
 _VIRTUAL = ("docker", "br-", "veth", "virbr", "vmnet", "vboxnet", "lxc", "cni", "podman")
+
+
+#: linux/rtnetlink.h: IPv4 and IPv6 addresses that come and go
+_GROUPS = 0x10 | 0x100
+
+
+def watch_interfaces() -> int | None:
+    """A descriptor that can be read from once an address of this PC came or went (netlink). None
+    where the system has no such thing."""
+    if not hasattr(socket, "AF_NETLINK"):
+        return None
+    flags = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    try:
+        with socket.socket(socket.AF_NETLINK, flags, socket.NETLINK_ROUTE) as watch:
+            watch.bind((0, _GROUPS))
+            return watch.detach()
+    except OSError:
+        return None
 
 
 def interface_addresses() -> list[str]:

@@ -9,7 +9,7 @@ from importlib import import_module
 
 from servers import Failed
 
-BENCHMARKS = ("get", "lan", "memory", "put", "range", "resume", "swarm", "tracker")
+BENCHMARKS = ("get", "lan", "memory", "put", "range", "rest", "resume", "swarm", "tracker")
 
 
 def main() -> int:

@@ -776,7 +776,9 @@ def test_a_power_cut_cannot_bring_the_clean_flag_of_an_earlier_run_back(stores, 
         assert db.execute("SELECT value FROM _setting WHERE key = 'clean'").fetchone() == ("",)
     again.close()
     with contextlib.closing(sqlite3.connect(stores.root / "index.sqlite")) as db:
-        assert db.execute("SELECT value FROM _setting WHERE key = 'clean'").fetchone() == ((stores.root / "closed").read_text(),)
+        assert db.execute("SELECT value FROM _setting WHERE key = 'clean'").fetchone() == (
+            (stores.root / "closed").read_text(),
+        )
 
 
 @pytest.mark.parametrize(

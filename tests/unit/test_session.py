@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -369,6 +370,57 @@ def test_a_node_sends_its_status_once_per_heartbeat_after_it_is_registered() -> 
     assert [s.message for s in sends(session.on_time(2 * BEAT))] == [status]
 
 
+def beats(session: Session, ticks: Sequence[float], until: float) -> list[float]:
+    """When heartbeats go, where the tracker's ticks come at `ticks`."""
+    found: list[float] = []
+    waiting = sorted(ticks)
+    while (wake := session.deadline()) is not None:
+        now = min([wake, *waiting[:1]])
+        if now > until:
+            return found
+        if waiting and now == waiting[0]:
+            session.event(tick(0), waiting.pop(0))
+        if sends(session.on_time(now), Heartbeat):
+            found.append(round(now, 3))
+            [beat] = [i for i, r in session._requests.items() if isinstance(r.message, Heartbeat)]
+            session.reply(beat, Beat(epoch=EPOCH, seq=0), now)
+    return found
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.2, 0.4, 0.6, 0.999])
+def test_heartbeats_go_with_the_ticks_once_these_come(phase: float) -> None:
+    """A node at rest wakes up for both at once."""
+    session = following(0)
+    # A tick is always a little late.
+    ticks = [1.0 + phase + number * 1.003 for number in range(20)]
+    found = beats(session, ticks, 20.0)
+    assert found[3:] == [round(at, 3) for at in ticks if at > found[2] and at <= 20.0]
+    assert max(after - before for before, after in pairwise(found)) < 1.6
+
+
+def test_without_ticks_heartbeats_go_on() -> None:
+    session = following(0)
+    found = beats(session, [1.3, 2.3, 3.3], 10.0)
+    assert len(found) >= 9
+    assert max(after - before for before, after in pairwise(found)) <= 1.5
+
+
+def test_ticks_without_end_bring_no_heartbeats_without_end() -> None:
+    session = following(0)
+    assert len(beats(session, [number / 100 for number in range(1000)], 10.0)) <= 20
+
+
+@pytest.mark.parametrize("other", ["many peers", "another interval"])
+def test_heartbeats_of_many_or_at_another_interval_keep_their_own_time(other: str) -> None:
+    session = following(0)
+    if other == "many peers":
+        session.peers = {f"{number:032x}": peer(f"{number:032x}") for number in range(100)}
+    else:
+        session._heartbeat_s = 0.5
+    found = beats(session, [number + 0.3 for number in range(10)], 10.0)
+    assert not {round(at % 1, 3) for at in found} & {0.3}
+
+
 def test_an_unanswered_heartbeat_gives_way_to_the_next() -> None:
     """Each is sent once: a tracker that was away is not met by a heap of old ones."""
     session = registered()
@@ -462,10 +514,13 @@ def test_a_tick_is_not_seen_and_its_number_is_the_last_ones() -> None:
 def test_a_gap_or_a_new_epoch_is_followed_by_a_snapshot(far: Event) -> None:
     session = following(5, peer(A))
     assert session.event(far, 0.5) == []
-    wake = session.deadline()
-    assert wake is not None
-    assert 0.5 <= wake <= 0.55
-    [ask] = sends(session.on_time(wake), GetSnapshot)
+    asked: list[Send] = []
+    while not asked:  # a tick also asks for a heartbeat
+        wake = session.deadline()
+        assert wake is not None
+        assert 0.5 <= wake <= 0.55
+        asked = sends(session.on_time(wake), GetSnapshot)
+    [ask] = asked
     assert session.event(event(8, peer(C)), 1.1) == []  # while it is asked, events wait
     actions = session.reply(ask.request_id, snapshot(7, peer(B), epoch=EPOCH), 1.2)
     assert actions == [

@@ -11,12 +11,14 @@ from zchunk import disk
 from zchunk.clock import SystemClock
 from zchunk.config import Settings
 from zchunk.errors import AlreadyRunning, TrackerUnreachable, ZchunkError
+from zchunk.interfaces import watch_interfaces
 from zchunk.locks import FileLock, Timeout, locked
 from zchunk.loop import Loop, LoopThread, ThreadWorkers
 from zchunk.node.assembly import node_parts
 from zchunk.node.membership import Membership
 from zchunk.node.transfer import BULK_IO_THREADS
 from zchunk.protocol.messages import Goodbye
+from zchunk.transport.bell import Bell
 from zchunk.transport.selftest import Door, prove_closed
 from zchunk.transport.zeromq import ZmqTransport
 
@@ -57,6 +59,9 @@ class NodeProcess:
             on_refused=self._on_failure,
             new_store=new_store,
         )
+        watch = watch_interfaces()
+        if watch is not None:
+            self.parts.server.follow_interfaces(Bell(watch))
         self._where = ", ".join(membership.tracker)
         self._threads = [LoopThread(bulk_loop, self._on_failure), LoopThread(control_loop, self._on_failure)]
 

@@ -30,6 +30,7 @@ from zchunk.protocol.messages import (
     Stored,
     Welcome,
 )
+from zchunk.transport.bell import Bell
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ _HELLO_AGAIN_S = 1.0
 _NO_UPLOAD = "0" * 32
 _INVENTORY_PAGE = 50_000  # digests per message
 _REPORT_PAGE = 10_000
-#: The machine's own addresses are looked at this often; a change is announced.
+#: The machine's own addresses are looked at this often where the system does not tell of changes;
+#: a change is announced.
 _ADDRESSES_S = 5.0
 _INCARNATION = "incarnation.json"
 _AWAY = "the store %s is offline: plug its disk in; until then this node serves and takes nothing"
@@ -132,7 +134,7 @@ class NodeServer(Registrar):
         self._last_moved = 0
         self._last_status = 0.0
         self._announced: list[str] = []
-        self._addresses_at = 0.0
+        self._addresses_at: float | None = None
         self._report_at: float | None = None
         self._hello_at: float | None = None
         self.control: ControlPlane
@@ -175,7 +177,7 @@ class NodeServer(Registrar):
 
     def deadline(self) -> float | None:
         times = (self._addresses_at, self._report_at, self._hello_at)
-        return min(at for at in times if at is not None)
+        return min((at for at in times if at is not None), default=None)
 
     def on_time(self, now: float) -> None:
         if self._report_at is not None and self._report_at <= now:
@@ -184,9 +186,16 @@ class NodeServer(Registrar):
         if self._hello_at is not None and self._hello_at <= now:
             self._hello_at = None
             self._say_hello()
-        if self._addresses_at > now:
-            return
-        self._addresses_at = now + _ADDRESSES_S
+        if self._addresses_at is not None and self._addresses_at <= now:
+            self._addresses_at = now + _ADDRESSES_S
+            self._look_at_addresses()
+
+    def follow_interfaces(self, bell: Bell) -> None:
+        """`bell` rings when an address of this PC may have changed."""
+        self._addresses_at = None
+        self.control.loop.add_socket(bell, lambda _: self._look_at_addresses())
+
+    def _look_at_addresses(self) -> None:
         if self._registered and self._interfaces() != self._announced:
             self._say_hello()
             log.info("this PC's addresses changed; the tracker is told")

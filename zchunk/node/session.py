@@ -50,6 +50,13 @@ _EVENT_GRACE_S = 0.1
 #: All subscribers meet the same gap: they ask for snapshots spread over this time.
 _SNAPSHOT_JITTER_S = 0.05
 _MAX_EARLY_EVENTS = 1000
+#: The tracker publishes a tick so often.
+_TICK_S = 1.0
+#: Up to so many peers a heartbeat goes when the tick comes, so that at rest a node and its tracker
+#: wake up for both at once. More of them together would keep a tracker from others for too long.
+_TOGETHER = 30
+#: And so much later where no tick comes, of an interval.
+_LATE = 0.1
 #: As many as a snapshot has.
 MAX_PEERS = 10_000
 
@@ -166,6 +173,9 @@ class Session:
         self._next_id = 1
         self._requests: dict[int, _Outstanding] = {}
         self._next_beat: float | None = None
+        self._beat_at = float("-inf")
+        #: `_LATE` when a tick came since the last one
+        self._late = 0.0
         self._status = Heartbeat(
             incarnation=0, free=0, chunks=0, load=0.0, store_online=True, files_unknown=0
         )
@@ -261,6 +271,8 @@ class Session:
 
     def event(self, event: Event, now: float) -> list[Action]:
         """One publication, perhaps doubled, late, or after a hole."""
+        if event.topic == "tick":
+            self._beat_together(now)
         if self._snapshot_id is not None or self._position is None:
             self._keep_early(event)
             return [] if self._snapshot_id is not None else self._ask_snapshot_if_linked(now)
@@ -269,7 +281,8 @@ class Session:
     def on_time(self, now: float) -> list[Action]:
         actions = self._expire(now) + self._resend(now)
         if self._next_beat is not None and self._next_beat <= now:
-            self._next_beat = now + self._heartbeat_s
+            self._next_beat, self._beat_at = now + (1 + self._late) * self._heartbeat_s, now
+            self._late = 0.0
             actions += self._heartbeat(now)
         if self._owed is not None and self._owed[2] + _EVENT_GRACE_S <= now:
             actions += self._check_owed(now)
@@ -363,6 +376,16 @@ class Session:
         return [TrackerSeen(reachable)]
 
     # -- heartbeats -----------------------------------------------------------------
+
+    def _beat_together(self, now: float) -> None:
+        """A tick came: this turn's heartbeat, or, where one went a moment ago, the next tick's."""
+        if self._next_beat is None or self._heartbeat_s != _TICK_S or len(self.peers) > _TOGETHER:
+            return
+        self._late = _LATE
+        if now - self._beat_at < _TICK_S / 2:
+            self._next_beat = now + (1 + _LATE) * _TICK_S
+        else:
+            self._next_beat = now
 
     def _heartbeat(self, now: float) -> list[Action]:
         self._drop_requests(Heartbeat)  # a newer one says more than an unanswered older one

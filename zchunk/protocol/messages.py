@@ -101,12 +101,12 @@ class Record(Struct, frozen=True):
     """A part of messages, or a message. Checked when it is built."""
 
     def __post_init__(self) -> None:
-        values = {name: getattr(self, name) for name in self.__struct_fields__}
-        msgspec.convert(values, _checked_fields(type(self)))
-        for name, value in values.items():
-            texts = value if isinstance(value, tuple) else (value,)
-            if not all(is_fact(text) for text in texts if isinstance(text, str)):
-                raise ValidationError(f"`$.{name}` is no text")
+        msgspec.convert(self, _checked_fields(type(self)), from_attributes=True)
+        for name in _text_fields(type(self)):
+            value = getattr(self, name)
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not is_fact(text):
+                    raise ValidationError(f"`$.{name}` is no text")
 
 
 @cache
@@ -114,6 +114,13 @@ def _checked_fields(cls: type[Record]) -> type[Struct]:
     """The fields of `cls` without its own checks."""
     hints = get_type_hints(cls, include_extras=True)
     return msgspec.defstruct(cls.__name__, [(name, hints[name]) for name in cls.__struct_fields__])
+
+
+@cache
+def _text_fields(cls: type[Record]) -> tuple[str, ...]:
+    """Those of `cls` that may hold texts."""
+    hints = get_type_hints(cls)
+    return tuple(name for name in cls.__struct_fields__ if "str" in str(hints[name]))
 
 
 class Message(Record, frozen=True):

@@ -66,8 +66,13 @@ class Knock:
     ticket: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """Something outside is to be looked at (bell.py)."""
+
+
 #: what `Socket.receive` brings
-Arrival = Received | Link | Suspects | Knock
+Arrival = Received | Link | Suspects | Knock | Rung
 
 
 class Delivery(Enum):

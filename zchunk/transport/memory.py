@@ -36,7 +36,7 @@ from zchunk.transport.keys import CurveClient, CurveServer
 T = TypeVar("T", bound="ServerSocket | ClientSocket")
 
 #: How long a cut line stays unnoticed: the ZMTP heartbeat's timeout.
-_UNNOTICED_S = 1.5
+_UNNOTICED_S = 2.0
 _CONNECT_S = 0.01
 _RETRY_S = 0.2
 _FIRST_PORT = 40_000

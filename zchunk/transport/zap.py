@@ -111,11 +111,8 @@ class PlainGate:
 
     def answer(self) -> None:
         """All that ask now."""
-        while True:
-            try:
-                frames = self.raw.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
+        while int(self.raw.get(zmq.EVENTS)) & zmq.POLLIN:
+            frames = self.raw.recv_multipart()
             _reply(self.raw, _ticket(frames), _LET_IN if _is_plain(frames) else _REFUSED, b"")
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ from zchunk.transport.base import (
     SocketOptions,
     Suspects,
 )
+from zchunk.transport.bell import Bell
 from zchunk.transport.connections import Connections, Delivered
 from zchunk.transport.cputimer import timer
 from zchunk.transport.descriptors import Descriptor
@@ -51,8 +52,11 @@ from zchunk.transport.zap import (
 #: Below this size a copy is cheaper than libzmq's bookkeeping for shared memory.
 _COPY_BELOW = 64 * 1024
 
-_HEARTBEAT_INTERVAL_MS = 500
+#: A cable that was pulled is noticed by whoever connects within interval and timeout, by the other
+#: side within the last. Each costs both sides a wake-up or two.
+_HEARTBEAT_INTERVAL_MS = 1000
 _HEARTBEAT_TIMEOUT_MS = 1500
+_HEARTBEAT_TTL_MS = 2000
 _CONNECT_TIMEOUT_MS = 400
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 500
@@ -76,6 +80,8 @@ _LINK_EVENTS = (
 #: a kernel that accepts for it, lets them run into their time.
 _STRANGE_AFTER = 4
 _AT_ONCE_S = 1.0
+#: As plain numbers: pyzmq's are slow to reckon with, and these are asked for with each message.
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 #: With the connection's name. More than any message has, which its reader then refuses.
 _PARTS = 16
 _DROPPED_AT_ONCE = 2000
@@ -201,7 +207,7 @@ def _set_heartbeats(raw: zmq.Socket[bytes], options: SocketOptions) -> None:
     if options.heartbeats:
         raw.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_INTERVAL_MS)
         raw.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-        raw.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS)
+        raw.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TTL_MS)
 
 
 def _set_curve(raw: zmq.Socket[bytes], curve: CurveServer | CurveClient | None) -> None:
@@ -361,7 +367,7 @@ class RouterSocket:
         self._bound.answer_gate()
         if (suspects := self._suspects()) is not None:
             return suspects
-        while True:
+        while _has_message(self.raw):
             try:
                 parts = self._message()
             except zmq.Again:
@@ -370,6 +376,7 @@ class RouterSocket:
                 return None
             if (received := self._received(parts)) is not None:
                 return received
+        return None
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
         if not self._unread.has_room(connection, _large_bytes(frames)):
@@ -432,7 +439,7 @@ class RouterSocket:
         peer_id = admission.peer_id if admission is not None else None
         frames = [part.buffer for part in parts[1:]]
         self._bound.delivered.add(known.number, len(frames), sum(map(len, frames)))
-        return Received(frames, connection, peer_id, _metadata(parts[1], "Peer-Address"))
+        return Received(frames, connection, peer_id, known.address)
 
     def _suspects(self) -> Suspects | None:
         while (event := _next_event(self._monitor)) is not None:
@@ -447,7 +454,8 @@ class RouterSocket:
         number = _number(frame)
         if number is None:
             return None
-        shown = _Shown(number, self._bound.admission(frame), descriptors.descriptor(number))
+        which, address = descriptors.descriptor(number), _metadata(frame, "Peer-Address")
+        shown = _Shown(number, self._bound.admission(frame), which, address)
         self._shown[connection] = shown
         self._by_descriptor.setdefault(number, {})[connection] = None
         return shown
@@ -471,6 +479,8 @@ class _Shown:
     number: int
     admission: Admission | None
     descriptor: Descriptor | None
+    #: the other side's IP
+    address: str | None
 
 
 def _end_sender(frame: zmq.Frame) -> None:
@@ -484,10 +494,15 @@ def _shut_down(shown: _Shown) -> None:
         descriptors.shut_down(shown.descriptor)
 
 
+def _has_message(raw: zmq.Socket[bytes]) -> bool:
+    """To ask costs a third of the exception that there is none."""
+    return bool(int(raw.get(_EVENTS)) & _POLLIN)
+
+
 def _next_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
     """(event, value) of a socket's monitor that has come already. (pyzmq's own reader brings
     asyncio and ssl into each process.)"""
-    if not int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than an exception
+    if not _has_message(monitor):
         return None
     head, _address = monitor.recv_multipart(zmq.DONTWAIT)
     event, value = struct.unpack("=Hi", head)
@@ -561,6 +576,8 @@ class ConnectedSocket:
     def receive(self) -> Received | Link | None:
         if (change := self._link_change()) is not None:
             return change
+        if not _has_message(self.raw):
+            return None
         try:
             parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
         except zmq.Again:
@@ -652,7 +669,7 @@ class ConnectedSocket:
         self._connect()
 
 
-AnySocket = RouterSocket | PublisherSocket | ConnectedSocket | ZapGate | LocalDoor
+AnySocket = RouterSocket | PublisherSocket | ConnectedSocket | ZapGate | LocalDoor | Bell
 
 
 class ZmqPoller:
