@@ -131,7 +131,8 @@ def test_a_node_that_lost_its_memory_of_the_cluster_finds_out_whether_it_may_del
     cluster.client.put(make_file(folder / "removed.bin", 2 * 1024**2).path)
     for name in ("A", "B"):
         cluster.stop(name)
-        (cluster.nodes[name].store / "cluster.json").unlink()
+        for lost in ("cluster.json", "index.sqlite"):
+            (cluster.nodes[name].store / lost).unlink()
     cluster.client.run("rm", "--yes", "removed.bin")
     cluster.restart("A")
     kept = {row["chunk_hash"] for row in cluster.client.info("kept.bin")["chunks"]}

@@ -1045,15 +1045,15 @@ def test_killed_at_any_disk_call_of_trash_and_manifests(stores):
 
 def test_a_store_that_lost_its_memory_of_the_cluster_obeys_nobody(stores):
     """Until it has been found out that the tracker knows all files that are kept here."""
-    made = manifest_of(Chunk(50))
     store = stores.create()
     assert not store.adopt_store("cluster", 4), "a new store has lost nothing"
     store.seen_store("cluster", 7)
-    store.put_manifest(made.file_id, made.canonical)
+    keep(store, Chunk(50))
     assert not store.adopt_store("cluster", 8)
     assert store.commit_number == 7
     store.close()
-    (stores.root / "cluster.json").unlink()
+    for name in ("cluster.json", "index.sqlite"):
+        (stores.root / name).unlink()
     store = stores.reopen()
     with pytest.raises(ForeignStore, match=r"cluster\.json is missing"):
         store.seen_store("cluster", 6)

@@ -1540,7 +1540,8 @@ class Downloads(RuleBasedStateMachine):
         some = st.sets(st.sampled_from(range(len(self.truth))))
         self.world.unwanted(data.draw(some), self.now)
         wanted = data.draw(some) - set(self.world.kept) - self.world.writing.keys()
-        self.world.proven -= wanted
+        if self.job.state is not JobState.FAILED:  # what was left cannot come any more
+            self.world.proven -= wanted
         self.world.do(self.job.want(wanted, self.now))
 
     def _must_be_honest(self, peer_id: str) -> bool:

@@ -29,6 +29,7 @@ EXIT_CODES = {
     "KeyNeeded": 2,
     "ClientClosed": 2,
     "ForeignProcess": 2,
+    "StateLost": 2,
     "TooFewPeers": 3,
     "PartialDownload": 4,
     "IntegrityError": 5,

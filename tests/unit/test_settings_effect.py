@@ -286,7 +286,7 @@ def _client_resumes(world: World) -> bool:
 
     world.patch.setattr(client_module, "Download", Told)
     part = SimpleNamespace(job_id="1", created_at="2026-01-31T14:02:05.123Z")
-    world.patch.setattr(client_module, "open_part", lambda *_: part)
+    world.patch.setattr(client_module, "open_part", lambda *_, **__: part)
     client = world.client()
     where: Any = SimpleNamespace(
         manifest=SimpleNamespace(file_id="f", name="file", size=0, chunks=(), sealed=None)
@@ -400,7 +400,7 @@ def the_name_a_node_joins_under(world: World) -> str:
         return MEMBERSHIP
 
     world.patch.setattr(servers, "join_cluster", join)
-    servers._membership(world.root / "node", token.encode(), world.settings)
+    servers._joined(world.root / "node", token, world.settings, False, False)
     return named[0]
 
 
