@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 from msgspec.structs import asdict
@@ -39,6 +39,7 @@ from zchunk.manifest import ChunkRow, Manifest
 from zchunk.node import allowlist, jobs, membership, options, partfile
 from zchunk.node.located import found_holders, location
 from zchunk.node.server import raise_incarnation
+from zchunk.node.store.chunkindex import ChunkIndex
 from zchunk.node.store.clustermemory import ClusterMemory
 from zchunk.node.store.storefolder import StoreFolder, create
 from zchunk.protocol import columns, wire
@@ -355,8 +356,15 @@ def _endpoints(data: bytes) -> None:
     assert load_endpoints(_file("endpoints.json", data))
 
 
+class _NoCopy:
+    """An index that has none of what the file says."""
+
+    def setting(self, key: str) -> str | None:
+        return None
+
+
 def _cluster(data: bytes) -> None:
-    memory = ClusterMemory(_file("cluster.json", data))
+    memory = ClusterMemory(_file("cluster.json", data), cast(ChunkIndex, _NoCopy()))
     assert memory.store_id is None or 0 <= memory.commit_number < 2**63
 
 
