@@ -91,12 +91,15 @@ class _Kept:
 class BufferPool:
     """A budget of memory for chunks in flight, re-used since fresh pages are slow.
 
-    Thread-safe. Invariant: what is reserved and what is kept for re-use are together
-    within the budget; only a single buffer larger than all of it may stand alone.
+    Thread-safe. Invariant: what is reserved is within the budget, and what is reserved and
+    kept for re-use are together within `keep` (the budget) while anything is kept; only a single
+    buffer larger than all of it may stand alone.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, keep: int | None = None) -> None:
+        """`keep`: bytes, where less than the budget is to be kept when it is given back."""
         self.budget = budget_bytes
+        self._keep = budget_bytes if keep is None else keep
         self._lock = threading.Lock()
         self._reserved = 0
         self._kept = _Kept()
@@ -121,7 +124,7 @@ class BufferPool:
                 return None
             memory = self._kept.take(capacity)
             self._reserved += capacity
-            self._kept.shrink(self.budget - self._reserved)
+            self._kept.shrink(self._keep - self._reserved)
             return Buffer(self, memory or _fresh(capacity))
 
     def _take_back(self, buffer: Buffer, *, keep: bool) -> None:
@@ -132,7 +135,7 @@ class BufferPool:
             self._reserved -= len(memory)
             if keep:
                 self._kept.add(memory)
-                self._kept.shrink(self.budget - self._reserved)
+                self._kept.shrink(self._keep - self._reserved)
 
 
 class LoanPool:

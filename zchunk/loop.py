@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ from zchunk.errors import ZchunkError
 from zchunk.oserrors import as_ours
 from zchunk.refusals import Refusals
 from zchunk.transport.base import Arrival, Poller, Received, Socket
+from zchunk.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +244,34 @@ class ThreadWorkers:
 
 def _raise(error: BaseException) -> Any:
     raise error
+
+
+class FairWorkers:
+    """Workers for whom members take turns: the work of one does not wait behind all that another
+    has asked for. Lives in the loop of `workers`, who have up to `at_once` works at a time."""
+
+    def __init__(self, workers: Workers, at_once: int) -> None:
+        self._workers = workers
+        self._idle = at_once
+        self._turns: Turns[tuple[Callable[[], Any], Done[Any]]] = Turns()
+
+    def submit(self, who: Hashable, work: Callable[[], T], done: Done[T]) -> None:
+        """As `Workers.submit`, for a member."""
+        self._turns.add(who, (work, done))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._idle and len(self._turns):
+            self._idle -= 1
+            self._begin(*self._turns.next())
+
+    def _begin(self, work: Callable[[], Any], done: Done[Any]) -> None:
+        def ended(value: Any, error: ZchunkError | None) -> None:
+            self._idle += 1
+            self._go_on()  # before what comes of it: a thread waits
+            done(value, error)
+
+        self._workers.submit(work, ended)
 
 
 class LoopThread:

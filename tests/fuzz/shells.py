@@ -17,7 +17,7 @@ from zchunk.clock import ManualClock, read
 from zchunk.errors import ZchunkError
 from zchunk.loop import Loop
 from zchunk.manifest import ChunkRow, Manifest
-from zchunk.node.service import ChunkService
+from zchunk.node.service import ChunkService, HeldMemory
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.protocol import wire
 from zchunk.protocol.messages import BY_TYPE, PAYLOAD_FIELDS, Message, Request
@@ -96,6 +96,8 @@ class _Shell:
         #: (connection, request id) -> its answers
         self.answers: dict[tuple[bytes, int], list[Message]] = {}
         self.delivery = Delivery.SENT
+        #: connections that it ended
+        self.ended: list[bytes] = []
         self._next_id = 0
         self.on_message: Callable[[Received], None]
 
@@ -117,6 +119,9 @@ class _Shell:
     def end(self, peer_id: str) -> None:
         pass
 
+    def end_connection(self, connection: bytes) -> None:
+        self.ended.append(connection)
+
     def submit(self, work: Callable[[], Any], done: Callable[..., None]) -> None:
         self.works.append((work, done))
 
@@ -129,7 +134,10 @@ class _Shell:
     # what a test does
 
     def hand_in(self, frames: Sequence[bytes], connection: bytes) -> None:
-        self.on_message(Received(frames, connection, None, "10.0.0.7"))
+        self.on_message(Received(frames, connection, None, self.address(connection)))
+
+    def address(self, connection: bytes) -> str:
+        return "10.0.0.7"
 
     def ask(self, message: Message, connection: bytes, claim: str | None = None) -> int:
         self._next_id += 1
@@ -197,6 +205,9 @@ class _Publisher:
     def end(self, peer_id: str) -> None:
         pass
 
+    def end_connection(self, connection: bytes) -> None:
+        pass
+
 
 class _Runner:
     """The store's thread: its works are done when the test says so."""
@@ -218,6 +229,7 @@ class NodeShell(_Shell):
         super().__init__()
         self.store = ChunkStore.create_or_open(folder, capacity=10**6, reserve=0, clock=self.clock)
         self.stored: list[bytes] = []
+        self.held: list[HeldMemory] = []
         self.service = ChunkService(
             loop=cast(Loop, self),
             router=cast(Any, self),
@@ -225,11 +237,17 @@ class NodeShell(_Shell):
             receive_chunk=lambda *chunk: self.store.put(*chunk),
             reading=cast(Any, self),
             storing=cast(Any, self),
+            admitting=cast(Any, self),
+            threads=2,
             send_budget=self.BUDGET,
             receive_budget=self.BUDGET,
             on_stored=lambda upload_id, sha256: self.stored.append(sha256),
             on_unreadable=lambda sha256: None,
+            on_held=self.held.append,
         )
+
+    def address(self, connection: bytes) -> str:
+        return f"10.0.0.{connection.decode()}"
 
 
 def payload_bytes(message: Message) -> int:

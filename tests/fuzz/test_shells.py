@@ -169,8 +169,7 @@ class Node(_Asked):
     def what_is_held_ends(self) -> None:
         service = self.shell.service
         incoming, outgoing = service._incoming, service._outgoing
-        # But for one chunk that is larger than all of it.
-        assert service._pool.reserved <= max(NodeShell.BUDGET // 2, 64 * 2**20)
+        assert service._pool.reserved <= incoming.most
         admitted = {key for key, chunk in incoming._admissions.items() if chunk.admitted}
         assert set(service._buffers) <= admitted
         assert sum(incoming._offered.values()) == len(incoming._admissions)
@@ -178,7 +177,8 @@ class Node(_Asked):
         assert all(chunk.received == sum(chunk.blocks.values()) for chunk in incoming._admissions.values())
         assert all(r.reading >= 0 for r in outgoing._receivers.values())
         assert all(len(r.waiting) + r.reading <= MAX_WAITING for r in outgoing._receivers.values())
-        assert service._outstanding.requests <= len(self.shell.works)
+        waiting = len(service._storing._turns) + len(service._reading._turns)
+        assert service._outstanding.requests <= len(self.shell.works) + waiting
 
     @invariant()
     def what_is_stored_is_right(self) -> None:

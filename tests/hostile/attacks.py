@@ -3,11 +3,13 @@
     python -m tests.hostile.attacks NAME HOST PORT SECONDS [KEYS]
 
 `KEYS`: a JSON file with a member's `public`, `secret` and the `server` key (hex), where the
-attack is a member's under CURVE. It prints a line of JSON: what it did, counted.
+attack is a member's under CURVE, and `chunks` that the victim holds, where the attack asks for
+them. It prints a line of JSON: what it did, counted.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import selectors
@@ -16,15 +18,18 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgpack
 import zmq
 
 from tests.hostile import zmtp
 from tests.hostile.zmtp import At
 from tests.integration.raw import Keys, Line
+from zchunk import hashing
 from zchunk.protocol import wire
 from zchunk.protocol.messages import Locate
 
@@ -47,6 +52,9 @@ class Context:
         told = json.loads(keys.read_text()) if keys is not None else None
         self.keys = Keys(bytes.fromhex(told["public"]), bytes.fromhex(told["secret"])) if told else None
         self.server = bytes.fromhex(told["server"]) if told else None
+        #: SHA-256 -> size
+        self.chunks: dict[str, int] = told.get("chunks", {}) if told else {}
+        self._count = keys.with_suffix(".count") if keys is not None else None
 
     @property
     def goes_on(self) -> bool:
@@ -63,6 +71,13 @@ class Context:
                 self.done["ended"] += 1
             due = max(due + 1 / _RATE, time.monotonic() - 1)
             time.sleep(max(0.0, due - time.monotonic()))
+
+    def moved(self, count: int) -> None:
+        """Bytes so far, for who watches meanwhile: the old count or the new one."""
+        if self._count is not None:
+            new = self._count.with_suffix(".new")
+            new.write_text(str(count))
+            new.replace(self._count)
 
     def line(self) -> Line:
         # Who is cut off is back at once.
@@ -309,6 +324,129 @@ class _Short:
                 line.close()
 
 
+def hold_downloads(to: Context) -> None:
+    """Asks for more than a node sends at a time and takes nothing, but a word each second."""
+    with to.line() as line:
+        line.outcome()
+        line.ask("acknowledge", received=0)
+        line.raw.setsockopt(zmq.RCVHWM, 1)
+        for sha256, size in list(to.chunks.items())[:16]:
+            line.send("get_block", sha256=bytes.fromhex(sha256), offset=0, length=size, received=0)
+            to.done["acts"] += 1
+        while to.goes_on:
+            with suppress(zmq.Again):
+                line.send("acknowledge", received=0)
+            line.watch()
+            time.sleep(1.0)  # the attack's rate
+
+
+def hold_uploads(to: Context) -> None:
+    """Offers more than a node takes in at a time and sends nothing, but offers again."""
+    with to.line() as line:
+        offers = [os.urandom(32) for _ in range(16)]
+        while to.goes_on:
+            for sha256 in offers:
+                line.send("offer", upload_id="0" * 32, sha256=sha256, blake3=sha256, size=16 * MIB)
+                to.done["acts"] += 1
+            while line.arrival(0) is not None:
+                to.done["answers"] += 1
+            line.watch()
+            time.sleep(1.0)  # the attack's rate
+
+
+def all_downloads(to: Context, lines: int = 8) -> None:
+    """Asks for all it can, by many connections, and takes it as fast as it comes."""
+    wanted = itertools.cycle(to.chunks.items())
+    with ExitStack() as stack:
+        takers = [_Taker(stack.enter_context(to.line())) for _ in range(lines)]
+        while to.goes_on:
+            for taker in takers:
+                taker.ask(wanted)
+            _wait([taker.line for taker in takers])
+            to.done["acts"] += sum(taker.take() for taker in takers)
+            to.moved(sum(taker.received for taker in takers))
+
+
+@dataclass
+class _Taker:
+    line: Line
+    received: int = 0
+    #: request -> bytes that its answer brings
+    asked: dict[int, int] = field(default_factory=dict)
+
+    def ask(self, wanted: Iterator[tuple[str, int]]) -> None:
+        while len(self.asked) < 64:
+            sha256, size = next(wanted)
+            what = {"sha256": bytes.fromhex(sha256), "offset": 0, "length": size}
+            self.asked[self.line.send("get_block", **what, received=self.received)] = size
+
+    def take(self) -> int:
+        self.line.watch()
+        count = 0
+        while (frames := self.line.arrival(0)) is not None:
+            self.received += self.asked.pop(msgpack.unpackb(frames[0])["id"], 0)
+            count += 1
+        return count
+
+
+def one_downloads(to: Context) -> None:
+    """Likewise by one connection, as others do."""
+    all_downloads(to, 1)
+
+
+def all_uploads(to: Context, lines: int = 8) -> None:
+    """Offers all it can, by many connections, and sends what is admitted at once."""
+    with ExitStack() as stack:
+        senders = [_Sender(stack.enter_context(to.line())) for _ in range(lines)]
+        while to.goes_on:
+            for sender in senders:
+                sender.offer()
+            _wait([sender.line for sender in senders])
+            to.done["acts"] += sum(sender.send() for sender in senders)
+            to.moved(4 * MIB * to.done["acts"])
+
+
+def one_uploads(to: Context) -> None:
+    """Likewise by one connection, as others do."""
+    all_uploads(to, 1)
+
+
+@dataclass
+class _Sender:
+    line: Line
+    upload: str = field(default_factory=lambda: os.urandom(16).hex())
+    content: bytearray = field(default_factory=lambda: bytearray(os.urandom(4 * MIB)))
+    offered: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def offer(self) -> None:
+        while len(self.offered) < 16:
+            self.content[:16] = os.urandom(16)
+            data = bytes(self.content)
+            sha256, blake3 = hashing.sha256(data), hashing.blake3(data)
+            what = {"upload_id": self.upload, "sha256": sha256, "blake3": blake3, "size": len(data)}
+            self.offered[self.line.send("offer", **what)] = (sha256, data)
+
+    def send(self) -> int:
+        """How many chunks were stored."""
+        self.line.watch()
+        count = 0
+        while (frames := self.line.arrival(0)) is not None:
+            told = msgpack.unpackb(frames[0])
+            count += told["t"] == "block_taken"
+            if told["t"] == "offered":
+                sha256, data = self.offered.pop(told["id"])
+                self.line.send("put_block", data, upload_id=self.upload, sha256=sha256, offset=0)
+        return count
+
+
+def _wait(lines: list[Line]) -> None:
+    """For something to come by any of them."""
+    poller = zmq.Poller()
+    for line in lines:
+        poller.register(line.raw, zmq.POLLIN)
+    poller.poll(500)
+
+
 def wrong_content(to: Context) -> None:
     """Chunks that are offered and admitted, and are other bytes."""
     with to.line() as line:
@@ -342,7 +480,8 @@ ATTACKS: dict[str, Callable[[Context], None]] = {
     act.__name__: act
     for act in (
         garbage, broken_greetings, huge_frame, connections, parts, member_parts, endless, bursts, trickle,
-        flood, claims, wrong_content, large, unfinished, subscriptions,
+        flood, claims, wrong_content, large, unfinished, subscriptions, hold_downloads, hold_uploads,
+        all_downloads, all_uploads, one_downloads, one_uploads,
     )
 }  # fmt: skip
 

@@ -114,6 +114,11 @@ def test_for_whom_a_download_waits_in_local_time() -> None:
     assert waiting_text(event) == f"9 chunks wait for LAB-PC3, last seen {clock}"
 
 
+def test_who_waits_for_its_turn_is_told_so() -> None:
+    row = {"peer_id": A, "name": "LAB-PC3", "chunks": 9, "last_seen": None, "reason": "busy"}
+    assert waiting_text(waiting(9, row)) == "9 chunks wait for LAB-PC3, which is busy with others"
+
+
 def test_another_day_s_time_has_its_date() -> None:
     moment = datetime.now(timezone.utc) - timedelta(days=3)
     text = waiting_text(waiting(1, missing("P", 1, moment.isoformat())))
@@ -562,6 +567,21 @@ def test_an_upload_that_a_peer_refuses_says_who_and_why_and_not_that_it_is_off()
     assert waiting_text({**event, "missing": [row, away]}) == (
         "4 chunks wait for PC-C, which is up, but cannot be reached from here"
     )
+
+
+def test_a_peer_whose_turn_was_waited_for_says_so_until_a_chunk_comes_from_it() -> None:
+    job = watched()
+    row = {"peer_id": B, "name": "PC-B", "chunks": 4, "last_seen": None, "reason": "busy"}
+    job.take({"event": "waiting", "busy_peers": [B], "chunks_missing": 4, "missing": [row]})
+    assert (job.state_text, job.peers[B].state_text) == ("waiting", "4 waiting: busy with others")
+    job.take(progressed(7, peers={B: {"completed": 1, "in_progress": 1}}))
+    assert (job.state_text, job.peers[B].state_text) == ("", "1 in progress")
+
+
+def test_who_holds_the_memory_of_a_node_is_shown() -> None:
+    fields = {"name": "LAB-PC3", "held_by_name": "laptop"}
+    at = {"topic": "budget.held", "seq": 7, "time": "2020-01-31T10:00:00Z"}
+    assert render.event_line(at | fields).endswith("#7 budget.held LAB-PC3 (by laptop)")
 
 
 def test_rows_of_peers_under_the_bar(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

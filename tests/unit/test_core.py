@@ -63,6 +63,7 @@ from zchunk.protocol.messages import (
     Remove,
     Removed,
     ReportCorrupt,
+    ReportHeld,
     Request,
     RotateKey,
     Snapshot,
@@ -329,6 +330,10 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Lost: (Lost(hashes=b""), {"node"}),
     GetDoubts: (GetDoubts(), {"node"}),
     Whole: (Whole(hashes=b""), {"node"}),
+    ReportHeld: (
+        ReportHeld(member="10.0.0.7", purpose="downloads", size=1, budget=1, seconds=3.0),
+        {"node"},
+    ),
     ReportCorrupt: (ReportCorrupt(peer_id="a" * 32, sha256=bytes(32)), WRITERS),
 }
 #: between nodes, clients and commands; the tracker does not answer them
@@ -1253,6 +1258,30 @@ def test_too_many_reports_of_one_member(cluster: Cluster, monkeypatch: pytest.Mo
     cluster.ask("client", report())
     assert cluster.refused("client", report(2, at="B")) == "busy"
     assert cluster.ask("C", report(2, at="B")) == Ok()
+
+
+# -- memory of a node that somebody keeps ---------------------------------------------------------
+
+
+def test_who_keeps_a_nodes_memory_is_told_by_name_and_not_without_end(cluster: Cluster) -> None:
+    cluster.up("A")
+    report = ReportHeld(member=peer_id("client"), purpose="downloads", size=5, budget=8, seconds=3.5)
+    assert cluster.ask("A", report) == Ok()
+    assert cluster.events[-1].topic == "budget.held"
+    assert cluster.events[-1].fields == {
+        "peer_id": peer_id("A"),
+        "name": "A",
+        "held_by": peer_id("client"),
+        "held_by_name": "client",
+        "purpose": "downloads",
+        "bytes": 5,
+        "budget": 8,
+        "seconds": 3.5,
+    }
+    for _ in range(100):
+        assert cluster.ask("A", replace(report, member="10.0.0.7")) == Ok()
+    assert cluster.topics().count("budget.held") == core._HELD_AT_ONCE
+    assert cluster.events[-1].fields["held_by_name"] == "10.0.0.7"
 
 
 # -- health of files (SPEC I1, R9) -------------------------------------------------------------------

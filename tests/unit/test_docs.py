@@ -37,10 +37,12 @@ from zchunk.protocol.messages import (
     MemberRecord,
     PeerRecord,
     Record,
+    ReportHeld,
     Request,
 )
 from zchunk.tracker import core, gate, health
-from zchunk.tracker.records import health_fields
+from zchunk.tracker.membership import Member as TrackerMember
+from zchunk.tracker.records import health_fields, held_fields
 from zchunk.tracker.server import Tracker, make_token
 from zchunk.transport.zeromq import ZmqTransport
 
@@ -147,7 +149,7 @@ _WORDS = {
     *("details.suggestion", "details.online", "details.needed", "details.free"),
     *("details.chunks_missing", "details.first_missing", "details.candidates"),
     *("config.yaml", "hello.bin", "time", "first", "last"),
-    *("tracker.send", "tracker.recv", "complete", "degraded", "unavailable"),
+    *("tracker.send", "tracker.recv", "complete", "degraded", "unavailable", "downloads", "uploads"),
 }
 
 
@@ -220,6 +222,12 @@ def test_the_published_topics_are_documented_and_no_other() -> None:
 def test_the_fields_of_a_files_health_are_documented(topic: str) -> None:
     copies = health.Copies("f" * 64, "f", 2, 10, 0, 1)
     assert names(TOPICS[topic]) == list(health_fields(copies))
+
+
+def test_the_fields_of_held_memory_are_documented() -> None:
+    report = ReportHeld(member="10.0.0.7", purpose="downloads", size=1, budget=2, seconds=3.0)
+    node = TrackerMember("f" * 32, b"k" * 32, "A", "node", 0, False)
+    assert names(TOPICS["budget.held"]) == list(held_fields(node, report, None))
 
 
 @pytest.fixture(params=["curve", "plain"])

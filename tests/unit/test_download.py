@@ -192,6 +192,23 @@ def test_a_kept_buffer_counts_against_the_budget_until_it_is_freed() -> None:
     assert job.freed(0, SLOW) == [BeginChunk(1, 1), *blocks(A, 1)]
 
 
+def test_it_waits_for_its_turn_where_all_it_asked_for_is_at_busy_peers() -> None:
+    job = make([[A], [A], [B]])
+    job.start(0.0)
+    assert job.waits_for_turn([A]) == {}
+    assert job.waits_for_turn([A, B]) == {A: 2, B: 1}
+    answer(job, blocks(B, 2, 1), SLOW)
+    assert job.waits_for_turn([A, B]) == {}, "a chunk is being checked"
+    settle(job, [VerifyChunk(2, 1)])
+    assert job.waits_for_turn([A, B]) == {A: 2}
+
+
+def test_who_has_asked_for_nothing_waits_for_nobodys_turn() -> None:
+    job = make([[A]], up=[])
+    job.start(0.0)
+    assert job.waits_for_turn([A]) == {}
+
+
 def test_status_has_the_public_names() -> None:
     job = make([[A], [B]], up=[A])
     assert job.status(0) == ("pending", None)

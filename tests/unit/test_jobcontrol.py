@@ -261,6 +261,14 @@ def test_an_end_that_cannot_be_recorded_is_told_all_the_same(
     assert rig.await_end() == {"event": "done"}
 
 
+def test_to_wait_for_a_turn_is_told_and_is_no_waiting_job(rig: Rig) -> None:
+    rig.start()
+    event = {"event": "waiting", "missing_peers": [], "busy_peers": [PEER], "missing": []}
+    rig.run(lambda: rig.kept.tell(event))
+    assert rig.events == [event]
+    assert rig.book.find(JOB).state == "running"
+
+
 def test_waiting_is_recorded_with_its_peers(rig: Rig) -> None:
     rig.start()
     event = {"event": "waiting", "waiting_since": "2026-01-31T14:02:06.000Z"}

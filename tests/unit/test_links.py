@@ -15,7 +15,7 @@ from zchunk.loop import Loop
 from zchunk.node.links import BULK, PeerLinks
 from zchunk.node.membership import Identity
 from zchunk.protocol import wire
-from zchunk.protocol.messages import Acknowledge, Conclude, Message, Ok, PeerRecord
+from zchunk.protocol.messages import Acknowledge, Acknowledged, Conclude, Message, Ok, PeerRecord
 from zchunk.transport.auth import new_key_pair
 from zchunk.transport.base import Delivery, Link, Received
 from zchunk.transport.memory import MemoryPoller, MemoryTransport, Network
@@ -190,6 +190,35 @@ def test_a_peer_that_answers_the_question_may_take_its_time_for_the_rest(rig: Ri
     assert rig.answers == [Ok()], "still waiting"
     rig.run(11.0)
     assert "did not answer in time" in str(rig.answers[1])
+
+
+def test_a_peer_that_serves_others_first_is_told_and_when_it_does_not_any_more(rig: Rig) -> None:
+    busy: list[tuple[str, bool]] = []
+    rig.links.on_busy = lambda peer_id, is_busy: busy.append((peer_id, is_busy))
+    rig.links.set_peer(record())
+    waiting: list[tuple[bytes, int]] = []
+
+    def serve(received: Any) -> None:
+        if isinstance(received, Received):
+            envelope = wire.decode(received.frames)
+            if isinstance(envelope.message, Acknowledge):
+                reply = wire.encode(Acknowledged(busy=True), envelope.request_id)
+                rig.router.send(reply, received.connection)
+            else:
+                waiting.append((received.connection, envelope.request_id))
+
+    rig.server._handlers[rig.router] = serve
+    rig.ask()
+    rig.run(1.9)
+    assert busy == []
+    rig.run(0.5)
+    assert busy == [(PEER, True)], "once it was asked whether it is there"
+    rig.run(10.0)
+    assert busy == [(PEER, True)], "told once"
+    for connection, request_id in waiting:
+        rig.router.send(wire.encode(Ok(), request_id), connection)
+    rig.run(0.1)
+    assert busy == [(PEER, True), (PEER, False)]
 
 
 def test_a_silence_while_nothing_is_asked_is_none(rig: Rig) -> None:

@@ -182,6 +182,18 @@ def test_blocks_on_their_way_to_one_peer_stay_within_its_window() -> None:
     assert len(of(SendBlock, job.taken(A, 0, 1, 0, False, SLOW))) == 1
 
 
+def test_it_waits_for_its_turn_where_all_it_offered_is_at_busy_peers() -> None:
+    job = make([[A], [B]])
+    job.start(0.0)
+    job.read(0, 0.0)
+    assert job.waits_for_turn([A]) == {}, "a chunk is being read"
+    job.read(1, 0.0)
+    assert job.waits_for_turn([A]) == {}
+    assert job.waits_for_turn([A, B]) == {A: 1, B: 1}
+    job.offered(B, 1, 2, False, 0.0)
+    assert job.waits_for_turn([A, B]) == {}, "a chunk is being sent"
+
+
 # -- late, doubled and wrong answers ------------------------------------------------------
 
 

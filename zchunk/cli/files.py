@@ -119,6 +119,8 @@ def _tell(line: progress.ProgressLine, event: dict[str, Any]) -> None:
 
 
 def _waiting_hint(event: dict[str, Any]) -> str:
+    if event.get("busy_peers"):
+        return "goes on by itself in its turn; Ctrl-C stops, what is there is kept"
     if event.get("auto_resume", True):
         return "goes on by itself when it is back; Ctrl-C stops, what is there is kept"
     return f"auto-resume is off: `zchunk resume {event['job_id']}` goes on when it is back"

@@ -112,6 +112,8 @@ class JobView:
     def _take_progress(self, counts: dict[str, dict[str, int]]) -> None:
         for peer_id, peer in self.peers.items():
             count = counts.get(peer_id, {"completed": peer.completed, "in_progress": 0})
+            if count["completed"] > peer.completed:
+                peer.missing, peer.waiting = "", 0
             peer.completed, peer.in_progress = count["completed"], count["in_progress"]
 
     def _take_missing(self, rows: list[dict[str, Any]]) -> None:

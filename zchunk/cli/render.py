@@ -383,6 +383,8 @@ def event_line(event: dict[str, Any]) -> str:
     """`14:02:05 #17 peer.up LAB-PC3 (hello)`: an event for people."""
     what = [str(event[key]) for key in ("name", "file_id", "sha256") if event.get(key)][:1]
     reason = event.get("reason")
+    if event["topic"] == "budget.held":
+        reason = f"by {event['held_by_name']}"
     if event["topic"] == "missed":
         what = [f"events {event['first']:,} to {event['last']:,}: the tracker no longer has them"]
     words = [event["topic"], *what, *([f"({reason})"] if reason else [])]
@@ -396,6 +398,7 @@ def why_missing_short(row: dict[str, Any]) -> str:
         "offline-store": "its disk is off",
         "unreadable": "cannot read them now",
         "refuses": "takes nothing now",
+        "busy": "busy with others",
     }
     return known.get(row.get("reason", ""), f"off since {local_time(row['last_seen'])}")
 
@@ -407,4 +410,6 @@ def why_missing(row: dict[str, Any]) -> str:
         return "which is up, but without the disk that has them"
     if row.get("reason") == "unreadable":
         return "which is up, but cannot read them now; it is asked again"
+    if row.get("reason") == "busy":
+        return "which is busy with others"
     return f"last seen {local_time(row['last_seen'])}"

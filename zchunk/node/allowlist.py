@@ -40,6 +40,11 @@ class AllowList:
         member = self._members.get(peer_id)
         return None if member is None or member.revoked else member.role
 
+    def name_of(self, peer_id: str) -> str:
+        """Empty for who is none, and never was."""
+        member = self._members.get(peer_id)
+        return member.name if member is not None else ""
+
     def owner_of(self, public_key: bytes) -> MemberRecord | None:
         """The member whose present key it is, cut off or not."""
         peer_id = self._by_key.get(public_key.hex())

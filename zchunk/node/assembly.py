@@ -79,12 +79,15 @@ def node_parts(
     at = addresses.parse(router.endpoint)
     server: NodeServer
     manager: DistributedChunkManager
+    keeper: Gatekeeper | None = None
 
     reading = make_workers(bulk_loop, settings.transfer.workers, "reading")
     storing = make_workers(bulk_loop, settings.transfer.workers, "storing")
+    admitting = make_workers(bulk_loop, 1, "admitting")
     housekeeping = make_workers(control_loop, 1, "housekeeping")
     bulk_loop.on_close(reading.close)
     bulk_loop.on_close(storing.close)
+    bulk_loop.on_close(admitting.close)
     control_loop.on_close(housekeeping.close)
     service = ChunkService(
         loop=bulk_loop,
@@ -93,10 +96,13 @@ def node_parts(
         receive_chunk=lambda *chunk: manager.receive_chunk(*chunk),
         reading=reading,
         storing=storing,
+        admitting=admitting,
+        threads=settings.transfer.workers,
         send_budget=settings.transfer.send_budget,
         receive_budget=settings.transfer.receive_budget,
         on_stored=lambda upload_id, sha256: server.stored(upload_id, sha256),
         on_unreadable=lambda sha256: server.unreadable(sha256),
+        on_held=lambda held: server.held(held, keeper.name_of(held.member) if keeper else ""),
     )
     server = NodeServer(
         store=store,

@@ -16,7 +16,7 @@ send: the first to be complete counts, the other is dropped.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -376,6 +376,14 @@ class DownloadJob:
     def missing_chunks(self) -> list[int]:
         """Wanted chunks without a live holder."""
         return [index for index in sorted(self._wanted) if self.is_missing(index)]
+
+    def waits_for_turn(self, busy: Collection[str]) -> dict[str, int]:
+        """See `driver.Job`: all that is in work was asked of these peers, and nothing has come."""
+        chunks = [self._chunks[index] for index in self._in_work]
+        if not all(chunk.state is ChunkState.IN_FLIGHT for chunk in chunks):
+            return {}
+        waits = Counter(fetch.peer_id for chunk in chunks for fetch in chunk.fetches)
+        return dict(waits) if waits.keys() <= set(busy) else {}
 
     def cannot_wait(self, index: int, now: float) -> bool:
         """Whether whole chunks that wait in memory for this one to come hold up the rest: nothing

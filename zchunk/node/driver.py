@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from zchunk.clock import iso_utc
@@ -38,6 +38,10 @@ class Job(Protocol[A_co]):
 
     def deadline(self) -> float | None: ...
 
+    def waits_for_turn(self, busy: Collection[str]) -> Mapping[str, int]:
+        """Where nothing of the job moves because these peers serve others first: peer id -> how
+        many of its chunks wait there. Else nothing."""
+
 
 class JobDriver(ABC, Generic[A]):
     """Runs in the bulk loop. A subclass sets `job`, then calls `follow`; it carries out
@@ -48,6 +52,8 @@ class JobDriver(ABC, Generic[A]):
         self.tell = tell
         self.ended = False
         self._following: Job[A] | None = None
+        #: peers of which it was told last that the job waits for its turn there
+        self._turn_told: frozenset[str] = frozenset()
         self._actions: deque[A] = deque()
         self._performing = False
 
@@ -63,6 +69,10 @@ class JobDriver(ABC, Generic[A]):
     @abstractmethod
     def fail(self, error: ZchunkError) -> None:
         """Blocking work failed."""
+
+    @abstractmethod
+    def waiting_counts(self) -> dict[str, Any]:
+        """What a `waiting` event says of this job, whatever it waits for; `chunks_missing` at least."""
 
     # -- Timed --------------------------------------------------------------------------
 
@@ -85,7 +95,7 @@ class JobDriver(ABC, Generic[A]):
 
     def missing_rows(self, missing: Mapping[str, int], why: Callable[[str], str]) -> list[dict[str, Any]]:
         """`missing` of a `waiting` event: peer id -> how many chunks wait for it. `why` says of a
-        peer that it is "offline", "unreachable" or "unreadable"."""
+        peer that it is "offline", "unreachable", "unreadable", "refuses" or "busy"."""
         return [
             {
                 "peer_id": peer_id,
@@ -110,7 +120,7 @@ class JobDriver(ABC, Generic[A]):
     def follow(self, job: Job[A]) -> None:
         """From now on the job hears of peers and of time."""
         self._following = job
-        self.bulk.listen(self._on_peer, self._on_reach)
+        self.bulk.listen(self._on_peer, self._on_reach, self._on_busy)
         self.bulk.loop.add_timed(self)
 
     def leave(self) -> None:
@@ -118,7 +128,7 @@ class JobDriver(ABC, Generic[A]):
         self.ended = True
         if self._following is not None:
             self._following = None
-            self.bulk.unlisten(self._on_peer, self._on_reach)
+            self.bulk.unlisten(self._on_peer, self._on_reach, self._on_busy)
             self.bulk.loop.remove_timed(self)
 
     def perform(self, actions: Sequence[A]) -> None:
@@ -157,3 +167,21 @@ class JobDriver(ABC, Generic[A]):
     def _on_reach(self, peer_id: str, reachable: bool) -> None:
         if self._following is not None:
             self.perform(self._following.peer_reach(peer_id, reachable, self.now()))
+
+    def _on_busy(self, peer_id: str, busy: bool) -> None:
+        """Tell, once, that nothing moves because peers serve others first (SPEC D4)."""
+        if self._following is None:
+            return
+        waits = self._following.waits_for_turn(self.bulk.busy)
+        before, self._turn_told = self._turn_told, frozenset(waits)
+        if waits and self._turn_told != before:
+            self.tell(
+                {
+                    "event": "waiting",
+                    "missing_peers": [],
+                    "busy_peers": sorted(waits),
+                    "missing": self.missing_rows(waits, lambda peer_id: "busy"),
+                    "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
+                    **self.waiting_counts(),
+                }
+            )

@@ -90,6 +90,10 @@ class Gatekeeper:
             raise NotAllowed("this PC is no member of the cluster any more")
         raise NotAllowed(f"this PC joined as {role}, which may not have chunks, or bring any")
 
+    def name_of(self, peer_id: str) -> str:
+        """For people; empty where nothing is known of it."""
+        return self._list.name_of(peer_id)
+
     # -- knocks ---------------------------------------------------------------------
 
     def _on_knock(self, knock: Knock) -> None:

@@ -353,14 +353,21 @@ class Download(Fetching):
         missing = self._job.missing()
         return {
             "event": "waiting",
-            "job_id": self.part.job_id,
-            "auto_resume": self._auto_resume,
             "missing_peers": sorted(missing),
             "missing": self.missing_rows(missing, self._job.why_missing),
+            **self.waiting_counts(),
             "chunks_missing": len(self._job.missing_chunks()),
+            "waiting_since": iso_utc(self.waiting_since or self.bulk.loop.clock.wall()),
+        }
+
+    def waiting_counts(self) -> dict[str, Any]:
+        assert self._job is not None
+        return {
+            "job_id": self.part.job_id,
+            "auto_resume": self._auto_resume,
+            "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
             "chunks_completed": self._job.chunks_completed,
             "chunks_count": self._job.chunks_count,
-            "waiting_since": iso_utc(self.waiting_since or self.bulk.loop.clock.wall()),
         }
 
     def _paused_event(self, name: str) -> dict[str, Any]:

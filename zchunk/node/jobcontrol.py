@@ -149,7 +149,7 @@ class KeptJob:
 
     def tell(self, event: dict[str, Any]) -> None:
         """Events on their way to the user; the last one passes when its record is durable."""
-        if event["event"] == "waiting":
+        if event["event"] == "waiting" and "busy_peers" not in event:
             rows = event["missing"]
             self.record = replace(
                 self.record,

@@ -17,7 +17,15 @@ from zchunk.node.doors import closed_door
 from zchunk.node.membership import Identity
 from zchunk.node.reach import Reach, Verdict
 from zchunk.protocol import wire
-from zchunk.protocol.messages import Acknowledge, ErrorReply, GetBlock, Message, PeerRecord, Request
+from zchunk.protocol.messages import (
+    Acknowledge,
+    Acknowledged,
+    ErrorReply,
+    GetBlock,
+    Message,
+    PeerRecord,
+    Request,
+)
 from zchunk.transport.base import Arrival, Delivery, Link, Received, Socket, SocketOptions, Transport
 
 log = logging.getLogger(__name__)
@@ -35,6 +43,8 @@ _NO_KEY = "00" * 32
 Answer = Callable[[Message | None, ZchunkError | None], None]
 #: (peer id, whether it can be reached)
 OnReach = Callable[[str, bool], None]
+#: (peer id, whether what we asked of it waits for memory that it gave to others)
+OnBusy = Callable[[str, bool], None]
 
 
 @dataclass(slots=True)
@@ -58,6 +68,8 @@ class _Peer:
     settled: int = 0
     #: how much of `settled` the peer was told
     told: int = 0
+    #: it said so last, and has not answered another request since
+    busy: bool = False
 
 
 class PeerLinks:
@@ -74,6 +86,8 @@ class PeerLinks:
         self.requests_sent: dict[str, int] = {}
         #: told when a peer that is up cannot be reached from here, and when it can again
         self.on_reach: OnReach = lambda peer_id, reachable: None
+        #: told when a peer says that it is busy with others, and when it is not any more
+        self.on_busy: OnBusy = lambda peer_id, busy: None
         loop.add_timed(self)
 
     # -- who is where ---------------------------------------------------------------
@@ -99,6 +113,7 @@ class PeerLinks:
         if peer is None:
             return
         self._loop.remove_socket(peer.socket)
+        self._set_busy(peer_id, peer, False)
         self._fail(peer, error)
 
     # -- requests -------------------------------------------------------------------
@@ -210,6 +225,7 @@ class PeerLinks:
                 log.info("%s can be reached again", self._where(peer_id))
         elif received is Link.DOWN:
             peer.reach.link(False, now)
+            self._set_busy(peer_id, peer, False)
             # Nobody answers on a connection that ended: what was sent on it is void.
             self._fail_sent(peer, PeerUnreachable(f"the connection to {self._where(peer_id)} broke"))
         elif isinstance(received, Link):
@@ -245,6 +261,8 @@ class PeerLinks:
         pending = self._settle(peer, request_id, refused=error is not None)
         if pending is None:
             return
+        if message is not None:
+            self._set_busy(peer_id, peer, isinstance(message, Acknowledged) and message.busy)
         pending.answer(message, error)
         # Usually that has asked for the next block. Where it has not, the peer must not hold
         # what it still has for us, or for others, until its budget is free.
@@ -255,6 +273,11 @@ class PeerLinks:
         peer.told = peer.settled
         message = Acknowledge(received=peer.settled)
         self._request(peer_id, peer, message, 1.0, lambda reply, error: None, payload=0)
+
+    def _set_busy(self, peer_id: str, peer: _Peer, busy: bool) -> None:
+        if peer.busy != busy:
+            peer.busy = busy
+            self.on_busy(peer_id, busy)
 
     def _settle(self, peer: _Peer, request_id: int, refused: bool = False) -> _Pending | None:
         pending = peer.pending.pop(request_id, None)

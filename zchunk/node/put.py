@@ -457,14 +457,20 @@ class Upload(JobDriver[Action]):
             "missing_peers": sorted(missing),
             "missing": self.missing_rows(missing, self._why_missing),
             "refusing": refusing,
-            "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
-            "chunks_completed": self._job.chunks_completed,
-            "chunks_count": self._job.chunks_count,
             "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
+            **self.waiting_counts(),
         }
         if why is None:
             return event
         return {**why.details, "message": _why_it_waits(why, refusing), **event}
+
+    def waiting_counts(self) -> dict[str, Any]:
+        assert self._job is not None
+        return {
+            "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
+            "chunks_completed": self._job.chunks_completed,
+            "chunks_count": self._job.chunks_count,
+        }
 
     def _why_missing(self, peer_id: str) -> str:
         assert self._job is not None

@@ -185,6 +185,9 @@ class Reader(Fetching):
             self._told_waiting = True
             self.tell(event)
 
+    def waiting_counts(self) -> dict[str, Any]:
+        return {"chunks_missing": len(self._coming)}
+
     def _partial(self, waiting: dict[str, Any]) -> PartialDownload:
         names = ", ".join(row["name"] for row in waiting["missing"]) or "no known peer"
         offset = self.manifest.offset(waiting["chunk_index"])

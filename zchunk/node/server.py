@@ -18,7 +18,7 @@ from zchunk.node.control import ControlPlane, Registrar
 from zchunk.node.filecheck import FileCheck
 from zchunk.node.garbage import GarbageCollector
 from zchunk.node.selfcheck import SelfCheck
-from zchunk.node.service import ChunkService
+from zchunk.node.service import ChunkService, HeldMemory
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.protocol.messages import (
     MAX_COUNT,
@@ -27,6 +27,7 @@ from zchunk.protocol.messages import (
     Hello,
     Inventory,
     Message,
+    ReportHeld,
     Stored,
     Welcome,
 )
@@ -369,6 +370,30 @@ class NodeServer(Registrar):
     def unreadable(self, sha256: bytes) -> None:
         """A chunk that is held here could not be read. From any thread."""
         self.control.loop.post(lambda: self.selfcheck.suspect(sha256))
+
+    def held(self, held: HeldMemory, name: str) -> None:
+        """A member keeps memory of this node without progress: it is logged, and the cluster hears
+        of it. `name`: the member's, where it is known. From any thread."""
+        log.warning(
+            "%s keeps %.1f of %.1f MB of this node's memory for %s and has settled nothing for %.1f s; others"
+            " are served meanwhile",
+            name or held.member,
+            held.size / 1e6,
+            held.budget / 1e6,
+            held.purpose,
+            held.seconds,
+        )
+        message = ReportHeld(
+            member=held.member,
+            purpose=held.purpose,
+            size=held.size,
+            budget=held.budget,
+            seconds=held.seconds,
+        )
+        # A hint for people: one that is lost is no loss.
+        self.control.loop.post(
+            lambda: self.control.request(message, _TIMEOUT_S, self.control.loop, lambda reply, error: None)
+        )
 
     def _kept(self, hashes: list[bytes]) -> None:
         for sha256 in hashes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,15 +24,25 @@ from zchunk.errors import (
     Unreadable,
     ZchunkError,
 )
-from zchunk.loop import Loop, Workers, contained
+from zchunk.loop import FairWorkers, Loop, Workers, contained
 from zchunk.manifest import MAX_STORED_SIZE
 from zchunk.misuse import Misuse
-from zchunk.node.serving import MAX_OFFERS, Admission, BlockWanted, ChunkKey, Incoming, Outgoing
+from zchunk.node.serving import (
+    MAX_BLOCK,
+    MAX_OFFERS,
+    Admission,
+    BlockWanted,
+    ChunkKey,
+    Incoming,
+    Outgoing,
+)
+from zchunk.node.shares import Held, Who
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.outstanding import Outstanding, Ticket
 from zchunk.protocol import wire
 from zchunk.protocol.messages import (
     Acknowledge,
+    Acknowledged,
     Block,
     BlockTaken,
     Conclude,
@@ -43,6 +54,7 @@ from zchunk.protocol.messages import (
     PutBlock,
     PutManifest,
 )
+from zchunk.ratelimit import RateLimit
 from zchunk.refusals import Refusals
 from zchunk.transport.base import Arrival, BoundSocket, Delivery, Received, Suspects
 
@@ -54,6 +66,22 @@ OnStored = Callable[[str, bytes], None]
 #: Verifies and stores: (sha256, blake3, bytes, upload id, bytes of space reserved for it); see
 #: `DistributedChunkManager`.
 ReceiveChunk = Callable[[bytes, bytes, memoryview, str, int], None]
+#: Told who keeps much of the memory for "downloads" or for "uploads" without progress.
+OnHeld = Callable[["HeldMemory"], None]
+#: Of one who keeps it again and again it is told so often.
+_TOLD_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldMemory:
+    """`member`: its peer id, in plain transport its address. Of a budget of `budget` bytes it keeps
+    `size`, and has settled nothing for `seconds`, while others use that memory too."""
+
+    member: str
+    purpose: str
+    size: int
+    budget: int
+    seconds: float
 
 
 def admitted(receive_budget: int) -> int:
@@ -71,34 +99,46 @@ class ChunkService:
         receive_chunk: ReceiveChunk,
         reading: Workers,
         storing: Workers,
+        admitting: Workers,
         send_budget: int,
         receive_budget: int,
+        threads: int,
         on_stored: OnStored,
         on_unreadable: Callable[[bytes], None],
+        on_held: OnHeld = lambda held: None,
     ) -> None:
-        """`on_unreadable` is told of a chunk that the store holds and cannot read."""
+        """`threads`: those of `reading`, and of `storing`; `admitting` does what takes a moment, and
+        nobody is to wait for a disk with. `on_unreadable` is told of a chunk that
+        the store holds and cannot read."""
         #: raises NotAllowed for who may not have chunks from here; plain transport asks nobody
         self.check_sender: Callable[[Received], None] = lambda received: None
         self._loop = loop
         self._router = router
         self._store = store
         self._receive_chunk = receive_chunk
-        self._reading = reading
-        self._storing = storing
+        # A thread that ends its work finds the next one there; of long ones not more than one.
+        self._reading = FairWorkers(reading, 2 * threads)
+        self._storing = FairWorkers(storing, threads + 1)
+        self._admitting = admitting
         self._on_stored = on_stored
         self._on_unreadable = on_unreadable
+        self._on_held = on_held
+        self._held_told = RateLimit(1, 1 / _TOLD_S)
+        self._send_budget = send_budget
         self._outgoing = Outgoing(send_budget)
         self._blocks = LoanPool(send_budget)
         # A byte that comes in may lie in its socket and in its chunk's buffer at one time:
         # a sender sends all it was admitted for, however busy this loop is.
         self._incoming = Incoming(admitted(receive_budget))
-        self._pool = BufferPool(admitted(receive_budget))
+        self._pool = BufferPool(self._incoming.most, keep=admitted(receive_budget))
         self._buffers: dict[ChunkKey, Buffer] = {}
         self._refusals = Refusals()
         self._misuse = Misuse()
         self._outstanding = Outstanding(MAX_OFFERS)
         #: whose request is being handled: the member where it is proven, else the connection
-        self._asker: str | bytes = b""
+        self._asker: Who = b""
+        #: the same for what members have equal shares of: in plain transport those of an address
+        self._member: Who = b""
         #: payload bytes sent and stored since the start
         self.bytes_moved = 0
         self._handlers: dict[type[Message], Callable[[bytes, int, Any], None]] = {
@@ -126,12 +166,27 @@ class ChunkService:
 
     def on_time(self, now: float) -> None:
         for connection in self._outgoing.on_time(now):
-            log.info("a receiver went silent; %s", connection.hex())
+            log.info("a receiver took nothing of what it asked for; its connection ends")
+            self._router.end_connection(connection)  # only so is what waits in its socket free
+            self._outgoing.gone(connection)
         for chunk in self._incoming.on_time(now):
             log.info("a sender went silent; chunk %s is given up", chunk.key[1].hex()[:12])
             self._give_up(chunk)
         self._pump()
         self._admit()
+        self._tell_held(now)
+
+    def _tell_held(self, now: float) -> None:
+        for held in self._outgoing.held():
+            self._tell_one(held, "downloads", self._send_budget, now)
+        for held in self._incoming.held():
+            self._tell_one(held, "uploads", self._incoming.budget, now)
+
+    def _tell_one(self, held: Held, purpose: str, budget: int, now: float) -> None:
+        member = held.who if isinstance(held.who, str) else held.who.hex()
+        if self._held_told.take(f"{purpose} {member}", now):
+            seconds = round(now - held.since, 1)
+            self._on_held(HeldMemory(member, purpose, held.size, budget, seconds))
 
     # -- dispatch -------------------------------------------------------------------
 
@@ -149,6 +204,7 @@ class ChunkService:
             if handler is None:
                 raise UnknownMessage(f"a node does not answer {envelope.message.TYPE!r}")
             self._asker = received.peer_id or received.connection
+            self._member = received.peer_id or received.address or received.connection
             handler(received.connection, request_id, envelope.message)
         except ZchunkError as error:
             request_id = error.details.get("request_id", request_id)
@@ -196,23 +252,29 @@ class ChunkService:
     def _get_block(self, connection: bytes, request_id: int, ask: GetBlock) -> None:
         if not self._store.has(ask.sha256):
             raise NotFound(f"chunk {ask.sha256.hex()[:12]} is not held here")
-        if ask.length > MAX_STORED_SIZE:
-            raise MalformedMessage(f"a block of {ask.length} bytes")
+        if ask.length > MAX_BLOCK:
+            raise MalformedMessage(f"a block of {ask.length} bytes, more than {MAX_BLOCK}")
         wanted = BlockWanted(connection, request_id, ask.sha256, ask.offset, ask.length)
-        self._outgoing.request(wanted, ask.received, self._now())
+        now = self._now()
+        self._outgoing.request(wanted, self._member, ask.received, now)
         self._pump()
+        self._tell_held(now)
 
     def _acknowledge(self, connection: bytes, request_id: int, ask: Acknowledge) -> None:
         self._outgoing.acknowledge(connection, ask.received, self._now())
-        self._reply(connection, request_id, Ok())
         self._pump()
+        waits = (self._outgoing, self._incoming)
+        busy = any(pool.waits_for_others(connection) for pool in waits)
+        self._reply(connection, request_id, Acknowledged(busy=busy))
 
     def _pump(self) -> None:
         for wanted in self._outgoing.next():
             read = partial(
                 self._store.read_block, wanted.sha256, wanted.offset, wanted.length, self._blocks.lend
             )
-            self._reading.submit(contained(read), partial(self._send_block, wanted))
+            self._reading.submit(
+                self._outgoing.member(wanted), contained(read), partial(self._send_block, wanted)
+            )
 
     def _send_block(self, wanted: BlockWanted, data: memoryview | None, error: ZchunkError | None) -> None:
         if error is not None:
@@ -223,9 +285,9 @@ class ChunkService:
         else:
             delivery = self._reply(wanted.connection, wanted.request_id, Block(data=data))
             if delivery is Delivery.FULL:
-                self._outgoing.park(wanted)
+                self._outgoing.park(wanted, self._now())
             elif delivery is Delivery.SENT:
-                self._outgoing.sent(wanted)
+                self._outgoing.sent(wanted, self._now())
                 self.bytes_moved += wanted.length
         self._pump()
 
@@ -237,20 +299,22 @@ class ChunkService:
         if self._store.has(offer.sha256):
             self._take_lease(connection, request_id, offer)
         else:
-            self._take_in(connection, request_id, offer)
+            self._take_in(connection, request_id, offer, self._member)
 
-    def _take_in(self, connection: bytes, request_id: int, offer: Offer) -> None:
+    def _take_in(self, connection: bytes, request_id: int, offer: Offer, member: Who) -> None:
         """It is to be sent, when its turn comes."""
         key = (offer.upload_id, offer.sha256)
-        known = self._incoming.offer(key, offer.size, offer.blake3, connection, request_id, self._now())
+        now = self._now()
+        known = self._incoming.offer(key, offer.size, offer.blake3, member, connection, request_id, now)
         if known is not None:
             self._reply(connection, request_id, Offered(have=False))
         self._admit()
+        self._tell_held(now)
 
     def _take_lease(self, connection: bytes, request_id: int, offer: Offer) -> None:
         """The copy counts for this upload, so it is read again: a "have" from the index alone
         would publish a file on what a disk has lost (SPEC U5)."""
-        now_wall = self._loop.clock.wall()
+        now_wall, member = self._loop.clock.wall(), self._member
         ticket = self._outstanding.begin(self._asker, 0)
 
         def work() -> bool:
@@ -262,7 +326,7 @@ class ChunkService:
             self._outstanding.end(ticket)
             if isinstance(error, Unreadable):
                 self._on_unreadable(offer.sha256)
-                self._take_anew(connection, request_id, offer)
+                self._take_anew(connection, request_id, offer, member)
                 return
             if error is None and not whole:
                 self._on_unreadable(offer.sha256)
@@ -273,27 +337,26 @@ class ChunkService:
             self._on_stored(offer.upload_id, offer.sha256)
             self._reply(connection, request_id, Offered(have=True))
 
-        self._storing.submit(contained(work), done)
+        self._storing.submit(member, contained(work), done)
 
-    def _take_anew(self, connection: bytes, request_id: int, offer: Offer) -> None:
+    def _take_anew(self, connection: bytes, request_id: int, offer: Offer, member: Who) -> None:
         """It is here and cannot be read: what comes replaces it."""
         try:
-            self._take_in(connection, request_id, offer)
+            self._take_in(connection, request_id, offer, member)
         except ZchunkError as error:
             self._refuse(connection, request_id, error)
 
     def _admit(self) -> None:
         for chunk in self._incoming.admit_more():
             # Disk space is reserved before a byte of the chunk comes.
-            self._storing.submit(
+            self._admitting.submit(
                 contained(partial(self._store.reserve_space, chunk.size)), partial(self._admitted, chunk)
             )
 
     def _admitted(self, chunk: Admission, fits: bool | None, error: ZchunkError | None) -> None:
         if error is None and not fits:
             error = NoSpace("this node has no room for the chunk")
-        asks, chunk.asks = chunk.asks, []
-        chunk.last_sign = self._now()
+        asks = self._incoming.answered(chunk, self._now())
         if error is not None:
             for request_id in asks:
                 self._refuse(chunk.connection, request_id, error)
@@ -340,7 +403,7 @@ class ChunkService:
             self._admit()
 
         receive = partial(self._receive_chunk, sha256, chunk.blake3, view, upload_id, chunk.size)
-        self._storing.submit(contained(receive), done)
+        self._storing.submit(chunk.who, contained(receive), done)
 
     def _give_up(self, chunk: Admission) -> None:
         if chunk.key in self._buffers:
@@ -373,4 +436,4 @@ class ChunkService:
             else:
                 self._reply(connection, request_id, Ok())
 
-        self._storing.submit(contained(work), done)
+        self._storing.submit(self._member, contained(work), done)

@@ -1,34 +1,62 @@
 """What a node sends, and what it takes in: fairness and budgets. Pure.
 
 `Outgoing` decides which block to read and send next: one budget of bytes for all
-receivers together, requests waiting as ranges, served round-robin over connections.
-`Incoming` decides which offered chunk may be sent to us: a chunk is admitted only with
-memory for all of it.
+receivers together, requests waiting as ranges. `Incoming` decides which offered chunk may
+be sent to us: a chunk is admitted only with memory for all of it. In both whoever has the
+least of the budget comes next, so that members have equal shares while all ask
+(`shares.py`); the connections of one member take turns.
 
-What may not happen here: more bytes on their way than the budget (but for one block,
-or one chunk, when nothing else is); a connection that starves another; a reservation
-that outlives its connection and its deadline.
+What may not happen here: more bytes on their way than the budget, but for what others keep
+without progress, or beyond their share (or for one block, or one chunk, when nothing else
+is); a connection or a member that starves another; a reservation that outlives its connection
+and its deadline; messages that settle nothing taken for progress.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from zchunk.disk import ALIGNMENT
 from zchunk.errors import Busy
+from zchunk.manifest import MAX_STORED_SIZE
+from zchunk.node.shares import Held, Stillness, Uses, Who
 
-#: A receiver that has acknowledged nothing for so long is treated as gone.
-SILENCE_S = 30.0
+#: Bytes of one block. All requests of one member are to fit what others may be waiting for.
+MAX_BLOCK = 16 * 1024**2
 #: Requests of a connection that may wait, or be read from the disk.
 MAX_WAITING = 1024
 #: Chunks that a connection may offer and not yet have sent.
 MAX_OFFERS = 4096
+#: Chunks of a member that it may be sending at a time, however small.
+MAX_ADMITTED = 256
 #: Offers of one chunk that are answered, the latest: those before were given up.
 MAX_ASKS = 8
 #: Blocks of a chunk: the largest chunk in the smallest blocks, and some.
 MAX_BLOCKS = 20_000
+
+
+class _Told:
+    """Who was told to hold a pool: once, until it moves."""
+
+    def __init__(self) -> None:
+        self._members: set[Who] = set()
+
+    def news(self, holders: Iterable[tuple[Who, int, float]], share: int) -> list[Held]:
+        """`holders`: (member, bytes, since when) of what is held now, one after the other."""
+        found: dict[Who, Held] = {}
+        for who, size, since in holders:
+            known = found.get(who)
+            found[who] = Held(
+                who, size + (known.size if known else 0), min(since, known.since if known else since)
+            )
+        # Less than half a share keeps nobody waiting.
+        much = {who: held for who, held in found.items() if 2 * held.size >= share}
+        news = [held for who, held in much.items() if who not in self._members]
+        self._members = set(much)
+        return news
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +70,74 @@ class BlockWanted:
 
 @dataclass(slots=True)
 class _Receiver:
+    who: Who
     #: what it had settled before we began to count
     base: int
+    still: Stillness
     waiting: deque[BlockWanted] = field(default_factory=deque)
-    #: how many are being read for it
+    #: how many blocks are being read for it, and their bytes
     reading: int = 0
-    #: payload bytes handed to this connection, and how many of them it said are settled
+    reading_bytes: int = 0
+    #: payload bytes being read for this connection, or handed to it, and how many of them it
+    #: said are settled
     sent: int = 0
     acknowledged: int = 0
-    last_sign: float = 0.0
+    #: it takes no more until its next request
+    parked: bool = False
+
+    @property
+    def on_the_way(self) -> int:
+        return self.sent - self.acknowledged
+
+    @property
+    def owes(self) -> bool:
+        """Whether it is its turn: what is being read is ours."""
+        return self.parked or self.on_the_way > self.reading_bytes
+
+    def has_read(self, length: int) -> None:
+        self.reading = max(0, self.reading - 1)
+        self.reading_bytes = max(0, self.reading_bytes - length)
+
+    def takes_back(self, length: int) -> int:
+        """What was read for it was not handed over; returns how many bytes less are on the way."""
+        before = self.on_the_way
+        self.has_read(length)
+        self.sent -= length
+        self.acknowledged = min(self.acknowledged, self.sent)  # it may have claimed too much
+        return before - self.on_the_way
 
 
 class Outgoing:
     def __init__(self, budget: int) -> None:
         """`budget`: bytes read or on their way to all receivers together."""
-        self._budget = budget
+        self._uses = Uses(budget, spare=max(budget, MAX_BLOCK))
         self._receivers: dict[bytes, _Receiver] = {}
-        #: connections with waiting requests, in the order of their turns
-        self._turns: deque[bytes] = deque()
+        #: member -> its connections with waiting requests; both in the order of their turns
+        self._turns: dict[Who, deque[bytes]] = {}
+        self._told = _Told()
 
     @property
     def on_the_way(self) -> int:
-        return sum(r.sent - r.acknowledged for r in self._receivers.values())
+        return self._uses.total
 
-    def request(self, wanted: BlockWanted, received: int, now: float) -> None:
+    def request(self, wanted: BlockWanted, who: Who, received: int, now: float) -> None:
         """A block is wanted; `received` is what this connection has settled in total.
 
         Raises Busy when too many of its requests wait.
         """
-        receiver = self._receivers.setdefault(wanted.connection, _Receiver(received))
+        receiver = self._receivers.get(wanted.connection)
+        if receiver is None:
+            receiver = _Receiver(who, received, Stillness(now))
+            self._receivers[wanted.connection] = receiver
+            self._uses.join(who)
         self._acknowledge(receiver, received, now)
         if len(receiver.waiting) + receiver.reading >= MAX_WAITING:
             raise Busy(f"{MAX_WAITING} of your requests wait here; ask again later")
         receiver.waiting.append(wanted)
-        if wanted.connection not in self._turns:
-            self._turns.append(wanted.connection)
+        receiver.parked = False
+        turns = self._turns.setdefault(receiver.who, deque())
+        if wanted.connection not in turns:
+            turns.append(wanted.connection)
 
     def acknowledge(self, connection: bytes, received: int, now: float) -> None:
         receiver = self._receivers.get(connection)
@@ -85,72 +146,120 @@ class Outgoing:
             self._forget_if_idle(connection, receiver)
 
     def next(self) -> list[BlockWanted]:
-        """Blocks to read and send now, within the budget, one connection after another."""
+        """Blocks to read and send now, within the budget: of who has the least on the way."""
         wanted: list[BlockWanted] = []
-        on_the_way = self.on_the_way
         while self._turns:
-            connection = self._turns[0]
-            receiver = self._receivers[connection]
+            who = self._uses.least(self._turns)
+            receiver = self._receivers[self._turns[who][0]]
             block = receiver.waiting[0]
-            if on_the_way and on_the_way + block.length > self._budget:
-                break
-            self._turns.popleft()
-            receiver.waiting.popleft()
+            if not self._uses.fits(who, block.length, self._stuck):
+                break  # nobody goes past the one who has the least
+            self._take_turn(who, receiver)
             receiver.sent += block.length
             receiver.reading += 1
-            on_the_way += block.length
+            receiver.reading_bytes += block.length
+            self._uses.take(who, block.length)
             wanted.append(block)
-            if receiver.waiting:
-                self._turns.append(connection)
         return wanted
 
-    def sent(self, wanted: BlockWanted) -> None:
+    def _take_turn(self, who: Who, receiver: _Receiver) -> None:
+        """Its first request goes; it is the last of its member's connections then, and that one
+        of the members."""
+        turns = self._turns.pop(who)
+        receiver.waiting.popleft()
+        connection = turns.popleft()
+        if receiver.waiting:
+            turns.append(connection)
+        if turns:
+            self._turns[who] = turns
+
+    def member(self, wanted: BlockWanted) -> Who:
+        """Whose turn it took."""
+        return self._receivers[wanted.connection].who
+
+    def sent(self, wanted: BlockWanted, now: float) -> None:
         """It was read and handed over."""
         receiver = self._receivers.get(wanted.connection)
         if receiver is not None:
-            receiver.reading = max(0, receiver.reading - 1)
+            if not receiver.owes:
+                receiver.still.moved(now)
+            receiver.has_read(wanted.length)
             self._forget_if_idle(wanted.connection, receiver)
 
     def not_sent(self, wanted: BlockWanted) -> None:
         """It could not be read or handed over: its bytes are not on their way."""
         receiver = self._receivers.get(wanted.connection)
         if receiver is not None:
-            receiver.sent -= wanted.length
-            receiver.reading = max(0, receiver.reading - 1)
+            self._uses.give_back(receiver.who, receiver.takes_back(wanted.length))
             self._forget_if_idle(wanted.connection, receiver)
 
-    def park(self, wanted: BlockWanted) -> None:
+    def park(self, wanted: BlockWanted, now: float) -> None:
         """The connection takes no more for now: its requests wait for its next one."""
         receiver = self._receivers.get(wanted.connection)
         if receiver is not None:
-            receiver.sent -= wanted.length
-            receiver.reading = max(0, receiver.reading - 1)
+            if not receiver.owes:
+                receiver.still.moved(now)
+            self._uses.give_back(receiver.who, receiver.takes_back(wanted.length))
             receiver.waiting.appendleft(wanted)
-            if wanted.connection in self._turns:
-                self._turns.remove(wanted.connection)
+            receiver.parked = True
+            self._no_turn(wanted.connection, receiver)
 
     def gone(self, connection: bytes) -> None:
         """The connection ended: its budget is free, its requests are void."""
-        if self._receivers.pop(connection, None) is not None and connection in self._turns:
-            self._turns.remove(connection)
+        receiver = self._receivers.pop(connection, None)
+        if receiver is not None:
+            self._no_turn(connection, receiver)
+            self._uses.give_back(receiver.who, receiver.on_the_way)
+            self._uses.leave(receiver.who)
+
+    def waits_for_others(self, connection: bytes) -> bool:
+        """Whether its requests wait for memory that other members have."""
+        receiver = self._receivers.get(connection)
+        if receiver is None or connection not in self._turns.get(receiver.who, ()):
+            return False
+        return self._uses.others_have(receiver.who)
 
     def on_time(self, now: float) -> list[bytes]:
-        """Ends receivers that were silent for too long; returns their connections."""
-        silent = [c for c, r in self._receivers.items() if r.last_sign + SILENCE_S <= now]
-        for connection in silent:
-            self.gone(connection)
-        return silent
+        """Receivers that settled nothing for too long; the caller ends their connections and calls
+        `gone`."""
+        owing = {c: r for c, r in self._receivers.items() if r.owes}
+        for receiver in owing.values():
+            receiver.still.look(now)
+        return [c for c, r in owing.items() if r.still.is_over(bool(self._turns), now)]
+
+    def held(self) -> list[Held]:
+        """Members that keep much of the budget without progress while others use it, as of
+        the last `on_time`; each once."""
+        if self._uses.members < 2:
+            return []
+        holding = (r for r in self._receivers.values() if r.owes and r.still.is_held)
+        return self._told.news(((r.who, r.on_the_way, r.still.since) for r in holding), self._uses.share)
 
     def deadline(self) -> float | None:
-        return min((r.last_sign + SILENCE_S for r in self._receivers.values()), default=None)
+        waited_for = bool(self._turns)
+        owing = (r for r in self._receivers.values() if r.owes)
+        return min((r.still.deadline(waited_for) for r in owing), default=None)
+
+    def _stuck(self) -> Iterable[tuple[Who, int]]:
+        receivers = self._receivers.values()
+        return ((r.who, r.on_the_way) for r in receivers if r.still.is_stuck and r.owes)
+
+    def _no_turn(self, connection: bytes, receiver: _Receiver) -> None:
+        turns = self._turns.get(receiver.who, deque())
+        if connection in turns:
+            turns.remove(connection)
+            if not turns:
+                del self._turns[receiver.who]
 
     def _acknowledge(self, receiver: _Receiver, received: int, now: float) -> None:
-        receiver.last_sign = now
         # A number of an earlier connection: this one counts from less.
         receiver.base = min(receiver.base, received)
         # Never more than was sent: a receiver that claims so would free others' budget.
-        settled = max(receiver.acknowledged, received - receiver.base)
-        receiver.acknowledged = min(settled, receiver.sent)
+        settled = min(received - receiver.base, receiver.sent)
+        if settled > receiver.acknowledged:
+            self._uses.give_back(receiver.who, settled - receiver.acknowledged)
+            receiver.acknowledged = settled
+            receiver.still.moved(now)
 
     def _forget_if_idle(self, connection: bytes, receiver: _Receiver) -> None:
         if not receiver.waiting and not receiver.reading and receiver.sent == receiver.acknowledged:
@@ -167,8 +276,10 @@ class Admission:
     key: ChunkKey
     size: int
     blake3: bytes
+    who: Who
     connection: bytes
-    last_sign: float
+    #: since its offer was answered, or its last block that was new
+    still: Stillness
     asks: list[int] = field(default_factory=list)
     #: the latest offer: a copy of it is no new one
     last_ask: int = 0
@@ -192,6 +303,11 @@ class Admission:
         self.blocks[offset] = length
 
     @property
+    def is_sending(self) -> bool:
+        """Whether it is its sender's turn. One that waits for memory waits for us."""
+        return self.admitted and not self.asks and not self.complete
+
+    @property
     def cost(self) -> int:
         """Bytes of memory it takes: whole pages."""
         return -(-self.size // ALIGNMENT) * ALIGNMENT
@@ -200,67 +316,128 @@ class Admission:
 class Incoming:
     def __init__(self, budget: int) -> None:
         """`budget`: bytes of chunks admitted and not yet stored."""
-        self._budget = budget
+        self.budget = budget
+        # What somebody keeps may be one chunk of the largest size.
+        self._spare = max(budget, -(-MAX_STORED_SIZE // ALIGNMENT) * ALIGNMENT)
+        self._uses = Uses(budget, self._spare)
         self._admissions: dict[ChunkKey, Admission] = {}
-        self._queue: deque[ChunkKey] = deque()
+        #: those that have memory
+        self._admitted: dict[ChunkKey, Admission] = {}
+        #: member -> how many those are
+        self._number: Counter[Who] = Counter()
+        #: member -> its chunks that wait for memory; members in the order of their turns
+        self._queues: dict[Who, deque[ChunkKey]] = {}
         #: connection -> how many chunks it offered
         self._offered: Counter[bytes] = Counter()
+        self._told = _Told()
+
+    @property
+    def most(self) -> int:
+        """Bytes that may be admitted at any moment; a single larger chunk alone."""
+        return self.budget + self._spare
 
     @property
     def reserved(self) -> int:
-        return sum(a.cost for a in self._admissions.values() if a.admitted)
+        return self._uses.total
 
     def get(self, key: ChunkKey) -> Admission | None:
         return self._admissions.get(key)
 
     def offer(
-        self, key: ChunkKey, size: int, blake3: bytes, connection: bytes, request_id: int, now: float
+        self,
+        key: ChunkKey,
+        size: int,
+        blake3: bytes,
+        who: Who,
+        connection: bytes,
+        request_id: int,
+        now: float,
     ) -> Admission | None:
         """A chunk is offered; returns it when its offer can be answered at once, else it
-        waits for `admit_more`. A repeated offer starts the chunk over. Raises Busy (retryable)
-        when the connection has offered too many others."""
+        waits for `admit_more`. A repeated offer starts the chunk over, and is no progress. Raises
+        Busy (retryable) when the connection has offered too many others."""
         known = self._admissions.get(key)
         if (known is None or known.connection != connection) and self._offered[connection] >= MAX_OFFERS:
             raise Busy(f"{MAX_OFFERS} chunks that you offered are not sent yet; offer more later")
         if known is not None and known.admitted and not known.complete:
             if (known.connection, known.last_ask) != (connection, request_id):
                 known.start_over()
-            self._passes_to(known, connection)
-            known.last_sign, known.last_ask = now, request_id
+            self._passes_to(known, who, connection)
+            known.last_ask = request_id
             return known
         if known is None:
-            known = Admission(key, size, blake3, connection, now)
+            known = Admission(key, size, blake3, who, connection, Stillness(now))
             self._admissions[key] = known
-            self._queue.append(key)
+            self._queues.setdefault(who, deque()).append(key)
             self._offered[connection] += 1
-        self._passes_to(known, connection)
-        known.last_sign, known.last_ask = now, request_id
+            self._uses.join(who)
+        self._passes_to(known, who, connection)
+        known.last_ask = request_id
         known.asks = [*known.asks, request_id][-MAX_ASKS:]
         return None
 
-    def _passes_to(self, chunk: Admission, connection: bytes) -> None:
+    def _passes_to(self, chunk: Admission, who: Who, connection: bytes) -> None:
         self._one_less(chunk.connection)
-        chunk.connection = connection
         self._offered[connection] += 1
+        chunk.connection = connection
+        if who != chunk.who:
+            self._passes_to_member(chunk, who)
+
+    def _passes_to_member(self, chunk: Admission, who: Who) -> None:
+        if chunk.admitted:
+            self._no_memory(chunk)
+        else:
+            self._leaves_queue(chunk)
+        self._uses.leave(chunk.who)
+        chunk.who = who
+        self._uses.join(who)
+        if chunk.admitted:
+            self._has_memory(chunk)
+        else:
+            self._queues.setdefault(who, deque()).append(chunk.key)
+
+    def _has_memory(self, chunk: Admission) -> None:
+        self._admitted[chunk.key] = chunk
+        self._number[chunk.who] += 1
+        self._uses.take(chunk.who, chunk.cost)
+
+    def _no_memory(self, chunk: Admission) -> None:
+        del self._admitted[chunk.key]
+        self._number -= Counter([chunk.who])
+        self._uses.give_back(chunk.who, chunk.cost)
 
     def _one_less(self, connection: bytes) -> None:
         self._offered[connection] -= 1
         if not self._offered[connection]:
             del self._offered[connection]
 
+    def _leaves_queue(self, chunk: Admission) -> None:
+        queue = self._queues[chunk.who]
+        queue.remove(chunk.key)
+        if not queue:
+            del self._queues[chunk.who]
+
     def admit_more(self) -> list[Admission]:
-        """Chunks that may be sent now, first come first served."""
-        admitted = []
-        reserved = self.reserved
-        while self._queue:
-            chunk = self._admissions[self._queue[0]]
-            if reserved and reserved + chunk.cost > self._budget:
-                break
-            self._queue.popleft()
+        """Chunks that may be sent now: of who has the least admitted, in the order of its offers."""
+        admitted: list[Admission] = []
+        while ready := [who for who in self._queues if self._number[who] < MAX_ADMITTED]:
+            who = self._uses.least(ready)
+            chunk = self._admissions[self._queues[who][0]]
+            if not self._uses.fits(who, chunk.cost, self._stuck):
+                break  # nobody goes past the one who has the least
+            self._leaves_queue(chunk)
+            if who in self._queues:  # the others come first
+                self._queues[who] = self._queues.pop(who)
             chunk.admitted = True
-            reserved += chunk.cost
+            self._has_memory(chunk)
             admitted.append(chunk)
         return admitted
+
+    def answered(self, chunk: Admission, now: float) -> list[int]:
+        """The requests to answer, now that its space is known: from now on it is its sender's turn."""
+        asks, chunk.asks = chunk.asks, []
+        chunk.still.moved(now)
+        return asks
 
     def block(self, key: ChunkKey, offset: int, length: int, connection: bytes, now: float) -> bool:
         """A block arrived; False when it is no part of an admitted chunk, or reaches
@@ -272,7 +449,8 @@ class Incoming:
             return False
         if len(chunk.blocks) >= MAX_BLOCKS:
             return False
-        chunk.last_sign = now
+        if offset not in chunk.blocks:  # the same once more is no progress
+            chunk.still.moved(now)
         chunk.take(offset, length)
         chunk.complete = chunk.received == chunk.size
         return True
@@ -283,27 +461,50 @@ class Incoming:
         if chunk is None:
             return
         self._one_less(chunk.connection)
-        if not chunk.admitted:
-            self._queue.remove(key)
+        if chunk.admitted:
+            self._no_memory(chunk)
+        else:
+            self._leaves_queue(chunk)
+        self._uses.leave(chunk.who)
 
     def gone(self, connection: bytes) -> list[Admission]:
         """The connection ended: what waits for memory is void. Returns what it was sending;
         the caller frees the buffers and calls `done`."""
-        for key in [key for key in self._queue if self._admissions[key].connection == connection]:
+        queued = [key for queue in self._queues.values() for key in queue]
+        for key in [key for key in queued if self._admissions[key].connection == connection]:
             self.done(key)
         return [a for a in self._sending() if a.connection == connection]
 
+    def waits_for_others(self, connection: bytes) -> bool:
+        """Whether its offers wait for memory that other members have."""
+        queued = (self._admissions[key] for queue in self._queues.values() for key in queue)
+        mine = next((a.who for a in queued if a.connection == connection), None)
+        return mine is not None and self._uses.others_have(mine)
+
     def on_time(self, now: float) -> list[Admission]:
-        """Senders that were silent for too long; the caller frees their buffers and
+        """Chunks of which nothing new came for too long; the caller frees their buffers and
         calls `done`."""
-        return [a for a in self._sending() if a.last_sign + SILENCE_S <= now]
+        sending = self._sending()
+        for chunk in sending:
+            chunk.still.look(now)
+        return [a for a in sending if a.still.is_over(bool(self._queues), now)]
+
+    def held(self) -> list[Held]:
+        """As `Outgoing.held`."""
+        if self._uses.members < 2:
+            return []
+        holding = (a for a in self._sending() if a.still.is_held)
+        return self._told.news(((a.who, a.cost, a.still.since) for a in holding), self._uses.share)
 
     def deadline(self) -> float | None:
-        return min((a.last_sign + SILENCE_S for a in self._sending()), default=None)
+        waited_for = bool(self._queues)
+        return min((a.still.deadline(waited_for) for a in self._sending()), default=None)
+
+    def _stuck(self) -> Iterable[tuple[Who, int]]:
+        return ((a.who, a.cost) for a in self._sending() if a.still.is_stuck)
 
     def _sending(self) -> list[Admission]:
-        """Chunks whose sender's turn it is. One that waits for memory waits for us."""
-        return [a for a in self._admissions.values() if a.admitted and not a.asks and not a.complete]
+        return [a for a in self._admitted.values() if a.is_sending]
 
     def _overlaps(self, chunk: Admission, offset: int, length: int) -> bool:
         same = chunk.blocks.get(offset)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from zchunk.config import Settings
 from zchunk.loop import Loop, Workers
 from zchunk.node.control import ControlPlane
-from zchunk.node.links import OnReach, PeerLinks
+from zchunk.node.links import OnBusy, OnReach, PeerLinks
 from zchunk.protocol.messages import PeerRecord
 
 #: Of the bulk plane's ZeroMQ context: a connection's encryption runs in one of them.
@@ -50,23 +50,30 @@ class BulkPlane:
         self._listeners: list[Callable[[PeerRecord], None]] = []
         #: peers that are up, as far as we were told, but cannot be reached from here
         self.unreachable: set[str] = set()
+        #: peers that serve others before us, as they say
+        self.busy: set[str] = set()
         self._reach_listeners: list[OnReach] = []
+        self._busy_listeners: list[OnBusy] = []
         links.on_reach = self._on_reach
+        links.on_busy = self._on_busy
         control.watch_peers(loop, self._on_peer, lambda: None)
 
     def up(self) -> dict[str, int]:
         """peer id -> incarnation of the peers that are up."""
         return {p: r.incarnation for p, r in self.peers.items() if r.status == "up"}
 
-    def listen(self, listener: Callable[[PeerRecord], None], on_reach: OnReach) -> None:
+    def listen(self, listener: Callable[[PeerRecord], None], on_reach: OnReach, on_busy: OnBusy) -> None:
         """`listener(record)` runs in this loop for every change of a peer, `on_reach(peer_id,
-        reachable)` when one that is up cannot be reached from here, and when it can again."""
+        reachable)` when one that is up cannot be reached from here, and when it can again,
+        `on_busy(peer_id, busy)` when one says that it serves others first, and when it serves us."""
         self._listeners.append(listener)
         self._reach_listeners.append(on_reach)
+        self._busy_listeners.append(on_busy)
 
-    def unlisten(self, listener: Callable[[PeerRecord], None], on_reach: OnReach) -> None:
+    def unlisten(self, listener: Callable[[PeerRecord], None], on_reach: OnReach, on_busy: OnBusy) -> None:
         self._listeners.remove(listener)
         self._reach_listeners.remove(on_reach)
+        self._busy_listeners.remove(on_busy)
 
     def learn(self, record: PeerRecord) -> None:
         """A peer as a reply of the tracker names it: new to us, unless events told more."""
@@ -86,3 +93,8 @@ class BulkPlane:
         (self.unreachable.discard if reachable else self.unreachable.add)(peer_id)
         for listener in list(self._reach_listeners):
             listener(peer_id, reachable)
+
+    def _on_busy(self, peer_id: str, busy: bool) -> None:
+        (self.busy.add if busy else self.busy.discard)(peer_id)
+        for listener in list(self._busy_listeners):
+            listener(peer_id, busy)

@@ -272,6 +272,16 @@ class UploadJob:
         unfinished = [chunk for i, chunk in enumerate(self._chunks) if i not in self._done]
         return dict(Counter(p for chunk in unfinished for p in chunk.targets.keys() - self._kept(chunk)))
 
+    def waits_for_turn(self, busy: Collection[str]) -> dict[str, int]:
+        """See `driver.Job`: what was offered waits for these peers, and nothing else moves."""
+        waits: Counter[str] = Counter()
+        for chunk in (self._chunks[index] for index in self._active):
+            states = {p: t.copy for p, t in chunk.targets.items() if t.copy in (_Copy.OFFERED, _Copy.SENDING)}
+            if chunk.memory is _Memory.READING or _Copy.SENDING in states.values():
+                return {}
+            waits.update(list(states))
+        return dict(waits) if waits.keys() <= set(busy) and not self._finding else {}
+
     @property
     def blocked(self) -> ZchunkError | None:
         """Why there are no places for some chunks, while that is so."""

@@ -687,6 +687,20 @@ class ReportCorrupt(Request, frozen=True):
     sha256: Hash
 
 
+class ReportHeld(Request, frozen=True):
+    """A member keeps much of this node's memory for downloads or uploads, and settles nothing of
+    it, while others use that memory too. `member` is its peer id, in plain transport its address;
+    of a budget of `budget` bytes it has `size`, without progress for `seconds`."""
+
+    TYPE: ClassVar[str] = "report_held"
+    REPLY: ClassVar[type[Message]] = Ok
+    member: Label
+    purpose: Annotated[str, Meta(pattern=r"^(downloads|uploads)\Z")]
+    size: Count
+    budget: Count
+    seconds: Rate
+
+
 # -- chunks: client or node -> node ---------------------------------------------------------
 
 
@@ -710,11 +724,19 @@ class GetBlock(Request, frozen=True):
     received: Count
 
 
+class Acknowledged(Message, frozen=True):
+    """`busy`: requests of this connection wait here for memory that other members have."""
+
+    TYPE: ClassVar[str] = "acknowledged"
+    busy: bool
+
+
 class Acknowledge(Request, frozen=True):
-    """No further request for now; all `received` bytes have arrived."""
+    """No further request for now; all `received` bytes have arrived. Also asked by who waits
+    for an answer, to hear whether the node is there at all."""
 
     TYPE: ClassVar[str] = "acknowledge"
-    REPLY: ClassVar[type[Message]] = Ok
+    REPLY: ClassVar[type[Message]] = Acknowledged
     received: Count
 
 

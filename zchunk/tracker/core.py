@@ -82,6 +82,7 @@ from zchunk.protocol.messages import (
     Remove,
     Removed,
     ReportCorrupt,
+    ReportHeld,
     Request,
     RotateKey,
     Snapshot,
@@ -89,6 +90,7 @@ from zchunk.protocol.messages import (
     Welcome,
     Whole,
 )
+from zchunk.ratelimit import RateLimit
 from zchunk.tracker.actions import Action, Ask, CutOff, Publish, Sender, Work, is_own
 from zchunk.tracker.health import Counted, FileHealth
 from zchunk.tracker.joinlimit import JoinLimit
@@ -98,6 +100,7 @@ from zchunk.tracker.planning import Reservations, make_plan
 from zchunk.tracker.records import (
     file_fields,
     health_fields,
+    held_fields,
     member_fields,
     member_record,
     peer_fields,
@@ -120,6 +123,10 @@ _COMMIT_PATIENCE_S = 5.0
 #: the status of a node that is there without its disk
 _OFFLINE = "offline-store"
 _MAX_INVENTORY_BYTES = 32 * 4_000_000
+#: Of one node's reports of members that keep its memory, so many are told at once, and then so
+#: many a second.
+_HELD_AT_ONCE = 10
+_HELD_PER_S = 0.1
 #: Commits that wait, and the bytes of their manifests: one large file, or many small ones.
 _MAX_PARKED = 256
 _MAX_PARKED_BYTES = 32 * 1024 * 1024
@@ -193,6 +200,8 @@ class TrackerCore:
         self._corrupt = CorruptReports()
         #: why what nodes told last could not be stored; None where it could
         self._store_problem: ZchunkError | None = None
+        #: events about memory that somebody keeps, of each node
+        self._held_told = RateLimit(_HELD_AT_ONCE, _HELD_PER_S)
         #: (who, upload id) -> a commit that waits for copies
         self._parked: dict[tuple[str, str], _ParkedCommit] = {}
         self._commits = 0
@@ -229,6 +238,7 @@ class TrackerCore:
             GetDoubts: (_STORING, self._doubts),
             Whole: (_STORING, self._whole),
             ReportCorrupt: (_WRITING, self._report_corrupt),
+            ReportHeld: (_STORING, self._report_held),
         }
 
     # -- the shell's calls ----------------------------------------------------------
@@ -922,6 +932,15 @@ class TrackerCore:
             return []
 
         return Work(run, then)
+
+    # -- memory of nodes that somebody keeps ----------------------------------------------
+
+    def _report_held(self, ask: Ask, now: Now) -> list[Action]:
+        report: ReportHeld = ask.message
+        if not self._held_told.take(ask.peer_id, now.mono):
+            return ask.reply(Ok())
+        fields = held_fields(self._member(ask), report, self._told.get(report.member))
+        return [*ask.reply(Ok()), self._publish("budget.held", fields, now)]
 
     # -- health of files (SPEC R9) ------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord
+from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord, ReportHeld
 from zchunk.tracker.health import Copies
 from zchunk.tracker.membership import Member
 from zchunk.tracker.store import StoredPeer, TrackerStore
@@ -59,6 +59,19 @@ def peer_fields(record: PeerRecord, **more: Any) -> dict[str, Any]:
 def member_fields(member: Member) -> dict[str, Any]:
     named = {"peer_id": member.peer_id, "name": member.name, "role": member.role}
     return {**named, "member": asdict(member_record(member))}
+
+
+def held_fields(node: Member, report: ReportHeld, holder: Member | None) -> dict[str, Any]:
+    return {
+        "peer_id": node.peer_id,
+        "name": node.name,
+        "held_by": report.member,
+        "held_by_name": holder.name if holder is not None else report.member,
+        "purpose": report.purpose,
+        "bytes": report.size,
+        "budget": report.budget,
+        "seconds": report.seconds,
+    }
 
 
 def file_fields(record: FileRecord) -> dict[str, Any]:

@@ -109,6 +109,9 @@ class BoundSocket(Socket, Protocol):
         """End the connections of this member, also those on which it has not said a word (under
         CURVE; in plain transport nobody is known). It may connect again, if the gate lets it."""
 
+    def end_connection(self, connection: bytes) -> None:
+        """End this one (of a ROUTER), with what waits in it. Its other end may connect again."""
+
 
 class Gate(Socket, Protocol):
     """Receives a `Knock` for each key that connects to a socket bound under CURVE."""

@@ -256,11 +256,15 @@ class ServerSocket(MemorySocket):
         return Delivery.SENT
 
     def reject(self, arrival: Arrival) -> None:
-        if isinstance(arrival, Received) and (found := self._connections.get(arrival.connection)):
-            self.network.end(found)
+        if isinstance(arrival, Received):
+            self.end_connection(arrival.connection)
 
     def end(self, peer_id: str) -> None:
         """Nobody proves here who he is."""
+
+    def end_connection(self, connection: bytes) -> None:
+        if (known := self._connections.get(connection)) is not None:
+            self.network.end(known)
 
     def close(self) -> None:
         self.closed = True

@@ -323,6 +323,9 @@ class PublisherSocket:
         for which in self._subscribers.pop(peer_id, {}):
             descriptors.shut_down(which)
 
+    def end_connection(self, connection: bytes) -> None:
+        """Subscribers are known by their members only."""
+
     def close(self) -> None:
         self._bound.close_gate()
         self.raw.close()
@@ -394,14 +397,18 @@ class RouterSocket:
         return Delivery.SENT
 
     def reject(self, arrival: Arrival) -> None:
-        if isinstance(arrival, Received) and (shown := self._shown.get(arrival.connection)) is not None:
-            _shut_down(shown)
+        if isinstance(arrival, Received):
+            self.end_connection(arrival.connection)
 
     def end(self, peer_id: str) -> None:
         self._bound.admissions.end(peer_id)
         for shown in list(self._shown.values()):
             if shown.admission is not None and shown.admission.peer_id == peer_id:
                 _shut_down(shown)
+
+    def end_connection(self, connection: bytes) -> None:
+        if (shown := self._shown.get(connection)) is not None:
+            _shut_down(shown)
 
     def close(self) -> None:
         self._bound.close_gate()
