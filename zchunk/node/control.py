@@ -215,7 +215,7 @@ class ControlPlane:
             )
             self._complain(error)
             self._again_at = now + _AGAIN_S
-            sure, final = received is not Link.STRANGE, received is Link.REFUSED
+            sure, final = received in (Link.REFUSED, Link.MISMATCH), received is Link.REFUSED
             self._perform(self.session.link_failed(error, sure, final, now))
         else:
             self._on_reply(received, now)

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from zchunk.errors import NotAllowed, TransportMismatch, WrongServer, ZchunkError
+from zchunk.errors import (
+    NotAllowed,
+    TrackerUnreachable,
+    TransportMismatch,
+    WrongServer,
+    ZchunkError,
+)
 from zchunk.transport.base import Link
 
 _JOIN = "join with a new token (`zchunk token` on the tracker's PC prints one)"
 
 
-def closed_door(link: Link, who: str, encrypted: bool, rotating: bool = False) -> ZchunkError:
-    """`link` is REFUSED, MISMATCH or STRANGE; `who` is the other side, `the tracker at ...`;
-    `encrypted` is our side; `rotating`: a rotation of our key did not come to its end."""
+def closed_door(
+    link: Link,
+    who: str,
+    encrypted: bool,
+    rotating: bool = False,
+    unreachable: type[ZchunkError] = TrackerUnreachable,
+) -> ZchunkError:
+    """`link` is REFUSED, MISMATCH, STRANGE or NAMELESS; `who` is the other side, `the tracker at ...`;
+    `encrypted` is our side; `rotating`: a rotation of our key did not come to its end;
+    `unreachable`: what to call one that cannot be reached."""
+    if link is Link.NAMELESS:
+        return unreachable(
+            f"{who} cannot be reached: its name does not resolve on this PC, or no name server answers;"
+            " check them, or give the other side an address of numbers (--advertise)"
+        )
     if link is Link.REFUSED and rotating:
         return NotAllowed(
             f"{who} does not let this PC in by its old key: `zchunk rotate-key` was interrupted here;"

@@ -240,7 +240,9 @@ class PeerLinks:
     def _on_closed_door(self, peer_id: str, peer: _Peer, link: Link, now: float) -> None:
         """It does not talk to us: it cannot be reached. After a pause another socket tries,
         since its tracker may tell it better, or the right one is there again."""
-        error = closed_door(link, self._where(peer_id), encrypted=self._identity.encrypts)
+        error = closed_door(
+            link, self._where(peer_id), encrypted=self._identity.encrypts, unreachable=PeerUnreachable
+        )
         self._try_again[peer_id] = now + _REFUSED_S
         self.on_reach(peer_id, False)
         self.drop(peer_id, PeerUnreachable(error.message))

@@ -42,6 +42,8 @@ class Link(Enum):
     MISMATCH = "mismatch"
     #: connections are made and no handshake works: another program, or another key
     STRANGE = "strange"
+    #: none of its names resolves here
+    NAMELESS = "nameless"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,20 @@ came by a connection which was ended, or that does not say by which one it came.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket as os_socket
 import struct
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 
+from zchunk import addresses
 from zchunk.errors import InvalidUsage
-from zchunk.transport import descriptors
+from zchunk.transport import descriptors, names
 from zchunk.transport.base import (
     Arrival,
     Buffer,
@@ -39,6 +42,7 @@ from zchunk.transport.greeting import Greeting
 from zchunk.transport.guard import Limits
 from zchunk.transport.keys import CurveClient, CurveServer
 from zchunk.transport.local import LocalDoor
+from zchunk.transport.names import Lookup
 from zchunk.transport.unread import Large, Unread
 from zchunk.transport.zap import (
     PLAIN_DOMAIN,
@@ -80,6 +84,8 @@ _LINK_EVENTS = (
 #: a kernel that accepts for it, lets them run into their time.
 _STRANGE_AFTER = 4
 _AT_ONCE_S = 1.0
+#: A name whose number does not answer is looked up again this often.
+_LOOK_UP_AGAIN_S = 5.0
 #: As plain numbers: pyzmq's are slow to reckon with, and these are asked for with each message.
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 #: With the connection's name. More than any message has, which its reader then refuses.
@@ -156,7 +162,13 @@ class ZmqTransport:
             raw.setsockopt(zmq.RCVBUF, _PLAIN_WINDOW_BYTES)
         _ask_gate(raw, curve.door if curve is not None else PLAIN_DOMAIN)
         gate = self._plain_gate() if curve is None else None
-        endpoint = _bind(raw, bind)
+        try:
+            endpoint = _bind(raw, bind)
+        except InvalidUsage:
+            if gate is not None:
+                gate.close()
+                self._asked_in_plain = False
+            raise
         delivered = self._connections.watch(endpoint, _limits(options))
         return _Bound(raw, endpoint, self._admissions, curve is not None, delivered, gate)
 
@@ -229,15 +241,32 @@ def _ask_gate(raw: zmq.Socket[bytes], domain: str) -> None:
 
 def _bind(raw: zmq.Socket[bytes], address: str) -> str:
     """Bind and return the endpoint with the port that was taken."""
-    if _is_ipv4(address):
-        raw.setsockopt(zmq.IPV6, 0)  # else the endpoint reads ::ffff:127.0.0.1
     try:
-        _bind_dual_stack(raw, address)
+        number = _number_to_bind(address)
+        if _is_ipv4(number):
+            raw.setsockopt(zmq.IPV6, 0)  # else the endpoint reads ::ffff:127.0.0.1
+        _bind_dual_stack(raw, number)
+    except InvalidUsage:
+        raw.close(0)
+        raise
     except zmq.ZMQError as error:
         raw.close(0)
         hint = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error.strerror)
         raise InvalidUsage(f"cannot listen on {address}: {hint}; choose another with --bind") from None
     return raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _number_to_bind(address: str) -> str:
+    """libzmq knows interfaces by their names too, and looks up no other. Raises InvalidUsage."""
+    name = _name_in(address)
+    if name is None or any(name == interface for _, interface in os_socket.if_nameindex()):
+        return address
+    numbers = names.look_up(name)
+    if not numbers:
+        raise InvalidUsage(
+            f"cannot listen on {address}: the name {name} does not resolve on this PC; use a number, or *"
+        )
+    return addresses.HostPort(numbers[0], addresses.parse(address).port).tcp
 
 
 def _is_ipv4(address: str) -> bool:
@@ -557,7 +586,10 @@ def _large_bytes(frames: Sequence[Buffer]) -> int:
 
 class ConnectedSocket:
     """A DEALER or SUB to one peer. It goes through the peer's addresses until one works,
-    and reports its link's state between the messages."""
+    and reports its link's state between the messages.
+
+    libzmq knows one of them at a time, and as a number: names are looked up here (names.py), when
+    their turn comes and again when a connection by them is lost."""
 
     def __init__(self, raw: zmq.Socket[bytes], addresses: Sequence[str], *, encrypts: bool) -> None:
         self.raw = raw
@@ -565,6 +597,14 @@ class ConnectedSocket:
         self.link = Link.DOWN
         self._encrypts = encrypts
         self._addresses = deque(addresses)
+        #: what libzmq connects to, and what else the address in front may lead to
+        self._numbers: deque[str] = deque()
+        self._lookup: Lookup | None = None
+        self._looked_up_at = 0.0
+        #: rung when a look-up is over; (to read from, to write to), for a peer that has a name
+        self._bell: tuple[int, int] | None = None
+        #: addresses in a row that did not resolve
+        self._nameless = 0
         #: handshakes that failed since the last that did not
         self._failed = 0
         #: addresses that answered in another way than we speak
@@ -575,13 +615,16 @@ class ConnectedSocket:
         #: the descriptor of the latest connection
         self._number: int | None = None
         self._monitor = raw.get_monitor_socket(_LINK_EVENTS)
+        if any(_name_in(address) for address in addresses):
+            self._bell = _new_bell()
         self._connect()
 
-    def pollable(self) -> list[zmq.Socket[bytes]]:
-        return [self._monitor, self.raw]
+    def pollable(self) -> list[zmq.Socket[bytes] | int]:
+        bell = [self._bell[0]] if self._bell is not None else []
+        return [self._monitor, *bell, self.raw]
 
     def receive(self) -> Received | Link | None:
-        if (change := self._link_change()) is not None:
+        if (change := self._link_change() or self._look_up_over()) is not None:
             return change
         if not _has_message(self.raw):
             return None
@@ -603,15 +646,90 @@ class ConnectedSocket:
             descriptors.shut_down(which)
 
     def close(self) -> None:
+        if self._lookup is not None:
+            self._lookup.cancel()
         _close_monitored(self.raw, self._monitor)
+        for fd in self._bell or ():
+            os.close(fd)
+        self._bell = None
+
+    # -- where to -----------------------------------------------------------------------
 
     def _connect(self) -> None:
         """To the next address that is one at all; the others are passed over."""
         for _ in range(len(self._addresses)):
-            with contextlib.suppress(zmq.ZMQError):
-                self.raw.connect(self._addresses[0])
+            name = _name_in(self._addresses[0])
+            if name is not None:
+                self._look_up(name)
+                return
+            if self._use([self._addresses[0]]):
                 return
             self._addresses.rotate(-1)
+
+    def _use(self, numbers: Sequence[str]) -> bool:
+        """Connects to the first of them that is one; whether there is."""
+        self._leave()
+        for at, number in enumerate(numbers):
+            with contextlib.suppress(zmq.ZMQError):
+                self.raw.connect(number)
+                self._numbers = deque(numbers[at:])
+                return True
+        return False
+
+    def _leave(self) -> None:
+        if self._numbers:
+            with contextlib.suppress(zmq.ZMQError):  # ENOENT: libzmq gave it up by itself
+                self.raw.disconnect(self._numbers[0])
+        self._numbers.clear()
+
+    def _next_address(self) -> None:
+        """The present one leads nowhere, for now."""
+        if self.link is Link.UP or self._lookup is not None:
+            return
+        if len(self._numbers) > 1:
+            self._use(list(self._numbers)[1:])
+        elif len(self._addresses) > 1:
+            self._leave()
+            self._addresses.rotate(-1)
+            self._connect()
+        else:
+            self._look_up_again()
+
+    def _look_up_again(self) -> None:
+        """What has a name may be elsewhere by now. libzmq goes on with the number it has."""
+        name = _name_in(self._addresses[0])
+        if name is not None and time.monotonic() >= self._looked_up_at + _LOOK_UP_AGAIN_S:
+            self._look_up(name)
+
+    def _look_up(self, name: str) -> None:
+        assert self._bell is not None
+        if self._lookup is None:
+            self._lookup = Lookup(name, partial(_ring, self._bell[1]))
+
+    def _look_up_over(self) -> Link | None:
+        if self._lookup is None or not self._lookup.is_over:
+            return None
+        assert self._bell is not None
+        os.read(self._bell[0], 16)
+        lookup, self._lookup, self._looked_up_at = self._lookup, None, time.monotonic()
+        port = addresses.parse(self._addresses[0]).port
+        found = [addresses.HostPort(number, port).tcp for number in lookup.numbers]
+        if self._numbers and (self.link is Link.UP or not found):
+            return None  # it is connected, or the name server is away: what was known is still the best
+        if found and self._numbers and self._numbers[0] == found[0]:
+            self._numbers = deque(found)  # libzmq is at it
+            return None
+        if found and self._use(found):
+            self._nameless = 0
+            return None
+        self._nameless += 1
+        if self._nameless >= len(self._addresses):
+            return Link.NAMELESS
+        self._addresses.rotate(-1)
+        self._connect()
+        return None
+
+    # -- what becomes of it ---------------------------------------------------------------
 
     def _link_change(self) -> Link | None:
         while (message := _next_event(self._monitor)) is not None:
@@ -628,7 +746,11 @@ class ConnectedSocket:
             return Link.UP
         if event == zmq.EVENT_DISCONNECTED:
             # That of a handshake which failed is no news.
-            return Link.DOWN if self.link is Link.UP else None
+            if self.link is not Link.UP:
+                return None
+            self._looked_up_at = 0.0
+            self._look_up_again()
+            return Link.DOWN
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             return Link.REFUSED
         if event == zmq.EVENT_CONNECT_RETRIED:
@@ -645,8 +767,10 @@ class ConnectedSocket:
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and self._was_last_address():
             is_mismatch = value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
             return Link.MISMATCH if is_mismatch else Link.STRANGE
+        if not self._numbers:
+            return None  # of an address that was left
         self._failed += 1
-        address = self._addresses[0]
+        address = self._numbers[0]
         self._greetings[address] = self._greetings.get(address) or Greeting(address)
         enough = self._failed >= _STRANGE_AFTER * len(self._addresses)
         return self._judged() if enough and self.link is Link.DOWN else None
@@ -661,19 +785,32 @@ class ConnectedSocket:
 
     def _was_last_address(self) -> bool:
         """Another address may lead to whom we look for; libzmq has given this one up."""
-        self._gave_up += 1
+        self._gave_up += len(self._numbers) <= 1
         if self._gave_up >= len(self._addresses):
             return True
         self._next_address()
         return False
 
-    def _next_address(self) -> None:
-        if len(self._addresses) < 2 or self.link is Link.UP:
-            return
-        with contextlib.suppress(zmq.ZMQError):  # ENOENT: libzmq gave the address up by itself
-            self.raw.disconnect(self._addresses[0])
-        self._addresses.rotate(-1)
-        self._connect()
+
+def _name_in(address: str) -> str | None:
+    """The host of `tcp://host:port` where it is a name; None for a number, and for no address."""
+    try:
+        host = addresses.parse(address).host
+    except InvalidUsage:
+        return None
+    return None if host == addresses.WILDCARD or names.is_number(host) else host
+
+
+def _ring(fd: int) -> None:
+    os.write(fd, b"!")
+
+
+def _new_bell() -> tuple[int, int]:
+    """A pipe, not an inproc socket: it is rung in another thread."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    return reading, writing
 
 
 AnySocket = RouterSocket | PublisherSocket | ConnectedSocket | ZapGate | LocalDoor | Bell
