@@ -19,6 +19,7 @@ from collections import deque
 from contextlib import suppress
 
 from zchunk.disk import ALIGNMENT
+from zchunk.errors import StorageUnavailable
 
 #: What a huge page holds, on the processors we know.
 _HUGE = 2 * 1024**2
@@ -117,15 +118,24 @@ class BufferPool:
             return self._kept.bytes
 
     def try_reserve(self, size: int) -> Buffer | None:
-        """A buffer of at least `size` bytes, with old content in it; None: ask again later."""
+        """A buffer of at least `size` bytes, with old content in it; None: ask again later.
+        Raises StorageUnavailable (retryable) where the system has no such memory."""
         capacity = max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
         with self._lock:
             if self._reserved and self._reserved + capacity > self.budget:
                 return None
-            memory = self._kept.take(capacity)
+            memory = self._kept.take(capacity) or self._fresh(capacity)
             self._reserved += capacity
             self._kept.shrink(self._keep - self._reserved)
-            return Buffer(self, memory or _fresh(capacity))
+            return Buffer(self, memory)
+
+    def _fresh(self, capacity: int) -> mmap.mmap:
+        self._kept.shrink(self._keep - self._reserved - capacity)
+        try:
+            return _fresh(capacity)
+        except (OSError, MemoryError):
+            text = f"this PC has no memory left for a chunk of {capacity} bytes: end some programs"
+            raise StorageUnavailable(text) from None
 
     def _take_back(self, buffer: Buffer, *, keep: bool) -> None:
         with self._lock:
@@ -170,7 +180,8 @@ class LoanPool:
             return self._kept.bytes
 
     def lend(self, length: int) -> memoryview:
-        """`length` writable bytes with old content in them."""
+        """`length` writable bytes with old content in them. Raises OSError or MemoryError where the
+        system has no such memory."""
         # Few capacities, so that what came back fits.
         grid = max(ALIGNMENT, 1 << max(0, length - 1).bit_length() >> 3)
         capacity = max(1, -(-length // grid)) * grid
@@ -180,10 +191,18 @@ class LoanPool:
             self._lent += capacity
             self._kept.shrink(self._budget - self._lent)
         if memory is None:
-            memory = _fresh(capacity)
+            memory = self._fresh(capacity)
         owner = (ctypes.c_char * capacity).from_buffer(memory)
         weakref.finalize(owner, self._returned.append, memory).atexit = False
         return memoryview(owner).cast("B")[:length]
+
+    def _fresh(self, capacity: int) -> mmap.mmap:
+        try:
+            return _fresh(capacity)
+        except (OSError, MemoryError):
+            with self._lock:
+                self._lent -= capacity
+            raise
 
     def _take_returned(self) -> None:
         while self._returned:

@@ -9,11 +9,12 @@ sockets and work under way, and keep its disk.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec import structs
 
@@ -33,6 +34,7 @@ from zchunk.node.sealkeys import Sealing
 from zchunk.node.server import NodeServer
 from zchunk.node.service import ChunkService
 from zchunk.node.source import SourceFile
+from zchunk.oserrors import as_ours
 from zchunk.protocol import columns
 from zchunk.protocol.messages import Locate, Plan, Remove, Request
 from zchunk.sealing import Secret, open_manifest
@@ -73,6 +75,9 @@ def _no_bug(error: ZchunkError) -> None:
 class Host:
     """One process: its loops get turns while it is alive."""
 
+    #: whose code runs now; None while the test itself does
+    acting: ClassVar[Host | None] = None
+
     def __init__(self, network: Network, name: str) -> None:
         self.network = network
         self.name = name
@@ -94,6 +99,15 @@ class Host:
         self.alive = False
         self.transport.close()
 
+    @contextmanager
+    def acts(self) -> Iterator[None]:
+        """What runs inside the block is this process's doing."""
+        before, Host.acting = Host.acting, self
+        try:
+            yield
+        finally:
+            Host.acting = before
+
 
 class _Driver:
     """Gives a loop a turn when something arrives, and at its deadlines."""
@@ -113,7 +127,8 @@ class _Driver:
         self._pending = False
         if not self._host.alive:
             return
-        self._loop.turn()
+        with self._host.acts():
+            self._loop.turn()
         if self._loop.timeout() == 0.0:
             self.wake()
             return
@@ -152,7 +167,11 @@ class SimWorkers:
         if not self._host.alive:
             return
         try:
-            value = work()
+            with self._host.acts():
+                value = work()
+        except (OSError, MemoryError) as error:
+            refused = as_ours(error)
+            self._loop.post(lambda: done(None, refused))
         except ZchunkError as error:
             _no_bug(error)
             problem = error
@@ -214,7 +233,8 @@ class SimClient:
     def ask(self, message: Request, timeout_s: float = 30.0) -> Outcome:
         """A request to the tracker; the outcome is filled when it comes."""
         outcome = Outcome()
-        self.control.request(message, timeout_s, self.loop, outcome.settle)
+        with self.host.acts():
+            self.control.request(message, timeout_s, self.loop, outcome.settle)
         return outcome
 
     def plan(self, size: int, options: PutOptions | None = None) -> Plan:
@@ -230,7 +250,10 @@ class SimClient:
         sealing: Sealing | None = None,
     ) -> Outcome:
         outcome = Outcome()
-        source = SourceFile(path)
+        with self.host.acts(), outcome.of_command():
+            source = SourceFile(path)
+        if outcome.ended:
+            return outcome
         plan = self.plan(source.size, PutOptions(replicas=replicas, strategy=strategy))
 
         def planned(reply: Any, error: ZchunkError | None) -> None:
@@ -256,7 +279,10 @@ class SimClient:
                 assert self.cluster.secret is not None
                 where = replace(where, manifest=open_manifest(where.manifest, self.cluster.secret))
             job_id = f"{self.cluster.rng.getrandbits(64):016x}"
-            part = open_part(target, where.manifest, job_id, clock=self.cluster.clock)
+            with outcome.of_command():
+                part = open_part(target, where.manifest, job_id, clock=self.cluster.clock)
+            if outcome.ended:
+                return
             _check_marks(part, self.cluster.seed)
             outcome.part = part
             outcome.download = Download(
@@ -284,6 +310,16 @@ class Outcome:
         self.ended = False
         self.part: Any = None
         self.download: Any = None
+
+    @contextmanager
+    def of_command(self) -> Iterator[None]:
+        """An error in the block is what the command ends with (`cli.main`)."""
+        try:
+            yield
+        except ZchunkError as error:
+            self.settle(None, error)
+        except (OSError, MemoryError) as error:
+            self.settle(None, as_ours(error))
 
     def settle(self, value: Any, error: ZchunkError | None) -> None:
         self.value, self.error, self.ended = value, error, True
@@ -325,7 +361,16 @@ class SimNode:
         return self.host.alive
 
     def start(self) -> None:
+        """Raises what a process would end with, in words; it is not alive then."""
         self.host = Host(self.cluster.network, self.name)
+        try:
+            with self.host.acts():
+                self._start()
+        except BaseException:
+            self.host.crash()
+            raise
+
+    def _start(self) -> None:
         self.refusals: list[ZchunkError] = []
         overrides = self.cluster.overrides
         overrides = {**overrides, "node": {"bind": f"{self.name}:0", **overrides.get("node", {})}}
@@ -413,7 +458,16 @@ class Cluster:
     # -- the tracker ----------------------------------------------------------------
 
     def start_tracker(self, port: int) -> None:
+        """Raises what its process would end with, in words; it is not alive then."""
         self.tracker_host = Host(self.network, "tracker")
+        try:
+            with self.tracker_host.acts():
+                self._start_tracker(port)
+        except BaseException:
+            self.tracker_host.crash()
+            raise
+
+    def _start_tracker(self, port: int) -> None:
         overrides = {
             **self.overrides,
             "tracker": {"bind": f"tracker:{port}", **self.overrides.get("tracker", {})},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import random
 import threading
@@ -13,6 +14,7 @@ import zmq
 from tests.waiting import wait_for
 from zchunk import buffers
 from zchunk.disk import ALIGNMENT as PAGE
+from zchunk.errors import StorageUnavailable
 
 
 def address(buffer: buffers.Buffer) -> int:
@@ -190,3 +192,19 @@ def test_a_block_that_zeromq_still_sends_is_not_lent_again():
         tracker.wait(10)
         del tracker
     wait_for(lambda: pool.lent == 0, 10, "the block comes back")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError()])
+def test_where_the_system_has_no_memory_nothing_counts_as_lent(monkeypatch, error):
+    def refuse(capacity):
+        raise error
+
+    pool, loans = buffers.BufferPool(8 * PAGE), buffers.LoanPool(8 * PAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(buffers, "_fresh", refuse)
+        with pytest.raises(StorageUnavailable, match=f"no memory left for a chunk of {2 * PAGE} bytes"):
+            pool.try_reserve(2 * PAGE)
+        with pytest.raises(type(error)):
+            loans.lend(2 * PAGE)
+    assert (pool.reserved, loans.lent) == (0, 0)
+    assert pool.try_reserve(8 * PAGE) is not None

@@ -10,7 +10,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from zchunk.errors import Busy, NoSpace, PeerUnreachable, StorageFailure, TooFewPeers, ZchunkError
+from zchunk.errors import (
+    Busy,
+    NoSpace,
+    PeerUnreachable,
+    StorageFailure,
+    StorageUnavailable,
+    TooFewPeers,
+    ZchunkError,
+)
 from zchunk.node.flow import WINDOW_BLOCKS
 from zchunk.node.upload import (
     FIND_PAUSE_S,
@@ -374,6 +382,15 @@ def test_a_peer_that_cannot_take_it_is_avoided_by_the_new_plan(error: ZchunkErro
     assert job.refused(A, 0, 1, error, 0.0) == [Replan((0, 1), ((), ()), (A,))]
     assert of(OfferChunk, job.read(1, 0.0)) == []
     assert job.replanned([0, 1], [[B], [C]], 0.0) == [OfferChunk(B, 0, 2), OfferChunk(C, 1, 3)]
+
+
+def test_a_peer_that_cannot_for_now_is_avoided_when_it_says_so_again() -> None:
+    job, error = make([[A]]), StorageUnavailable("no memory")
+    job.start(0.0)
+    job.read(0, 0.0)
+    assert job.refused(A, 0, 1, error, 0.0) == []
+    assert job.on_time(1.0) == [OfferChunk(A, 0, 2)]
+    assert job.refused(A, 0, 2, error, 1.1) == [Replan((0,), ((),), (A,))]
 
 
 # -- plans ------------------------------------------------------------------------------------

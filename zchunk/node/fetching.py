@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 
 from zchunk import disk, hashing
 from zchunk.buffers import Buffer, BufferPool
-from zchunk.errors import IntegrityError, NotFound, ZchunkError
+from zchunk.errors import IntegrityError, NotFound, StorageUnavailable, ZchunkError
 from zchunk.manifest import TAG_BYTES
 from zchunk.node.control import Answer, expect
 from zchunk.node.download import (
@@ -93,7 +93,7 @@ class Fetching(JobDriver[Action]):
 
     def carry_out(self, action: Action) -> None:
         if isinstance(action, DropChunk):  # also after the end
-            self._buffers.pop((action.chunk, action.attempt)).release()
+            self._give_back(action)
         elif not self.ended:
             self._perform_one(action)
 
@@ -148,8 +148,17 @@ class Fetching(JobDriver[Action]):
             self.received_from[ask.peer_id] = self.received_from.get(ask.peer_id, 0) + ask.length
         self.perform(job.block(ask.chunk, ask.attempt, ask.offset, ask.length, now))
 
+    def _give_back(self, action: DropChunk) -> None:
+        buffer = self._buffers.pop((action.chunk, action.attempt), None)
+        if buffer is not None:  # else there was no memory for it
+            buffer.release()
+
     def _begin(self, action: BeginChunk) -> None:
-        buffer = self._pool.try_reserve(self.manifest.chunks[action.chunk].stored_size)
+        try:
+            buffer = self._pool.try_reserve(self.manifest.chunks[action.chunk].stored_size)
+        except StorageUnavailable as error:
+            self.fail(error)
+            return
         assert buffer is not None  # the job's budget is less than the pool's
         self._buffers[action.chunk, action.attempt] = buffer
 

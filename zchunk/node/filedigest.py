@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zchunk.buffers import Buffer, BufferPool
-from zchunk.errors import ZchunkError
+from zchunk.errors import StorageUnavailable, ZchunkError
 from zchunk.hashing import FileDigest
 from zchunk.loop import Workers
 from zchunk.node.partfile import PartFile
@@ -104,10 +104,18 @@ class RunningDigest:
         if buffer is not None:
             self._submit(buffer, taken=True)
         elif self._is_held(self._next):
+            self._read_back()
+
+    def _read_back(self) -> None:
+        try:
             spare = self._spare.try_reserve(self._part.manifest.chunk_size)
-            assert spare is not None  # one at a time: `_busy`
-            self.read_back += self._next not in self._part.zeros
-            self._submit(spare, taken=False)
+        except StorageUnavailable as error:
+            self._ended = True
+            self._on_error(error)
+            return
+        assert spare is not None  # one at a time: `_busy`
+        self.read_back += self._next not in self._part.zeros
+        self._submit(spare, taken=False)
 
     def close(self) -> None:
         self._ended = True

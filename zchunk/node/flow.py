@@ -79,6 +79,10 @@ class Flow:
         self._pause = min(max(2 * self._pause, _FIRST_PAUSE_S), _MAX_PAUSE_S)
         self.paused_until = now + self._pause
 
+    def fails_again(self, now: float) -> bool:
+        """Whether it was set aside, tried again after that, and made no progress in between."""
+        return self._pause > 0.0 and self.paused_until <= now
+
     def welcome_back(self, now: float) -> None:
         self._pause = self.paused_until = 0.0
         self.last_progress = now

@@ -27,6 +27,7 @@ from zchunk.errors import (
     ManifestInvalid,
     NotYetStored,
     PeerUnreachable,
+    StorageUnavailable,
     TooFewPeers,
     ZchunkError,
 )
@@ -258,7 +259,11 @@ class Upload(JobDriver[Action]):
 
     def _read(self, action: ReadChunk) -> None:
         index = action.chunk
-        buffer = self._pool.try_reserve(self._memory(self._length(index)))
+        try:
+            buffer = self._pool.try_reserve(self._memory(self._length(index)))
+        except StorageUnavailable as error:
+            self.fail(error)
+            return
         assert buffer is not None  # the job's budget is less than the pool's
         self._buffers[index] = buffer
 

@@ -20,6 +20,7 @@ from zchunk.errors import (
     MalformedMessage,
     NoSpace,
     NotFound,
+    StorageUnavailable,
     UnknownMessage,
     Unreadable,
     ZchunkError,
@@ -357,17 +358,27 @@ class ChunkService:
         if error is None and not fits:
             error = NoSpace("this node has no room for the chunk")
         asks = self._incoming.answered(chunk, self._now())
+        if error is None:
+            error = self._take_buffer(chunk)
         if error is not None:
             for request_id in asks:
                 self._refuse(chunk.connection, request_id, error)
             self._incoming.done(chunk.key)
             self._admit()
             return
-        buffer = self._pool.try_reserve(chunk.size)
-        assert buffer is not None  # `Incoming` admits within the same budget
-        self._buffers[chunk.key] = buffer
         for request_id in asks:
             self._reply(chunk.connection, request_id, Offered(have=False))
+
+    def _take_buffer(self, chunk: Admission) -> ZchunkError | None:
+        """Memory for the chunk, whose space is reserved; why there is none."""
+        try:
+            buffer = self._pool.try_reserve(chunk.size)
+        except StorageUnavailable as error:
+            self._store.unreserve(chunk.size)
+            return error
+        assert buffer is not None  # `Incoming` admits within the same budget
+        self._buffers[chunk.key] = buffer
+        return None
 
     def _put_block(self, connection: bytes, request_id: int, block: PutBlock) -> None:
         key, length = (block.upload_id, block.sha256), len(block.data)

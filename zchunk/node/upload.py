@@ -35,6 +35,8 @@ class UploadState(Enum):
 
 #: Errors by which a peer says that it can take nothing; after others it is tried again.
 CANNOT = frozenset({"no_space", "storage_failure", "store_offline", "not_allowed"})
+#: ... that it cannot for now: it is tried once more after a pause, then others take its chunks.
+_FOR_NOW = "storage_unavailable"
 #: The tracker did not say who holds some chunks: so long it is not asked about others.
 FIND_PAUSE_S = 10.0
 
@@ -363,17 +365,19 @@ class UploadJob:
 
     def refused(self, peer_id: str, index: int, attempt: int, error: ZchunkError, now: float) -> list[Action]:
         """An offer or a block was answered with an error, or the link broke. The peer is
-        given nothing more where it says that it cannot (no space, store broken)."""
+        given nothing more where it says that it cannot (no space, store broken), or a second
+        time that it cannot for now."""
         chunk = self._chunks[index]
         target = chunk.targets.get(peer_id)
         if target is None or target.attempt != attempt or target.copy not in (_Copy.OFFERED, _Copy.SENDING):
             return []
         self._withdraw(peer_id, chunk)
-        if error.code in CANNOT:
+        flow = self._flow(peer_id)
+        if error.code in CANNOT or (error.code == _FOR_NOW and flow.fails_again(now)):
             self._refused.add(peer_id)
             self._look_again()
         else:
-            self._flow(peer_id).set_aside(now)
+            flow.set_aside(now)
             self._plan_again(peer_id, chunk)
         return self._go_on(now)
 
