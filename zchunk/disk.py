@@ -147,10 +147,16 @@ def make_private(path: Path) -> None:
             raise
 
 
-def discard(path: Path) -> None:
-    """Removes `path` if that is possible: for clean-up behind an error that matters more."""
-    with suppress(OSError):
+def discard(path: Path) -> bool:
+    """Removes `path` if that is possible: for clean-up behind an error that matters more. False
+    where it may still be there."""
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -358,7 +364,15 @@ def _open_direct(path: Path, cached: int) -> int | None:
         fd = open_file(path, os.O_WRONLY | flag | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return None
-    if os.path.samestat(os.fstat(fd), os.fstat(cached)):
+    if _same_file(fd, cached):
         return fd
     close_file(fd)
     return None
+
+
+def _same_file(one: int, other: int) -> bool:
+    """Whether two descriptors are known to be of one file."""
+    try:
+        return os.path.samestat(os.fstat(one), os.fstat(other))
+    except OSError:
+        return False

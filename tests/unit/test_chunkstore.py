@@ -443,6 +443,34 @@ def test_a_full_disk_leaves_nothing_and_the_store_goes_on(stores, store, step):
     put(store, chunk)
 
 
+@pytest.mark.parametrize("next_step", ["put", "purge_trash"])
+def test_what_a_failed_write_left_is_removed_later_when_it_cannot_be_at_once(stores, store, next_step):
+    full = oserror(errno.ENOSPC)
+    with replaced(os, "pwrite", full), replaced(os, "unlink", oserror(errno.EROFS)), pytest.raises(NoSpace):
+        put(store, Chunk(1))
+    assert len(files_below(stores.root / "tmp")) == 1
+    if next_step == "put":
+        put(store, Chunk(2))
+    else:
+        store.purge_trash(0.0)
+    assert files_below(stores.root / "tmp") == []
+
+
+def test_a_file_that_may_not_be_there_and_cannot_be_removed_is_looked_for_at_the_next_opening(stores, store):
+    first, second = same_folder(2)
+    put(store, first)
+    short, stale = oserror(errno.ENOMEM), oserror(errno.ESTALE)
+    with (
+        replaced(disk, "sync_folder", short),
+        replaced(os, "unlink", stale),
+        pytest.raises(StorageUnavailable),
+    ):
+        put(store, second)
+    assert store.hashes() == [first.sha256]
+    store.close()
+    assert stores.reopen().hashes() == sorted([first.sha256, second.sha256])
+
+
 def test_a_full_index_is_no_space_and_no_chunk(stores, store):
     store._index._db.execute_sql("PRAGMA max_page_count = 1")
     chunks = [Chunk(seed, 10) for seed in range(400)]

@@ -474,6 +474,16 @@ def test_direct_writer_without_o_direct_uses_the_cache(tmp_path, monkeypatch, nu
     assert _written(tmp_path / "file") == 0
 
 
+def test_direct_writer_that_cannot_look_at_its_descriptors_uses_the_cache(tmp_path, monkeypatch):
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", oserror(errno.ENOMEM))
+        writer = disk.DirectWriter(tmp_path / "file")
+    assert writer.write_at(bytes(PAGE), 0) == 0
+    writer.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_direct_writer_on_a_system_without_the_flag(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "O_DIRECT")
     assert _written(tmp_path / "file") == 0

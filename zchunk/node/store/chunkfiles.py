@@ -33,6 +33,10 @@ class ChunkFiles:
         self._chunks, self._tmp = chunks, tmp
         self._serial = itertools.count()
         self._lock = threading.Lock()
+        #: a chunk that is not held may have its file: only a listing finds it
+        self.in_doubt = False
+        #: temporary files that could not be removed
+        self._stray: set[Path] = set()
         with disk.storage_errors(chunks, "listing"):
             #: names of the folders in `chunks` that are durable; guarded by _lock
             self._ready = set(os.listdir(chunks))
@@ -60,9 +64,22 @@ class ChunkFiles:
                 written = path
                 disk.sync_folder(path.parent)
         except ZchunkError:
-            if written is temp or not replacing:
-                disk.discard(written)
+            self._undo(written, temp, replacing)
             raise
+        self.sweep()
+
+    def _undo(self, written: Path, temp: Path, replacing: bool) -> None:
+        if written is temp:
+            if not disk.discard(temp):
+                self._stray.add(temp)
+        elif not replacing and not disk.discard(written):
+            self.in_doubt = True
+
+    def sweep(self) -> None:
+        """Removes temporary files of writes that failed, where even that was refused then."""
+        for path in list(self._stray):
+            if disk.discard(path):
+                self._stray.discard(path)
 
     def prepare_folder(self, sha256: bytes) -> None:
         """Makes `chunks/ab` durably, once: a chunk is not durable in a folder that is not."""

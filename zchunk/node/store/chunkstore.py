@@ -173,8 +173,7 @@ class ChunkStore:
             self._folder.closed = True
             self._readers.close()
             try:
-                in_doubt = self._in_doubt or self._reconciler.unread or self._manifests.unread
-                if not (self.flag or in_doubt) and self._folder.has_marker():
+                if not (self.flag or self._differs()) and self._folder.has_marker():
                     self._index.set_clean(closed := uuid.uuid4().hex)
                     self._folder.say_closed(closed)
             except ZchunkError as error:  # then all is listed at the next opening
@@ -182,6 +181,11 @@ class ChunkStore:
             finally:
                 self._index.close()
                 self._folder.release()
+
+    def _differs(self) -> bool:
+        """Whether the next opening has to look at the folders."""
+        unread = self._reconciler.unread or self._manifests.unread
+        return bool(self._in_doubt or self._files.in_doubt or unread)
 
     def rebuild_index(self) -> None:
         """Makes the index say what the folders hold: missing chunks are verified and added,
@@ -551,9 +555,10 @@ class ChunkStore:
 
     def purge_trash(self, older_than_wall: float) -> int:
         """Deletes for good what was trashed, by date, entirely before that moment; returns
-        the bytes. Forgets leases that ended before it, too."""
+        the bytes. Forgets leases that ended before it, and what is left of failed writes, too."""
         with self._index_lock:
             self._folder.check_online()
+            self._files.sweep()
             self._index.forget_leases(older_than_wall)
             return self._trash.purge_before(older_than_wall)
 
