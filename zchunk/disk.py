@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zchunk import syscalls
+from zchunk.errors import ZchunkError
 from zchunk.openfiles import close_file, open_file
 from zchunk.oserrors import NOT_THERE
 from zchunk.oserrors import storage_error as storage_error
@@ -37,6 +38,8 @@ ALIGNMENT = 4096
 
 #: What `st_blocks` counts.
 _BLOCK = 512
+#: Bytes; with less than this free a disk is full.
+_NEXT_TO_NOTHING = 1024 * 1024
 
 Writable = bytes | bytearray | memoryview
 
@@ -185,6 +188,15 @@ def free_bytes(path: Path) -> int:
     """What an ordinary user may still write on the disk of `path`."""
     with storage_errors(path, "asking for the free space of"):
         return shutil.disk_usage(path).free
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk of `folder` has next to no room; False where that cannot be found out. For
+    libraries that say "I/O error" where they cannot enlarge a file (SQLite)."""
+    try:
+        return free_bytes(folder) < _NEXT_TO_NOTHING
+    except ZchunkError:
+        return False
 
 
 def preallocate(

@@ -894,10 +894,30 @@ def test_only_a_broken_index_makes_the_store_refuse_until_a_restart(stores, stor
     with replaced(store._index._db, "execute", fail), pytest.raises(INDEX_ERRORS[name]) as caught:
         put(store, Chunk(1))
     assert type(caught.value) is INDEX_ERRORS[name]
+    if name == "SQLITE_NOMEM":
+        assert caught.value.message.endswith("failed: no memory is left")
     assert bool(store.flag) is (INDEX_ERRORS[name] is StorageFailure)
     assert not store.has(Chunk(1).sha256)
     if not store.flag:
         put(store, Chunk(1))
+
+
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_SHMSIZE", "SQLITE_CANTOPEN"])
+def test_an_index_on_a_full_disk_has_no_space_whatever_sqlite_calls_it(stores, store, name):
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = getattr(sqlite3, name)
+
+    def fail(*_args, **_more):
+        raise error
+
+    with (
+        replaced(store._index._db, "execute", fail),
+        replaced(disk, "free_bytes", lambda path: 4096),
+        pytest.raises(NoSpace, match="free some space"),
+    ):
+        put(store, Chunk(1))
+    assert store.flag is None
+    put(store, Chunk(1))
 
 
 @pytest.mark.parametrize("name", ["SQLITE_IOERR_READ", "SQLITE_CANTOPEN", "SQLITE_IOERR_NOMEM"])

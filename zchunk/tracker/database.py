@@ -24,7 +24,7 @@ from zchunk import disk
 from zchunk.errors import Busy, ConfigError, MalformedMessage, ZchunkError
 from zchunk.homestate import is_there
 from zchunk.tracker import models
-from zchunk.tracker.databaseerrors import failure, is_full, no_space
+from zchunk.tracker.databaseerrors import failure, no_space
 
 #: Parameters of one statement; 999 is the least that any SQLite takes.
 PARAMETERS = 900
@@ -192,7 +192,7 @@ class Database:
         """Raises NoSpace where the database's disk has next to no room. Small changes may still go where
         its files have some; of a server's disk nothing is known here."""
         file = file_of(self.connection)
-        if file is not None and is_full(file):
+        if file is not None and disk.is_full(file.absolute().parent):
             raise no_space(self._where)
 
     def touch(self) -> None:

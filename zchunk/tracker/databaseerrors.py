@@ -24,8 +24,6 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _STATES_FULL = ("53100",)
 _STATES_BUSY = ("40001", "40P01", "55P03", "53300")
 _STATES_READ_ONLY = ("25006", "42501")
-#: Less free than this, and a disk is full: SQLite says "I/O error" where it cannot enlarge its files.
-_NEXT_TO_NOTHING = 1024 * 1024
 
 
 def failure(error: BaseException, where: str, file: Path | None) -> ZchunkError:
@@ -75,19 +73,11 @@ def no_space(where: str) -> NoSpace:
     return NoSpace(text, path=where)
 
 
-def is_full(file: Path) -> bool:
-    """Whether the disk of `file` has next to no room; False where that cannot be found out."""
-    try:
-        return disk.free_bytes(file.absolute().parent) < _NEXT_TO_NOTHING
-    except ZchunkError:
-        return False
-
-
 def _is_full(primary: int | None, reason: str, file: Path | None) -> bool:
     if "No space left" in reason:
         return True
     stopped = primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-    return stopped and file is not None and is_full(file)
+    return stopped and file is not None and disk.is_full(file.absolute().parent)
 
 
 def _first(error: BaseException) -> BaseException:

@@ -107,12 +107,14 @@ _REFUSALS: dict[int, type[ZchunkError]] = {
     sqlite3.SQLITE_READONLY: NotAllowed,
     sqlite3.SQLITE_PERM: NotAllowed,
 }
+#: What SQLite says, too, where it cannot enlarge one of its files.
+_STOPPED = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 
 def _told(error: BaseException, path: Path) -> ZchunkError:
     cause, code = _first(error)
     kind = _REFUSALS.get(code, _REFUSALS.get(code & 0xFF, StorageFailure))
-    if kind is NoSpace:
+    if kind is NoSpace or (code & 0xFF in _STOPPED and disk.is_full(path.absolute().parent)):
         return NoSpace(f"no space left for {path}: free some space on that disk", path=str(path))
     text = f"the chunk index {path} failed: {cause}"
     if kind is NotAllowed:
@@ -129,7 +131,7 @@ def _first(error: BaseException) -> tuple[BaseException, int]:
     at: BaseException | None = error
     while at is not None:
         if isinstance(at, MemoryError):
-            return at, sqlite3.SQLITE_NOMEM
+            return MemoryError("no memory is left"), sqlite3.SQLITE_NOMEM
         if isinstance(at, sqlite3.Error):
             found, code = at, getattr(at, "sqlite_errorcode", code)
         at = at.__context__
