@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from tests.descriptors import open_descriptors
 from zchunk import buffers, disk, hashing
 from zchunk.clock import ManualClock
 from zchunk.errors import (
@@ -1190,24 +1191,15 @@ def test_a_cut_file_and_a_lost_one_are_found_out_by_a_look(stores, store):
     assert files_below(stores.root / "trash") == [f"corrupt/2023-11-14-{cut.hex}"]
 
 
-def descriptors(folder: Path) -> int:
-    """Open ones of this process that lead into the folder; others come and go meanwhile."""
-    found = 0
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found += os.readlink(f"/proc/self/fd/{fd}").startswith(str(folder))
-    return found
-
-
 def test_open_descriptors_are_bounded_and_all_closed_in_the_end(stores, store):
     chunks = [Chunk(seed, 10) for seed in range(100)]
     put(store, *chunks)
-    before = descriptors(stores.root)
+    before = len(open_descriptors(stores.root))
     for chunk in chunks + chunks[::-1]:
         assert store.read_block(chunk.sha256, 0, 10) == chunk.data
-    assert descriptors(stores.root) == before + chunkstore.OPEN_READERS
+    assert len(open_descriptors(stores.root)) == before + chunkstore.OPEN_READERS
     store.close()
-    assert descriptors(stores.root) < before
+    assert len(open_descriptors(stores.root)) < before
 
 
 def test_no_descriptor_is_closed_during_a_read(tmp_path):

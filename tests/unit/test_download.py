@@ -1576,6 +1576,7 @@ class Downloads(RuleBasedStateMachine):
             self.peer_up(peer_id, new=False)
             self.peer_reach(peer_id, reachable=True)
         self.tracker_names_all()
+        self.holds()  # what is on its way now may be more than a window that shrinks next
         for _ in range(1000):
             self._one_good_step()
             self.holds()
