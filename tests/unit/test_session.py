@@ -20,6 +20,8 @@ from zchunk.errors import (
     NotAllowed,
     NotFound,
     StaleIncarnation,
+    StorageFailure,
+    StorageUnavailable,
     TrackerUnreachable,
     ZchunkError,
 )
@@ -474,6 +476,17 @@ def test_a_registration_that_may_go_later_is_tried_with_the_next_heartbeat(error
     [hello] = sends(session.register(HELLO, 0.0))
     assert AskHello() not in session.reply(hello.request_id, error_reply(error), 0.1)
     assert AskHello() in session.on_time(BEAT)
+
+
+@pytest.mark.parametrize("error", [Busy("later"), StorageUnavailable("its disk"), StorageFailure("its disk")])
+def test_a_node_that_says_hello_anew_in_vain_goes_on_until_it_is_answered(error: ZchunkError) -> None:
+    """Its heartbeats would keep it arriving at the tracker, which waits for it, for ever."""
+    session = registered()
+    [hello] = sends(session.register(HELLO, 0.5))
+    assert AskHello() not in session.reply(hello.request_id, error_reply(error), 0.6)
+    actions = session.on_time(BEAT)
+    assert AskHello() in actions
+    assert sends(actions, Heartbeat) == []
 
 
 def test_a_hello_without_an_answer_is_said_again() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zchunk import addresses, disk, jsonfiles
 from zchunk.config import Settings
-from zchunk.errors import Busy, NotFound, ZchunkError
+from zchunk.errors import HelloFirst, NotFound, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.loop import Workers
 from zchunk.node.control import ControlPlane, Registrar
@@ -330,11 +330,12 @@ class NodeServer(Registrar):
         self.control.request(page, _TIMEOUT_S, self.control.loop, answer)
 
     def _hello_after(self, error: ZchunkError) -> None:
-        """A tracker at its limit is not asked again without a pause."""
-        if isinstance(error, Busy):
-            self._hello_at = self.control.loop.clock.monotonic() + _HELLO_AGAIN_S
-        else:
+        """At once where that was all that lacked; a tracker that is at its limit, or whose disk fails,
+        is given a pause."""
+        if isinstance(error, HelloFirst):
             self._say_hello()
+        else:
+            self._hello_at = self.control.loop.clock.monotonic() + _HELLO_AGAIN_S
 
     def _up(self) -> None:
         self._registered = True

@@ -367,7 +367,8 @@ class Session:
             return [Registered(reply)]
         if isinstance(error, (NotAllowed, NameTaken, StaleIncarnation)):
             return [RegistrationRefused(error)]
-        return []  # the next heartbeat's turn asks again
+        self._helloed = False  # whatever an earlier hello brought: the next heartbeat's turn asks again
+        return []
 
     def _seen(self, reachable: bool) -> list[Action]:
         if reachable == self._reachable:
