@@ -14,7 +14,11 @@ from tests.integration.cluster import PATIENCE_S, Client, Cluster, Result
 from tests.integration.raw import Keys, Line, keys_in, keys_of
 from tests.waiting import wait_for
 from zchunk.clock import SystemClock
+from zchunk.errors import NotFound
+from zchunk.protocol import wire
+from zchunk.protocol.messages import ErrorReply, GetSnapshot
 from zchunk.tracker.membership import Membership
+from zchunk.transport.local import SCHEME, LocalLine
 
 ROUNDS = 5
 
@@ -73,6 +77,20 @@ def test_without_a_tracker_it_counts_from_the_next_start_on(cluster: Cluster, en
     assert not comes_in(cluster, keys)
     run(cluster, "peers", "allow", "member").expect(0)
     assert comes_in(cluster, keys)
+
+
+@pytest.mark.parametrize("frames", [[], [b""], [b"no header"], [b"\xff", b"x"]])
+def test_what_is_no_order_ends_its_connection(cluster: Cluster, frames: list[bytes]) -> None:
+    """And is no bug in the tracker's log, which `Cluster` looks for in the end."""
+    door = cluster.tracker.home / "tracker" / "tracker.sock"
+    with LocalLine(f"{SCHEME}{door}", PATIENCE_S) as line, pytest.raises(NotFound, match="without an answer"):
+        line.ask(frames)
+    with LocalLine(f"{SCHEME}{door}", PATIENCE_S) as line:
+        answer = wire.decode(line.ask(wire.encode(GetSnapshot(), 7)))
+    assert isinstance(answer.message, ErrorReply)
+    assert (answer.request_id, answer.message.code) == (7, "unknown_message")
+    assert cluster.tracker.process.alive
+    assert not cluster.tracker.process.met_bug
 
 
 def test_a_list_that_is_put_back_by_hand_is_seen_too(cluster: Cluster) -> None:

@@ -36,6 +36,8 @@ from tests.integration.conftest import SMALL
 from tests.integration.test_edges import fresh
 from tests.waiting import wait_for
 from zchunk.config import Settings
+from zchunk.errors import NotFound
+from zchunk.transport.local import SCHEME, LocalLine
 
 #: A command's own start takes most of it.
 SOON_S = 20.0
@@ -122,6 +124,19 @@ def test_what_is_no_order_ends_no_download(bench: Cluster, source: Source, out: 
     bench.restart("B")
     get.result().expect(0)
     assert sha256_of(out / "copy") == source.sha256
+
+
+def test_what_cannot_be_answered_ends_its_connection(bench: Cluster, source: Source, out: Path) -> None:
+    """It has no number that an answer could name: whoever said it would wait for its deadline."""
+    bench.kill("B")
+    get, job_id = waiting_get(bench, source, out / "copy")
+    door = bench.client.home / "client" / "jobs" / f"{job_id}.sock"
+    with (
+        LocalLine(f"{SCHEME}{door}", SOON_S) as line,
+        pytest.raises(NotFound, match="ended without an answer"),
+    ):
+        line.ask([b"no header"])
+    get.end(signal.SIGINT)
 
 
 def test_a_home_may_be_deeper_than_the_name_of_a_socket(bench: Cluster, folder: Path, out: Path) -> None:

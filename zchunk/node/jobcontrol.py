@@ -223,9 +223,11 @@ class KeptJob:
             self._obey(received.connection, request_id, self._checked(envelope.message))
         except ZchunkError as error:
             request_id = error.details.get("request_id", request_id)
+            log.info("refused %s: %s", error.code, error.message)
             if request_id is not None:
-                log.info("refused %s: %s", error.code, error.message)
                 self._reply(received.connection, request_id, wire.error_reply(error))
+            elif self._door is not None:
+                self._door.reject(received)  # it cannot be answered
 
     def _checked(self, message: Message) -> SteerJob:
         if not isinstance(message, SteerJob):

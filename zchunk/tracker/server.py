@@ -291,15 +291,21 @@ class TrackerServer:
     def _on_command(self, door: Socket, received: Arrival) -> None:
         if not isinstance(received, Received):
             return
-        envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
         answer: Message = Ok()
+        request_id: int | None = None
         try:
+            envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
+            request_id = envelope.request_id
             if not isinstance(envelope.message, MembersChanged):
                 raise UnknownMessage(f"{envelope.message.TYPE!r} is nothing that a command says here")
             self._perform(self.core.members_changed(self._now()))
         except ZchunkError as error:
+            request_id = error.details.get("request_id", request_id)
             answer = wire.error_reply(error)
-        door.send(wire.encode(answer, envelope.request_id), received.connection)
+        if request_id is None:
+            door.reject(received)  # it cannot be answered
+        else:
+            door.send(wire.encode(answer, request_id), received.connection)
 
     def deadline(self) -> float | None:
         return self.core.deadline()
