@@ -499,7 +499,7 @@ class Client:
 
         Only the chunks that are read are fetched, and each is verified before a byte of it is
         returned; who reads on in order has the next ones fetched ahead. Chunks stay in memory
-        within `transfer.receive_budget` (64 MiB), for each open file.
+        within `transfer.receive_budget` (64 MiB, or three chunks if that is more), for each open file.
         `wait`: a read stays for missing peers; else it raises PartialDownload, and reads of
         what is there go on. `unlock` as for `get`. `on_event` hears of `waiting`, `resumed` and
         `corrupt` while a read waits. Reads raise IntegrityError for a chunk that no holder has

@@ -157,6 +157,14 @@ def test_a_file_of_any_size_is_finished(target, size):
     assert names(target.parent) == ["film.mkv"]
 
 
+@pytest.mark.parametrize("step", [4096, SIZE - 1, SIZE, 2 * SIZE])
+def test_a_chunk_is_read_in_parts_of_any_size(part, file, step):
+    write(part, file, 0, 1, 2)
+    parts = [bytes(view) for view in part.read_parts(1, memoryview(bytearray(step)))]
+    assert b"".join(parts) == file.chunk(1)
+    assert [len(view) for view in parts[:-1]] == [step] * (len(parts) - 1)
+
+
 def test_the_target_is_replaced_at_once(target, file):
     target.write_bytes(b"an older and much longer file" * 99999)
     part = open_part(target, file.manifest, JOB_ID, replaces=True)

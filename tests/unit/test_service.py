@@ -65,8 +65,8 @@ def test_who_waits_for_others_hears_it_and_who_is_served_does_not(node: NodeShel
 
 def test_an_offer_that_waits_for_others_hears_it_too(node: NodeShell) -> None:
     size = NodeShell.BUDGET // 2
-    for connection in (HOG, OTHER):
-        sha256 = connection * 32
+    for number, connection in enumerate([HOG] * 3 + [OTHER] * 2):
+        sha256 = bytes([number]) * 32
         node.ask(Offer(upload_id=UPLOADS[1], sha256=sha256, blake3=sha256, size=size), connection)
     node.work()
     told = node.ask(Acknowledge(received=0), OTHER)
@@ -101,14 +101,16 @@ def test_who_keeps_much_is_told_once_while_others_are_served(node: NodeShell) ->
 
 def test_who_offers_much_and_sends_nothing_is_told(node: NodeShell) -> None:
     budget = NodeShell.BUDGET // 2
-    for number, connection in enumerate((HOG, OTHER)):
+    for number, connection in enumerate([HOG] * 3 + [OTHER]):
         sha256 = bytes([number]) * 32
         offer = Offer(upload_id=UPLOADS[1], sha256=sha256, blake3=sha256, size=budget)
         asked = node.ask(offer, connection)
         node.work()
-        assert (answer(node, connection, asked) == Offered(have=False)) is (connection == HOG)
-    node.advance(HELD_S)
-    assert node.held == [HeldMemory("10.0.0.1", "uploads", budget, budget, HELD_S)]
+        assert answer(node, connection, asked) == Offered(have=False)
+        if number == 2:
+            node.advance(HELD_S)
+            assert node.held == [], "while nobody else asks"
+    assert node.held == [HeldMemory("10.0.0.1", "uploads", 3 * budget, budget, HELD_S)]
 
 
 def test_a_block_larger_than_any_is_refused(node: NodeShell) -> None:

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from zchunk.disk import ALIGNMENT
 from zchunk.errors import Busy
+from zchunk.manifest import MAX_STORED_SIZE
 from zchunk.node.serving import (
     MAX_ADMITTED,
     MAX_ASKS,
@@ -26,6 +27,8 @@ from zchunk.node.serving import (
 )
 from zchunk.node.shares import HELD_S, SILENCE_S, STUCK_S, WAITED_FOR_S, Held
 
+#: The most memory of a chunk.
+LARGEST = -(-MAX_STORED_SIZE // ALIGNMENT) * ALIGNMENT
 ONE, TWO, THREE, FOUR = b"one", b"two", b"three", b"four"
 BLOCK = 100
 
@@ -537,31 +540,52 @@ def test_a_number_of_an_earlier_connection_does_not_hold_the_budget() -> None:
 
 
 def test_chunks_are_admitted_first_come_first_served_within_the_budget() -> None:
-    incoming = Incoming(2 * ALIGNMENT)
-    for number in (3, 1, 2):
+    incoming = Incoming(4 * ALIGNMENT)
+    for number in (3, 1, 2, 5, 4):
         offer(incoming, number)
-    assert admitted(incoming) == [3, 1]
-    assert incoming.reserved == 2 * ALIGNMENT
+    assert admitted(incoming) == [3, 1, 2, 5]
+    assert incoming.reserved == 4 * ALIGNMENT
     assert admitted(incoming) == []
     incoming.done(key(3))
-    assert admitted(incoming) == [2]
+    assert admitted(incoming) == [4]
 
 
-def test_a_chunk_larger_than_the_budget_is_admitted_alone() -> None:
-    incoming = Incoming(ALIGNMENT)
-    offer(incoming, 1, size=5 * ALIGNMENT)
-    offer(incoming, 2)
-    assert admitted(incoming) == [1]
+@pytest.mark.parametrize("pages", [2, 5])
+def test_three_chunks_are_admitted_however_large_they_are(pages: int) -> None:
+    """One comes, one is checked, one is written: else each waits for the one before it."""
+    incoming = Incoming(4 * ALIGNMENT)
+    for number in (1, 2, 3, 4):
+        offer(incoming, number, size=pages * ALIGNMENT)
+    assert admitted(incoming) == [1, 2, 3]
+    offer(incoming, 5, size=1)
     incoming.done(key(1))
-    assert admitted(incoming) == [2]
+    assert admitted(incoming) == [4]
+    assert incoming.reserved == 3 * pages * ALIGNMENT <= incoming.most
+
+
+def test_one_who_has_all_three_does_not_keep_others_out() -> None:
+    incoming = Incoming(ALIGNMENT)
+    for number in (1, 2, 3):
+        offer(incoming, number, size=MAX_STORED_SIZE)
+    for number in (11, 12):
+        offer(incoming, number, size=MAX_STORED_SIZE, connection=TWO)
+    assert admitted(incoming) == [1, 11, 2], "members take turns"
+    incoming.done(key(11))
+    incoming.done(key(12))
+    assert admitted(incoming) == [3]
+    offer(incoming, 13, size=MAX_STORED_SIZE, connection=TWO)
+    assert admitted(incoming) == [13], "one more than three"
+    assert incoming.reserved == 4 * LARGEST == incoming.most
+    offer(incoming, 21, connection=THREE)
+    assert admitted(incoming) == []
 
 
 def test_memory_is_counted_in_whole_pages() -> None:
-    incoming = Incoming(3 * ALIGNMENT)
-    offer(incoming, 1, size=ALIGNMENT + 1)
-    offer(incoming, 2, size=ALIGNMENT + 1)
-    assert admitted(incoming) == [1]
-    assert incoming.reserved == 2 * ALIGNMENT
+    incoming = Incoming(7 * ALIGNMENT)
+    for number in (1, 2, 3, 4):
+        offer(incoming, number, size=ALIGNMENT + 1)
+    assert admitted(incoming) == [1, 2, 3]
+    assert incoming.reserved == 6 * ALIGNMENT
 
 
 def test_every_offer_of_a_waiting_chunk_is_answered() -> None:
@@ -663,7 +687,10 @@ def test_a_reservation_ends_when_its_sender_is_silent() -> None:
 
 def test_it_ends_sooner_where_others_wait() -> None:
     incoming = begun(size=12 * ALIGNMENT)
-    offer(incoming, 2, size=100 * ALIGNMENT, connection=TWO)
+    for number in (2, 3):
+        offer(incoming, number)
+    assert admit(incoming, WAITED_FOR_S) == [2, 3]
+    offer(incoming, 4, size=100 * ALIGNMENT, connection=TWO)
     assert incoming.admit_more() == []
     assert [chunk.key for chunk in incoming.on_time(WAITED_FOR_S)] == [key(1)]
 
@@ -727,17 +754,19 @@ def test_members_that_offer_at_once_are_admitted_in_equal_parts() -> None:
 
 
 def test_who_waits_with_an_offer_hears_that_others_are_served() -> None:
-    incoming = Incoming(ALIGNMENT)
-    offer(incoming, 1)
-    admit(incoming)
+    incoming = Incoming(3 * ALIGNMENT)
+    offer(incoming, 1, size=3 * ALIGNMENT)
     offer(incoming, 2)
+    offer(incoming, 3)
+    admit(incoming)
+    offer(incoming, 4)
     assert not incoming.waits_for_others(ONE), "for itself"
-    offer(incoming, 11, connection=TWO)
+    offer(incoming, 11, size=9 * ALIGNMENT, connection=TWO)
     assert admit(incoming) == []
     assert incoming.waits_for_others(TWO)
     assert not incoming.waits_for_others(THREE)
     incoming.done(key(1))
-    assert admit(incoming) == [2], "the first of equals"
+    assert admit(incoming)[0] == 11, "who has the least"
 
 
 def test_a_member_sends_so_many_chunks_at_a_time_however_small() -> None:
@@ -758,14 +787,14 @@ def test_a_complete_chunk_waits_for_the_disk_and_not_for_its_sender() -> None:
 
 
 def test_a_waiting_offer_that_is_given_up_leaves_the_queue() -> None:
-    incoming = Incoming(ALIGNMENT)
-    for number in (1, 2, 3):
+    incoming = Incoming(3 * ALIGNMENT)
+    for number in (1, 2, 3, 4, 5):
         offer(incoming, number)
-    incoming.done(key(2))
-    assert admitted(incoming) == [1]
+    incoming.done(key(4))
+    assert admitted(incoming) == [1, 2, 3]
     incoming.done(key(1))
     incoming.done(key(1))
-    assert admitted(incoming) == [3]
+    assert admitted(incoming) == [5]
 
 
 class TakingIn(RuleBasedStateMachine):

@@ -499,13 +499,13 @@ def _peak(cluster: Cluster, ended: Callable[[], bool], measure: Callable[[], int
     return peak
 
 
-@observes("transfer.receive_budget", 2 * CHUNK, base=SMALL, default_shows=False, value_shows=True)
-def chunks_that_come_in_fit_two_chunks_of_memory(world: World) -> bool:
+@observes("transfer.receive_budget", 8 * CHUNK, base=SMALL, default_shows=False, value_shows=True)
+def chunks_that_come_in_fit_four_chunks_of_memory(world: World) -> bool:
     cluster = world.cluster(nodes=2)
     cluster.network.faults = Faults(delay_min=0.01, delay_max=0.02)
     put = cluster.client().put(cluster.make_file("file", 40 * CHUNK))
     service = cluster.nodes[0].parts.service
-    return _peak(cluster, lambda: put.ended, lambda: service._incoming.reserved) <= 2 * CHUNK
+    return _peak(cluster, lambda: put.ended, lambda: service._incoming.reserved) <= 4 * CHUNK
 
 
 @observes("transfer.send_budget", 32 * KIB, base=SMALL, default_shows=False, value_shows=True)

@@ -35,6 +35,7 @@ from zchunk.node.download import (
 )
 from zchunk.node.driver import Job, JobDriver, Tell
 from zchunk.node.located import Location, location
+from zchunk.node.shares import room_for_chunks
 from zchunk.node.transfer import TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.protocol.messages import Block, Event, Locate, Located, Message
 from zchunk.protocol.messages import ReportCorrupt as ReportMessage
@@ -44,6 +45,11 @@ log = logging.getLogger(__name__)
 
 #: Whether the file is still there: a tracker that is away is not waited for longer.
 CHECK_S = 5.0
+
+
+def budget_of(bulk: BulkPlane, where: Location) -> int:
+    """Bytes of chunks of that file that a job may have in memory."""
+    return room_for_chunks(bulk.settings.transfer.receive_budget, where.manifest.chunk_size + TAG_BYTES)
 
 
 class Fetching(JobDriver[Action]):
@@ -62,10 +68,10 @@ class Fetching(JobDriver[Action]):
         self._buffers: dict[tuple[int, int], Buffer] = {}
         self._opened = opened(self.manifest)
         self._stop_watching: Callable[[], None] | None = None
-        budget, chunk_size = bulk.settings.transfer.receive_budget, self.manifest.chunk_size
-        # One chunk may be larger than the budget, and each is rounded up to pages.
-        rounding = disk.ALIGNMENT * (budget // chunk_size + 1)
-        self._pool = BufferPool(budget + chunk_size + TAG_BYTES + rounding)
+        #: bytes of chunks that may be in memory
+        self.budget = budget_of(bulk, where)
+        rounding = disk.ALIGNMENT * (self.budget // self.manifest.chunk_size + 1)
+        self._pool = BufferPool(self.budget + rounding)
 
     def new_job(self, held: Collection[int], auto_resume: bool, block_max: int | None = None) -> DownloadJob:
         """For the chunks that are not held, with what is known of peers now. `block_max`: if it is
@@ -80,7 +86,7 @@ class Fetching(JobDriver[Action]):
             unreachable=self.bulk.unreachable,
             held=held,
             limits=Limits(
-                budget=transfer.receive_budget,
+                budget=self.budget,
                 block_min=transfer.block_size_min,
                 block_max=min(transfer.block_size_max, block_max or transfer.block_size_max),
                 stall_s=transfer.request_timeout_s,

@@ -15,6 +15,9 @@ from zchunk.hashing import FileDigest
 from zchunk.loop import Workers
 from zchunk.node.partfile import PartFile
 
+#: Bytes of a chunk that are read back at a time.
+_PART = 10 * 1024**2
+
 
 class RunningDigest:
     def __init__(
@@ -43,7 +46,7 @@ class RunningDigest:
         self._on_done = on_done
         self._on_error = on_error
         self._count = len(part.manifest.chunks)
-        self._spare = BufferPool(part.manifest.chunk_size)
+        self._spare = BufferPool(_PART)
         self._digest = FileDigest()
         self._next = 0
         self._parked: dict[int, Buffer] = {}
@@ -108,7 +111,7 @@ class RunningDigest:
 
     def _read_back(self) -> None:
         try:
-            spare = self._spare.try_reserve(self._part.manifest.chunk_size)
+            spare = self._spare.try_reserve(min(self._part.manifest.chunk_size, _PART))
         except StorageUnavailable as error:
             self._ended = True
             self._on_error(error)
@@ -127,10 +130,11 @@ class RunningDigest:
         index, self._busy = self._next, True
 
         def work() -> None:
-            view = buffer.view(self._part.manifest.length(index))
-            if not taken:
-                view = self._part.read_chunk(index, view)
-            self._digest.update(view)
+            if taken:
+                self._digest.update(buffer.view(self._part.manifest.length(index)))
+                return
+            for part in self._part.read_parts(index, buffer.view(buffer.capacity)):
+                self._digest.update(part)
 
         def done(_: None, error: ZchunkError | None) -> None:
             buffer.release()

@@ -267,7 +267,7 @@ class Download(Fetching):
         self._digest = RunningDigest(
             part=self.part,
             workers=self.bulk.pools.digesting,
-            reach=self.bulk.settings.transfer.receive_budget // self.manifest.chunk_size,
+            reach=self.budget // self.manifest.chunk_size,
             is_coming=lambda index: self._job is not None and not self._job.is_missing(index),
             is_held=lambda index: self._state(index) is ChunkState.HELD,
             on_freed=self._freed,

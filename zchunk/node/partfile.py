@@ -530,14 +530,22 @@ class PartFile:
         """The chunk's plain bytes, as a slice of `into`, or zeros where it is a hole; not verified.
 
         Raises ChunkCorrupt where the file ends before them, StorageFailure."""
-        view = into[: self._length_of(index)]
-        if self._is_hole(index):
-            return zeros.view(len(view))
-        with disk.storage_errors(self._part, "reading"):
-            got = disk.read_into(self._open_writer.fd, view, self.manifest.offset(index))
-        if got != len(view):
-            raise ChunkCorrupt(f"chunk {index} in {self._part} is cut short", chunk_index=index)
+        [view] = self.read_parts(index, into[: self._length_of(index)])
         return view
+
+    def read_parts(self, index: int, into: memoryview) -> Iterator[memoryview]:
+        """As `read_chunk`, in order, as much at a time as `into` holds. Each is valid until the next."""
+        length = self._length_of(index)
+        if self._is_hole(index):
+            yield zeros.view(length)
+            return
+        for at in range(0, length, len(into)):
+            view = into[: min(len(into), length - at)]
+            with disk.storage_errors(self._part, "reading"):
+                got = disk.read_into(self._open_writer.fd, view, self.manifest.offset(index) + at)
+            if got != len(view):
+                raise ChunkCorrupt(f"chunk {index} in {self._part} is cut short", chunk_index=index)
+            yield view
 
     def _is_hole(self, index: int) -> bool:
         m = self.manifest

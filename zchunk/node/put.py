@@ -38,6 +38,7 @@ from zchunk.node.driver import JobDriver, Tell
 from zchunk.node.located import check_answered, found_holders
 from zchunk.node.progress import Progress
 from zchunk.node.sealkeys import Sealing
+from zchunk.node.shares import room_for_chunks
 from zchunk.node.source import SourceFile
 from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.upload import (
@@ -173,10 +174,10 @@ class Upload(JobDriver[Action]):
     # -- memory ---------------------------------------------------------------------
 
     def _most_memory(self) -> int:
-        """One chunk may be larger than the budget, and each is rounded up to pages."""
-        budget, chunk_size = self.bulk.settings.transfer.receive_budget, self._plan.chunk_size
-        rounding = disk.ALIGNMENT * (budget // chunk_size + 1)
-        return max(budget + chunk_size, self._memory(chunk_size)) + rounding
+        """Each chunk is rounded up to pages."""
+        chunk_size = self._plan.chunk_size
+        budget = room_for_chunks(self.bulk.settings.transfer.receive_budget, self._memory(chunk_size))
+        return budget + disk.ALIGNMENT * (budget // chunk_size + 1)
 
     def _memory(self, length: int) -> int:
         """What a chunk takes: its plain bytes and, behind them, what is stored of them."""
@@ -208,7 +209,7 @@ class Upload(JobDriver[Action]):
             up=self.bulk.up(),
             unreachable=self.bulk.unreachable,
             limits=Limits(
-                budget=transfer.receive_budget // share,
+                budget=room_for_chunks(transfer.receive_budget // share, self._plan.chunk_size + overhead),
                 block_min=transfer.block_size_min,
                 block_max=max(transfer.block_size_min, min(transfer.block_size_max, _MAX_BLOCK)),
                 stall_s=transfer.request_timeout_s,

@@ -27,7 +27,7 @@ from zchunk.node.download import (
     removed_meanwhile,
 )
 from zchunk.node.driver import Tell
-from zchunk.node.fetching import CHECK_S, Fetching
+from zchunk.node.fetching import CHECK_S, Fetching, budget_of
 from zchunk.node.located import Location
 from zchunk.node.ranges import Window, room_for
 from zchunk.node.transfer import BulkPlane
@@ -45,12 +45,12 @@ Answer = Callable[[memoryview | None, ZchunkError | None], None]
 def room_of(bulk: BulkPlane, where: Location) -> int:
     """How many chunks a reader of that file has in memory, those on their way included."""
     largest = max((row.stored_size for row in where.manifest.chunks[:1]), default=1)
-    return room_for(bulk.settings.transfer.receive_budget, largest)
+    return room_for(budget_of(bulk, where), largest)
 
 
 class Reader(Fetching):
     """One reader of one file. Each `need` is answered once, unless another one comes before;
-    `stop` ends it. Memory: `transfer.receive_budget`, or one chunk where that is more."""
+    `stop` ends it. Memory: `transfer.receive_budget`, or three chunks where that is more."""
 
     def __init__(self, *, bulk: BulkPlane, where: Location, wait: bool, tell: Tell) -> None:
         """The manifest of an encrypted file was opened (sealing.py). `wait`: stay for missing

@@ -7,9 +7,9 @@ least of the budget comes next, so that members have equal shares while all ask
 (`shares.py`); the connections of one member take turns.
 
 What may not happen here: more bytes on their way than the budget, but for what others keep
-without progress, or beyond their share (or for one block, or one chunk, when nothing else
-is); a connection or a member that starves another; a reservation that outlives its connection
-and its deadline; messages that settle nothing taken for progress.
+without progress, or beyond their share (or for one block, when nothing else is, or the few
+chunks that any budget holds); a connection or a member that starves another; a reservation
+that outlives its connection and its deadline; messages that settle nothing taken for progress.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from zchunk.disk import ALIGNMENT
 from zchunk.errors import Busy
 from zchunk.manifest import MAX_STORED_SIZE
-from zchunk.node.shares import Held, Stillness, Uses, Who
+from zchunk.node.shares import CHUNKS_AT_ONCE, Held, Stillness, Uses, Who
 
 #: Bytes of one block. All requests of one member are to fit what others may be waiting for.
 MAX_BLOCK = 16 * 1024**2
@@ -34,6 +34,8 @@ MAX_OFFERS = 4096
 MAX_ADMITTED = 256
 #: Offers of one chunk that are answered, the latest: those before were given up.
 MAX_ASKS = 8
+#: The most memory that one chunk takes: whole pages.
+_LARGEST = -(-MAX_STORED_SIZE // ALIGNMENT) * ALIGNMENT
 #: Blocks of a chunk: the largest chunk in the smallest blocks, and some.
 MAX_BLOCKS = 20_000
 
@@ -318,7 +320,7 @@ class Incoming:
         """`budget`: bytes of chunks admitted and not yet stored."""
         self.budget = budget
         # What somebody keeps may be one chunk of the largest size.
-        self._spare = max(budget, -(-MAX_STORED_SIZE // ALIGNMENT) * ALIGNMENT)
+        self._spare = max(budget, _LARGEST)
         self._uses = Uses(budget, self._spare)
         self._admissions: dict[ChunkKey, Admission] = {}
         #: those that have memory
@@ -333,8 +335,8 @@ class Incoming:
 
     @property
     def most(self) -> int:
-        """Bytes that may be admitted at any moment; a single larger chunk alone."""
-        return self.budget + self._spare
+        """Bytes that may be admitted at any moment."""
+        return max(self.budget + self._spare, (CHUNKS_AT_ONCE + 1) * _LARGEST)
 
     @property
     def reserved(self) -> int:
@@ -423,7 +425,7 @@ class Incoming:
         while ready := [who for who in self._queues if self._number[who] < MAX_ADMITTED]:
             who = self._uses.least(ready)
             chunk = self._admissions[self._queues[who][0]]
-            if not self._uses.fits(who, chunk.cost, self._stuck):
+            if not self._fits(chunk):
                 break  # nobody goes past the one who has the least
             self._leaves_queue(chunk)
             if who in self._queues:  # the others come first
@@ -432,6 +434,14 @@ class Incoming:
             self._has_memory(chunk)
             admitted.append(chunk)
         return admitted
+
+    def _fits(self, chunk: Admission) -> bool:
+        """Within the budget, or among the first few; or one more than these, for what others hold."""
+        beyond = len(self._admitted) - CHUNKS_AT_ONCE
+        if beyond < 0 or self._uses.fits(chunk.who, chunk.cost, self._stuck):
+            return True
+        fair = -(-CHUNKS_AT_ONCE // self._uses.members) * chunk.cost
+        return not beyond and self._uses.excess(chunk.who, fair, self._stuck()) >= chunk.cost
 
     def answered(self, chunk: Admission, now: float) -> list[int]:
         """The requests to answer, now that its space is known: from now on it is its sender's turn."""

@@ -5,6 +5,9 @@ them all. Its fair share is the budget divided by the members that hold or ask. 
 beyond theirs, or hold without progress, is not held against who asks now: the pool is overdrawn
 for it, by so much at most, until they have let go.
 
+A budget holds `CHUNKS_AT_ONCE` chunks, however large they are: with less each would wait for
+the one before it.
+
 What may not happen here: a member kept from its share by what one other holds; progress seen in
 messages that settle nothing; a pool overdrawn while everybody keeps to its share.
 """
@@ -18,6 +21,9 @@ from dataclasses import dataclass
 #: A member: its peer id where that is proven, else its address, else its connection.
 Who = str | bytes
 
+#: Chunks that any budget holds: one that comes, one that is checked or sent, one that is written.
+CHUNKS_AT_ONCE = 3
+
 #: Seconds without progress after which what a member holds is not held against others,
 STUCK_S = 0.5
 #: after which people are told,
@@ -26,6 +32,11 @@ HELD_S = 3.0
 WAITED_FOR_S = 5.0
 SILENCE_S = 30.0
 _STAGES = (STUCK_S, HELD_S)
+
+
+def room_for_chunks(budget: int, chunk_size: int) -> int:
+    """The bytes of a budget for chunks of that size, which are alike."""
+    return max(budget, CHUNKS_AT_ONCE * chunk_size)
 
 
 @dataclass(slots=True)
@@ -131,12 +142,11 @@ class Uses:
         over = self.total + size - self._budget
         if not self.total or over <= 0:
             return True
-        return over <= self._spare and over <= self._excess(who, size, stuck())
-
-    def _excess(self, who: Who, size: int, stuck: Iterable[tuple[Who, int]]) -> int:
-        """Bytes that others hold without progress, or beyond their share."""
         # A pool whose share is less than one piece is given out by the piece.
-        fair = max(self.share, size)
+        return over <= self._spare and over <= self.excess(who, max(self.share, size), stuck())
+
+    def excess(self, who: Who, fair: int, stuck: Iterable[tuple[Who, int]]) -> int:
+        """Bytes that others hold without progress, or beyond `fair`."""
         beyond = {other: max(0, has - fair) for other, has in self._has.items()}
         still: Counter[Who] = Counter()
         for other, held in stuck:

@@ -1,0 +1,57 @@
+"""Chunks that fill the memory for chunks: three at a time are under way all the same, and not more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome
+from zchunk import buffers
+
+#: One chunk of a client, and half of one of a node, which takes the whole file.
+_TIGHT = {
+    **SETTINGS,
+    "chunking": {**SETTINGS["chunking"], "min_file_size_for_distribution": 100 * CHUNK},
+    "transfer": {**SETTINGS["transfer"], "receive_budget": CHUNK},
+}
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[buffers.BufferPool]:
+    """Those that were made, in order."""
+    made: list[buffers.BufferPool] = []
+    real = buffers.BufferPool.__init__
+
+    def noted(self: buffers.BufferPool, budget_bytes: int, keep: int | None = None) -> None:
+        real(self, budget_bytes, keep)
+        made.append(self)
+
+    monkeypatch.setattr(buffers.BufferPool, "__init__", noted)
+    return made
+
+
+def most_chunks(cluster: Cluster, outcome: Outcome, pools: list[buffers.BufferPool]) -> list[int]:
+    """How many chunks each pool had lent out at most when the transfer had ended."""
+    most: dict[int, int] = {}
+
+    def look() -> bool:
+        for at, pool in enumerate(pools):
+            most[at] = max(most.get(at, 0), pool.reserved // CHUNK)
+        return outcome.ended
+
+    cluster.run(look, "the transfer")
+    outcome.expect_done()
+    return [most[at] for at in sorted(most)]
+
+
+def test_three_at_a_time_are_sent_taken_in_and_fetched(root: Path, pools: list[buffers.BufferPool]) -> None:
+    cluster = Cluster(root, 3, nodes=1, settings=_TIGHT)
+    path, reader = cluster.make_file("film", 40 * CHUNK), cluster.client()
+    sender = cluster.client().put(path)
+    assert most_chunks(cluster, sender, pools) == [3, 3]
+    del pools[:]
+    got = reader.get("film", root / "got")
+    assert most_chunks(cluster, got, pools)[0] == 3
+    cluster.verify({"film": path})
+    assert (root / "got").read_bytes() == path.read_bytes()
