@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.cluster import ROOT
 from tests.waiting import wait_for
 from zchunk.transport.base import Delivery, Received, SocketOptions
 from zchunk.transport.zeromq import ConnectedSocket, RouterSocket, ZmqTransport
@@ -93,3 +96,28 @@ def test_nothing_is_kept_of_a_connection_that_ended(line: Line) -> None:
     )
     assert line.router._unread._bytes == 0
     assert not line.router._unread._held
+
+
+_WITHOUT_DESCRIPTORS = """
+import os, resource
+from tests.unit.test_unread import MIB, Delivery, Line, ZmqTransport
+
+line = Line(ZmqTransport())
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+try:
+    while True:
+        os.dup(0)
+except OSError:
+    pass
+assert line.router.send([b"header", bytes(MIB)], line.names[0]) is Delivery.SENT
+print("sent", flush=True)
+os._exit(0)
+"""
+
+
+def test_large_frames_are_sent_where_others_took_all_descriptors_before_the_first() -> None:
+    """In a process of its own: what pyzmq opens for them, it keeps."""
+    words = [sys.executable, "-c", _WITHOUT_DESCRIPTORS]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    assert ended.stdout == "sent\n", ended.stderr

@@ -158,6 +158,7 @@ class ZmqTransport:
     def _listen(
         self, raw: zmq.Socket[bytes], bind: str, options: SocketOptions, curve: CurveServer | None
     ) -> _Bound:
+        _prepare_for_large_frames()
         if curve is None:
             raw.setsockopt(zmq.RCVBUF, _PLAIN_WINDOW_BYTES)
         _ask_gate(raw, curve.door if curve is not None else PLAIN_DOMAIN)
@@ -231,6 +232,12 @@ def _set_curve(raw: zmq.Socket[bytes], curve: CurveServer | CurveClient | None) 
         raw.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key)
         return
     raw.setsockopt(zmq.CURVE_SERVER, 1)
+
+
+def _prepare_for_large_frames() -> None:
+    """pyzmq opens what it needs for frames that are not copied, seven descriptors, with the first of
+    them. By then strangers may have taken all there are."""
+    zmq.Frame(b"\0", copy=False)
 
 
 def _ask_gate(raw: zmq.Socket[bytes], domain: str) -> None:
