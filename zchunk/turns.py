@@ -35,3 +35,7 @@ class Turns(Generic[T]):
         if queue:
             self._waiting[who] = queue
         return thing
+
+    def round(self, most: int) -> list[T]:
+        """One thing of each member whose turn it is, of `most` of them."""
+        return [self.next() for _ in range(min(most, len(self._waiting)))]

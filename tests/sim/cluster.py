@@ -187,7 +187,9 @@ class SimStoreRunner:
         self._workers = SimWorkers(host, loop, 1)
         self._store = store
 
-    def submit(self, run: Callable[[TrackerStore], Any], done: Callable[[Any], None]) -> None:
+    def submit(
+        self, run: Callable[[TrackerStore], Any], done: Callable[[Any], None], reader: Any = None
+    ) -> None:
         def work() -> Any:
             with self._store.batch():
                 try:

@@ -840,6 +840,16 @@ def test_a_strange_plan_is_refused(cluster: Cluster, strange: dict[str, Any]) ->
     assert cluster.refused("client", plan(**strange)) in {"malformed", "too_few_peers", "no_space", "usage"}
 
 
+@pytest.mark.parametrize(
+    "question",
+    [FindChunks(hashes=b""), Locate(name_or_id="film", unique=False), ListFiles(page="")],
+    ids=lambda question: question.TYPE,
+)
+def test_members_take_turns_at_what_they_may_ask_much_of(cluster: Cluster, question: Request) -> None:
+    cluster.send("client", question)
+    assert [work.reads for work in cluster.works] == [True]
+
+
 def test_holders_that_are_up_are_found_chunk_by_chunk(cluster: Cluster) -> None:
     """U7: of any file, or of none."""
     cluster.up("A", "B", "C")

@@ -37,10 +37,12 @@ class Publish:
 @dataclass(frozen=True, slots=True)
 class Work:
     """Run `run(store)` in the store's thread; when it is committed, carry out what
-    `then(value, error, now)` returns. Works run in order."""
+    `then(value, error, now)` returns. Works run in order, but those that only read
+    (`reads`): at these the members who ask take turns."""
 
     run: Callable[[TrackerStore], Any]
     then: Callable[[Any, ZchunkError | None, Now], list[Action]]
+    reads: bool = False
 
 
 @dataclass(frozen=True, slots=True)

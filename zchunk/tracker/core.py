@@ -681,7 +681,7 @@ class TrackerCore:
                 )
             )
 
-        return [Work(lambda store: store.find_chunks(hashes, live, MAX_FOUND_HOLDERS), then)]
+        return [Work(lambda store: store.find_chunks(hashes, live, MAX_FOUND_HOLDERS), then, reads=True)]
 
     def _stored(self, ask: Ask, now: Now) -> list[Action]:
         stored: Stored = ask.message
@@ -785,7 +785,7 @@ class TrackerCore:
                 )
             )
 
-        return [Work(run, then)]
+        return [Work(run, then, reads=True)]
 
     def _list_files(self, ask: Ask, now: Now) -> list[Action]:
         def then(page: tuple[list[FileRecord], str], error: ZchunkError | None, _: Now) -> list[Action]:
@@ -793,7 +793,7 @@ class TrackerCore:
                 return ask.refuse(error)
             return ask.reply(Files(files=tuple(page[0]), next_page=page[1]))
 
-        return [Work(lambda store: store.list_files(ask.message.page), then)]
+        return [Work(lambda store: store.list_files(ask.message.page), then, reads=True)]
 
     def _remove(self, ask: Ask, now: Now) -> list[Action]:
         file_id: str = ask.message.file_id

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import secrets
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +42,7 @@ from zchunk.tracker.core import Timing, TrackerCore
 from zchunk.tracker.gate import admitted
 from zchunk.tracker.membership import Membership
 from zchunk.tracker.store import TrackerStore
+from zchunk.tracker.storequeue import StoreQueue
 from zchunk.transport.auth import Token, load_key, make_key, new_key_pair
 from zchunk.transport.base import (
     Arrival,
@@ -74,9 +74,20 @@ Outcome = tuple[Any, ZchunkError | None]
 class StoreRunner(Protocol):
     """Where `Work` runs: a thread, or in a simulation at once."""
 
-    def submit(self, run: Callable[[TrackerStore], Any], done: Callable[[Outcome], None]) -> None: ...
+    def submit(
+        self,
+        run: Callable[[TrackerStore], Any],
+        done: Callable[[Outcome], None],
+        reader: str | bytes | None = None,
+    ) -> None: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    run: Callable[[TrackerStore], Any]
+    done: Callable[[Outcome], None]
 
 
 class StoreThread:
@@ -86,42 +97,49 @@ class StoreThread:
     def __init__(self, store: TrackerStore, loop: Loop) -> None:
         self._store = store
         self._loop = loop
-        self._queue: queue.SimpleQueue[
-            tuple[Callable[[TrackerStore], Any], Callable[[Outcome], None]] | None
-        ] = queue.SimpleQueue()
+        self._queue: StoreQueue[_Waiting] = StoreQueue()
+        self._closing = False
+        #: guards both, and tells of news in them
+        self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="tracker-store", daemon=True)
         self._thread.start()
 
-    def submit(self, run: Callable[[TrackerStore], Any], done: Callable[[Outcome], None]) -> None:
-        self._queue.put((run, done))
+    def submit(
+        self,
+        run: Callable[[TrackerStore], Any],
+        done: Callable[[Outcome], None],
+        reader: str | bytes | None = None,
+    ) -> None:
+        """`reader`: who asks, where it only reads."""
+        with self._news:
+            self._queue.add(_Waiting(run, done), reader)
+            self._news.notify()
 
     def close(self) -> None:
-        self._queue.put(None)
+        """Does what waits, then ends."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
         self._thread.join(timeout=10)
         self._store.close()
 
+    def _take(self) -> list[_Waiting]:
+        with self._news:
+            self._news.wait_for(lambda: self._closing or len(self._queue))
+            return self._queue.take()
+
     def _run(self) -> None:
         try:
-            while (first := self._queue.get()) is not None:
-                batch, more = [first], True
-                while more and len(batch) < 256 and not self._queue.empty():
-                    item = self._queue.get()
-                    more = item is not None
-                    if item is not None:
-                        batch.append(item)
+            while batch := self._take():
                 self._run_batch(batch)
-                if not more:
-                    return
         except BaseException as error:  # noqa: BLE001 - handed to the loop, which ends with it
             failure = error
             self._loop.post(lambda: _raise(failure))
 
-    def _run_batch(
-        self, batch: list[tuple[Callable[[TrackerStore], Any], Callable[[Outcome], None]]]
-    ) -> None:
-        outcomes = _outcomes(self._store, [run for run, _ in batch])
-        for (_, done), outcome in zip(batch, outcomes, strict=True):
-            self._loop.post(lambda done=done, outcome=outcome: done(outcome))  # type: ignore[misc]
+    def _run_batch(self, batch: list[_Waiting]) -> None:
+        outcomes = _outcomes(self._store, [one.run for one in batch])
+        for one, outcome in zip(batch, outcomes, strict=True):
+            self._loop.post(lambda done=one.done, outcome=outcome: done(outcome))  # type: ignore[misc]
 
 
 def _outcomes(store: TrackerStore, runs: Sequence[Callable[[TrackerStore], Any]]) -> list[Outcome]:
@@ -400,7 +418,8 @@ class TrackerServer:
 
         if ticket is not None:
             ticket.works += 1
-        self._store.submit(contained(action.run) if sender is not None else action.run, done)
+        run = contained(action.run) if sender is not None else action.run
+        self._store.submit(run, done, ticket.who if ticket is not None and action.reads else None)
 
     def _reply(self, action: Reply, sender: Sender | None) -> None:
         if isinstance(action.message, ErrorReply):
