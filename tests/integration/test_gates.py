@@ -36,7 +36,7 @@ def test_a_member_is_let_in(doors: Doors, door: str) -> None:
         if door == "tracker":
             assert line.ask("get_snapshot")["t"] == "snapshot"
         elif door == "node":
-            assert line.ask("acknowledge", received=0)["t"] == "ok"
+            assert line.ask("acknowledge", received=0)["t"] == "acknowledged"
         else:
             assert line.arrival(PATIENCE_S), "a tick"
 
@@ -104,7 +104,7 @@ def test_a_member_that_joined_a_moment_ago_is_let_in_by_a_node(doors: Doors) -> 
         allow_list(doors.cluster).add_member(joined.public, f"fresh-{number}", "client")
         with doors.line("node", joined) as line:
             assert line.outcome() == "in"
-            assert line.ask("acknowledge", received=0)["t"] == "ok"
+            assert line.ask("acknowledge", received=0)["t"] == "acknowledged"
 
 
 # -- versions and roles -------------------------------------------------------------------
