@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from zchunk.errors import ZchunkError
 from zchunk.version import __version__
 
+# Instead of `typing`: until these lines are over, Ctrl-C ends the command with a traceback
+# (startup.py).
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from zchunk.client import Client
+    from zchunk.errors import ZchunkError
     from zchunk.node.manager import PutOptions
     from zchunk.sealing import KeyFile, Passphrase
 
@@ -21,6 +23,7 @@ _LAZY = {
     "KeyFile": "zchunk.sealing",
     "Passphrase": "zchunk.sealing",
     "PutOptions": "zchunk.node.manager",
+    "ZchunkError": "zchunk.errors",
 }
 
 
@@ -29,4 +32,6 @@ def __getattr__(name: str) -> Any:
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(module), name)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING
 
+# Nothing else: until `main` has begun, Ctrl-C ends the command with a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from sys import UnraisableHookArgs
+    from types import FrameType
 
 #: Begins like one: see transport/auth.py, which is not imported yet.
 _TOKEN = "zchunk1-"
@@ -29,33 +28,39 @@ _AS_JSON = b'{"event": "error", "code": "interrupted", "exit_code": 130, "messag
 def main() -> None:
     """The console script's entry point."""
     sys.unraisablehook = keep_interrupts
-    hide_tokens()
     try:
         with ending_at_once():
+            hide_tokens()
             from zchunk.cli import main as run
         run()
     except KeyboardInterrupt:  # once more, while it was ending
         end_interrupted()
 
 
-@contextmanager
-def ending_at_once() -> Iterator[None]:
+class ending_at_once:
     """In the block, which imports something, Ctrl-C ends the process on the spot: in an import an
-    exception may get lost, and there is nothing to keep."""
-    is_main = threading.current_thread() is threading.main_thread()
-    usual = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if usual:
-        signal.signal(signal.SIGINT, end_interrupted)
-    try:
-        yield
-    finally:
-        if usual:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    exception may get lost, and there is nothing to keep. In other threads it does nothing."""
+
+    def __enter__(self) -> None:
+        self._usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self._set(end_interrupted)
+
+    def __exit__(self, *error: object) -> None:
+        self._set(signal.default_int_handler)
+
+    def _set(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        if self._usual:
+            try:
+                signal.signal(signal.SIGINT, handler)
+            except ValueError:
+                self._usual = False
 
 
 def keep_interrupts(lost: UnraisableHookArgs) -> None:
     """A Ctrl-C that fell into a place which cannot raise is made again, and not shown."""
     if lost.exc_type is KeyboardInterrupt:
+        import threading
+
         # Not from here, which is such a place.
         again = threading.Timer(_SOON_S, os.kill, (os.getpid(), signal.SIGINT))
         again.daemon = True

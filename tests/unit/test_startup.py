@@ -30,6 +30,7 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 """
 MODULES = [
+    "zchunk.errors",
     "click",
     "zchunk.cli",
     "zchunk.cli.files",
