@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.integration.cluster import PATIENCE_S, Client, Cluster, Process, Result, make_file
 from tests.waiting import wait_for
 
@@ -84,6 +86,14 @@ def test_a_token_from_a_file_and_from_stdin(bench: Cluster, folder: Path) -> Non
         client.run("join", given, text=f" {token[:40]}\n{token[40:]}\n")
         client.run("ls")
     Client(bench, folder).run("join", f"@{folder}/absent", code=9)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "a\nb", "\x1b[31m"])
+def test_a_name_that_is_no_text_or_cannot_be_shown(bench: Cluster, folder: Path, name: str) -> None:
+    """The first is what a shell in another encoding than UTF-8 gives."""
+    result = Client(bench, folder).run("join", bench.token("client"), "--name", name, code=2)
+    assert result.last["message"].startswith("a name has 1 to 64 printable characters, which ")
+    assert result.stderr.rstrip("\n").isprintable()
 
 
 def test_an_observer_looks_and_does_nothing(bench: Cluster, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zchunk.clock import Clock
-from zchunk.errors import TokenRefused
+from zchunk.errors import InvalidUsage, TokenRefused
 from zchunk.node.membership import Identity, Membership, key_of, save
 from zchunk.node.oneshot import TrackerAt, ask_once
 from zchunk.protocol.messages import Join, Joined
@@ -21,8 +21,10 @@ def join(
     """Make the role at `folder` a member, and remember it. Joining again is harmless.
 
     Raises TokenRefused, NameTaken, TransportMismatch, WrongServer, TrackerUnreachable
-    (says the address).
+    (says the address), InvalidUsage (a name that cannot be sent: what is no text).
     """
+    if not name.isprintable():
+        raise InvalidUsage(f"a name has 1 to 64 printable characters, which {name!r} has not")
     if token.expires_ms < clock.wall() * 1000:
         raise TokenRefused(_EXPIRED)
     key = key_of(folder)
