@@ -154,6 +154,18 @@ def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(os, "link", refuse(errno.EPERM))
 
 
+def test_a_link_to_what_has_no_name_is_no_target(path: Path) -> None:
+    """As /dev/stderr is, where it is a pipe or a file that was deleted."""
+    reader, writer = os.pipe()
+    with open(path, "wb") as deleted:
+        path.unlink()
+        for number, words in ((writer, "is a pipe and no file"), (deleted.fileno(), "that has no name")):
+            with pytest.raises(TargetExists, match=words):
+                followed(Path(f"/proc/self/fd/{number}"))
+    os.close(reader)
+    os.close(writer)
+
+
 @pytest.mark.usefixtures("disk")
 @pytest.mark.parametrize("replace", [True, False])
 def test_a_part_gets_its_name(path: Path, part: Path, replace: bool) -> None:

@@ -45,6 +45,7 @@ def followed(path: Path) -> Path:
         try:
             found = os.lstat(at)
         except FileNotFoundError:
+            _check_unnamed(path)
             return _plain(at, path)
         if not stat.S_ISLNK(found.st_mode):
             if not stat.S_ISDIR(found.st_mode):
@@ -57,6 +58,19 @@ def followed(path: Path) -> Path:
             )
         at = at.parent / os.readlink(at)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _check_unnamed(path: Path) -> None:
+    """A link in /proc (/dev/stderr is one) may lead to what has no name, whatever its text says.
+    Raises TargetExists."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return
+    check_regular(path, found)
+    raise TargetExists(
+        f"{path} leads to a file that has no name: choose another target (-o)", target=str(path)
+    )
 
 
 def _plain(end: Path, path: Path) -> Path:
