@@ -24,6 +24,7 @@ from tests.faults.restarts import Restarts, slow_nodes
 from tests.faults.rounds import HANG, KILL, SETTINGS, VICTIMS, Figures, Rounds, histogram
 from tests.faults.test_cables import SETTINGS as CABLES
 from tests.faults.test_cables import isolate
+from tests.hostile.misbehaving import CURVE_AND_PLAIN, misbehave, site_of
 from tests.integration.cluster import MIB, Cluster, make_file
 from tests.integration.lan import LanCluster, lan_of
 
@@ -136,11 +137,29 @@ def cables(options: argparse.Namespace) -> None:
             say(f"| {whose} | {seconds:g} s | {took:.2f} s |")
 
 
+def peers(options: argparse.Namespace) -> None:
+    """Peers that misbehave at random, from the seed."""
+    say("\n## peers that misbehave at random\n")
+    say("| transport | for | said and answered | commands meanwhile, median by that without | slowest |")
+    say("| --- | --- | --- | --- | --- |")
+    for transport in CURVE_AND_PLAIN:
+        with folders() as (root, _), site_of(root, transport, options.seed) as site:
+            outcome = misbehave(site, options.seconds, rounds=10)
+            site.finish()
+        ratios = ", ".join(f"{what} {ratio:.2f}" for what, ratio in outcome.ratios().items())
+        say(
+            f"| {transport} | {options.seconds:g} s | {outcome.said}, {outcome.answers} |"
+            f" {len(outcome.meanwhile)} of each: {ratios} | {outcome.slowest():.1f} s |"
+        )
+    say("\nNo process ended, no log has a traceback, and the download that waited meanwhile is complete.")
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "kills": kills,
     "syscalls": every_call,
     "tracker": tracker,
     "cables": cables,
+    "peers": peers,
 }
 
 
@@ -148,7 +167,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/soak", description="Long fault tests, with their figures.")
     parser.add_argument("--rounds", type=int, default=200, help="kills and hangs, over all victims")
     parser.add_argument("--restarts", type=int, default=50, help="of the tracker")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9, help="of the moments")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of misbehaving peers, each transport")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**9, help="of what is drawn")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     return parser.parse_args()
 

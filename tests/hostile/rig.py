@@ -84,20 +84,20 @@ class Attack:
 def running(attack: str, endpoint: str, seconds: float, keys: Path | None = None) -> Iterator[Attack]:
     host, _, port = endpoint.rpartition(":")
     words = [attack, host, port, str(seconds), *([str(keys)] if keys else [])]
-    with _python("tests.hostile.attacks", *words) as popen:
+    with python("tests.hostile.attacks", *words) as popen:
         yield Attack(popen)
 
 
 @contextmanager
 def sink(curve: Path | None = None) -> Iterator[str]:
     """Where it listens: it takes everything and keeps nothing."""
-    with _python("tests.hostile.sink", *([str(curve)] if curve else [])) as popen:
+    with python("tests.hostile.sink", *([str(curve)] if curve else [])) as popen:
         assert popen.stdout is not None
         yield popen.stdout.readline().strip()
 
 
 @contextmanager
-def _python(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+def python(module: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     popen = subprocess.Popen(
         [sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )

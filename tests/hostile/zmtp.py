@@ -7,14 +7,14 @@ import struct
 
 At = tuple[str, int]
 
-_SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
+SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
 _MORE, _LONG, _COMMAND = 1, 2, 4
-_DEALER, _SUB = 5, 2
+DEALER, SUB = 5, 2
 
 
-def second(kind: int = _DEALER, said: bytes = b"x") -> bytes:
+def second(kind: int = DEALER, said: bytes = b"x") -> bytes:
     """All that a peer of ZMTP 2.0 says: its greeting, an empty routing id, one frame."""
-    return _SIGNATURE + bytes([1, kind]) + bytes(2) + bytes([0, len(said)]) + said
+    return SIGNATURE + bytes([1, kind]) + bytes(2) + bytes([0, len(said)]) + said
 
 
 def first(said: bytes = b"x") -> bytes:
@@ -23,12 +23,12 @@ def first(said: bytes = b"x") -> bytes:
 
 
 #: What libzmq once took in plain transport, and hands on without a word on where it came from.
-OLD = (second(), first(), second(_SUB, b"\x01"), first(b"\x01"))
+OLD = (second(), first(), second(SUB, b"\x01"), first(b"\x01"))
 OLD_IDS = ("2.0 dealer", "1.0 dealer", "2.0 subscriber", "1.0 subscriber")
 
 
-def greeting(mechanism: bytes) -> bytes:
-    return _SIGNATURE + b"\x03\x00" + mechanism.ljust(20, b"\0") + bytes(32)
+def greeting(mechanism: bytes, *, minor: int = 0, as_server: bool = False) -> bytes:
+    return SIGNATURE + bytes([3, minor]) + mechanism.ljust(20, b"\0") + bytes([as_server]) + bytes(31)
 
 
 def frame(body: bytes, *, more: bool = False, command: bool = False) -> bytes:
@@ -51,8 +51,9 @@ def ready(kind: bytes = b"DEALER", **more: bytes) -> bytes:
     return frame(told, command=True)
 
 
-def connect(at: At, within_s: float = 3.0) -> socket.socket:
-    return socket.create_connection(at, within_s)
+def connect(at: At, within_s: float = 3.0, source: str = "") -> socket.socket:
+    """`source`: the address that it comes from, of this PC's."""
+    return socket.create_connection(at, within_s, (source, 0) if source else None)
 
 
 def plain(at: At, kind: bytes = b"DEALER", **more: bytes) -> socket.socket:
