@@ -63,6 +63,7 @@ from zchunk.node.sealkeys import Sealing, SealKeys
 from zchunk.node.source import SourceFile
 from zchunk.node.target import check_regular, followed
 from zchunk.node.transfer import BULK_IO_THREADS, BulkPlane
+from zchunk.oserrors import check_descriptors
 from zchunk.protocol.messages import (
     Abandon,
     Event,
@@ -96,6 +97,9 @@ Unlock = Secret | Callable[[Lock], Secret]
 
 #: A large file's plan, manifest or listing may take the tracker a while.
 _REQUEST_S = 30.0
+#: Its planes and their connections to the tracker have 32, a job has its door with 3 and up to 8
+#: files, each node that it talks to 4.
+DESCRIPTORS = 48
 #: `close` waits so long for the jobs of other threads to keep what they have.
 _CLOSE_S = 10.0
 
@@ -163,12 +167,14 @@ class Client:
     def __init__(self, home: str | Path, settings: Settings | None = None) -> None:
         """`home` is the folder that `zchunk join` (or `zchunk node --join`) used.
 
-        Raises NotJoined. Does not wait for the tracker: the first request does.
+        Raises NotJoined, StorageUnavailable (too few descriptors are left). Does not wait for the
+        tracker: the first request does.
         """
         self.home = Path(home).expanduser()
         self.settings = settings or load_settings(None)
         self.folder, self.membership = of_home(self.home)
         check_transport(self.membership, self.settings)
+        check_descriptors("a client", DESCRIPTORS)
         self._pid = os.getpid()
         self._calls = Calls()
         self._streams: set[ChunkStream] = set()
@@ -199,7 +205,7 @@ class Client:
         self.seal_keys = SealKeys(self.folder / "uploads")
         self.desk = JobDesk(book_of(self.home, self.folder))
         self.manager = DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests")
-        self._threads = [LoopThread(bulk_loop, self._on_bug), LoopThread(control_loop, self._on_bug)]
+        self._threads = [LoopThread(loop, self._on_failure) for loop in (bulk_loop, control_loop)]
         for thread in self._threads:
             thread.start()
 
@@ -667,8 +673,10 @@ class Client:
         if not self._answered_once:
             self.ask(GetSnapshot(), self.settings.client.tracker_timeout_s)
 
-    def _on_bug(self, error: BaseException) -> None:
+    def _on_failure(self, error: BaseException) -> None:
         self._calls.end(error)
+        if isinstance(error, ZchunkError):
+            return  # what the system refused: whoever waits is told
         log.error("a bug ended this client", exc_info=error)
 
     def _where(self) -> str:

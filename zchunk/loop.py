@@ -50,7 +50,7 @@ class Timed(Protocol):
 
 
 class Loop:
-    """One thread's event loop. Only `post`, `stop` and `failure` are for other threads."""
+    """One thread's event loop. Only `post`, `fail`, `stop` and `failure` are for other threads."""
 
     def __init__(self, poller: Poller, clock: Clock, name: str) -> None:
         self.clock = clock
@@ -92,6 +92,10 @@ class Loop:
         """Run `call` in this loop's thread, soon. From any thread."""
         self._posted.append(call)
         self._poller.wake()
+
+    def fail(self, error: ZchunkError) -> None:
+        """`run` ends with `error`, soon. From any thread, and from any handler."""
+        self.post(lambda: _raise(error))
 
     def stop(self) -> None:
         """From any thread: `run` returns after the turn under way."""

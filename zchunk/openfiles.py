@@ -5,6 +5,9 @@ So connections have a part only (`for_connections`), and some descriptors are ke
 nothing but being given up where a file is to be opened and there are none left (`keep`,
 `open_file`): between two looks at connections more may come than their part. A look itself takes
 one of these where it must (`copy_file`).
+
+What a process cannot do without is counted before it begins (`shortage`): libzmq ends a process
+where there is no descriptor left for a thread of its own.
 """
 
 from __future__ import annotations
@@ -43,6 +46,33 @@ def limit() -> int | None:
     """How many descriptors this process may have; None where there is no limit."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource is not None else -1
     return soft if soft >= 0 else None
+
+
+def free(most: int) -> int:
+    """How many more descriptors this process can open now; `most` where it is more than that."""
+    opened: list[int] = []
+    try:
+        with suppress(OSError):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+            while len(opened) < most:
+                opened.append(os.dup(opened[0]))
+        return len(opened)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def shortage(what: str, needed: int) -> str | None:
+    """What to tell where fewer than `needed` descriptors are free for `what`; None where they are."""
+    left = free(needed)
+    if left == needed:
+        return None
+    most = limit()
+    of = "" if most is None else f" of {most}"
+    return (
+        f"{what} needs {needed} descriptors for files and connections, but {left}{of} are free: raise the"
+        f" limit (RLIMIT_NOFILE), e.g. `ulimit -n {max(1024, 2 * (most or 0))}`"
+    )
 
 
 def largest_file() -> int | None:

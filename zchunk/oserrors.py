@@ -103,6 +103,12 @@ def _largest() -> str:
     return "its file system has no files so large (FAT32 ends at 4 GiB - 1 byte)"
 
 
+def check_descriptors(what: str, needed: int) -> None:
+    """Before `what` begins, which cannot go on without so many. Raises StorageUnavailable."""
+    if (problem := openfiles.shortage(what, needed)) is not None:
+        raise StorageUnavailable(problem)
+
+
 def as_ours(error: OSError | MemoryError) -> ZchunkError:
     """Of a refusal that nobody has put into words where it came up."""
     name = error.filename if isinstance(error, OSError) else None

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from sys import UnraisableHookArgs
     from types import FrameType
+    from typing import NoReturn
 
 #: Begins like one: see transport/auth.py, which is not imported yet.
 _TOKEN = "zchunk1-"
 _INTERRUPTED = 130
 _SOON_S = 0.01
+#: What it takes to import the rest, and to tell of errors.
+_DESCRIPTORS = 8
 _AS_JSON = b'{"event": "error", "code": "interrupted", "exit_code": 130, "message": "interrupted"}\n'
 
 
@@ -31,6 +34,7 @@ def main() -> None:
     try:
         with ending_at_once():
             hide_tokens()
+            check_limit()
             from zchunk.cli import main as run
         run()
     except KeyboardInterrupt:  # once more, while it was ending
@@ -69,14 +73,32 @@ def keep_interrupts(lost: UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
 
 
+def check_limit() -> None:
+    """Raises the soft limit of descriptors; ends the process where modules could not be opened."""
+    import json
+
+    from zchunk import openfiles
+
+    openfiles.raise_limit()
+    problem = openfiles.shortage("zchunk", _DESCRIPTORS)
+    if problem is not None:
+        told = {"event": "error", "code": "storage_unavailable", "exit_code": 1, "message": problem}
+        end(1, json.dumps(told).encode() + b"\n", f"zchunk: {problem}\n".encode())
+
+
 def end_interrupted(number: int = 0, frame: FrameType | None = None) -> None:
     """Ends the process on the spot, in words."""
-    for fd, words in ((1, _AS_JSON if "--json" in sys.argv else b""), (2, b"zchunk: interrupted\n")):
+    end(_INTERRUPTED, _AS_JSON, b"zchunk: interrupted\n")
+
+
+def end(code: int, as_json: bytes, words: bytes) -> NoReturn:
+    """The process, with what it tells of it: `as_json` on stdout where JSON was asked for."""
+    for fd, said in ((1, as_json if "--json" in sys.argv else b""), (2, words)):
         try:
-            os.write(fd, words)
+            os.write(fd, said)
         except OSError:
             continue
-    os._exit(_INTERRUPTED)
+    os._exit(code)
 
 
 def hide_tokens() -> None:

@@ -100,7 +100,7 @@ class Peers:
 
     def __init__(self, told: Told, seconds: float) -> None:
         self._told = told
-        self._end = time.monotonic() + seconds
+        self._seconds, self._end = seconds, 0.0
         self._corpus = limits.corpus(told.seed, _EACH)
         self._requests = [message for message in self._corpus if isinstance(message, Request)]
         self._known = limits.Known({name: [*map(_bytes, some)] for name, some in told.known.items()})
@@ -115,6 +115,7 @@ class Peers:
         for door in self._told.doors:
             acts += [partial(self._member, door, member) for member in self._told.members]
             acts += [partial(self._knocks, door)] * bool(door.server)
+        self._end = time.monotonic() + self._seconds
         threads = [threading.Thread(target=self._kept, args=(act,)) for act in acts]
         for thread in threads:
             thread.start()

@@ -306,17 +306,22 @@ def test_a_folder_that_can_hold_no_socket_has_it_elsewhere(
     assert list(runtime.iterdir()) == []
 
 
+@pytest.mark.parametrize(("number", "places"), [(errno.EPERM, 2), (errno.EMFILE, 1)])
 def test_where_none_can_be_made_it_is_said_and_nothing_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, places: int
 ) -> None:
+    """Without descriptors there is none elsewhere either, and that is what is said."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    tried: list[Path] = []
 
     def refuse(path: Path) -> socket.socket:
-        raise OSError(errno.EMFILE, "Too many open files")
+        tried.append(path)
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(local, "_bind", refuse)
     before = open_descriptors()
-    with pytest.raises(OSError, match="Too many open files"):
+    with pytest.raises(OSError, match=os.strerror(number)):
         LocalDoor(tmp_path / "jobs", NAME)
+    assert len(tried) == places
     assert not open_descriptors() - before
     assert [path.name for path in tmp_path.iterdir()] == ["jobs"]

@@ -347,6 +347,16 @@ def test_a_bug_ends_the_loop_and_is_kept(loop: Loop, poller: FakePoller) -> None
     assert poller.closed
 
 
+def test_a_handler_may_end_the_loop_with_an_error_of_the_system(loop: Loop, poller: FakePoller) -> None:
+    """Which what it raises does not: that costs the sender its connection."""
+    socket, error = FakeSocket(message(1)), StorageUnavailable("no descriptors")
+    loop.add_socket(socket, lambda received: loop.fail(error))
+    with pytest.raises(StorageUnavailable, match="no descriptors"):
+        loop.run()
+    assert loop.failure is error
+    assert socket.rejected == []
+
+
 # -- other threads -----------------------------------------------------------------------------
 
 

@@ -63,6 +63,20 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_those_that_are_free_are_counted_and_stay_free() -> None:
+    with none_left() as taken:
+        assert openfiles.free(5) == 0
+        for _ in range(3):
+            os.close(taken.pop())
+        assert [openfiles.free(5), openfiles.free(5), openfiles.free(2)] == [3, 3, 2]
+        assert openfiles.shortage("it", 3) is None
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert openfiles.shortage("it", 4) == (
+            f"it needs 4 descriptors for files and connections, but 3 of {limit} are free: raise the limit"
+            " (RLIMIT_NOFILE), e.g. `ulimit -n 1024`"
+        )
+
+
 def test_connections_and_readers_have_a_part_each() -> None:
     with limited(512):
         assert (for_connections(), for_readers(64)) == (192, 32)

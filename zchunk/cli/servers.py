@@ -42,6 +42,7 @@ from zchunk.errors import (
     TransportMismatch,
     WrongServer,
 )
+from zchunk.oserrors import check_descriptors
 from zchunk.transport import cputimer
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ log = logging.getLogger(__name__)
 FIRST_TOKEN_S = 24 * 3600.0
 #: While the tracker does not answer, a node says so this often.
 _REMIND_S = 30.0
+
+#: Descriptors that it has before anybody comes, 12 of them for the test of its doors; and some for the
+#: first who come.
+_OF_A_TRACKER, _OF_A_NODE = 52, 64
 
 _PLAIN = (
     "transport is plain: anyone in this network can read chunks on their way and can pretend"
@@ -73,6 +78,12 @@ def _private(home: Path) -> None:
         return  # it is not there yet, or the next step says what is wrong with it
     if mode & 0o022 and not mode & stat.S_ISVTX:
         say(f"other users of this PC may write in {home}, and so replace what lies there: chmod go-w {home}")
+
+
+def _take_descriptors(what: str, own: int) -> None:
+    """Raises StorageUnavailable where there are not enough."""
+    check_descriptors(what, openfiles.SPARE + own)
+    openfiles.keep()
 
 
 def _ready(**fields: Any) -> None:
@@ -108,9 +119,8 @@ def tracker(
     start it makes its key and shows a token for nodes to join with.
     """
     set_up_logs(invocation.verbosity, server=True)
-    openfiles.raise_limit()
+    _take_descriptors("a tracker", _OF_A_TRACKER)
     _private(invocation.home)
-    openfiles.keep()
     cputimer.timer.arrange()
     settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
     from zchunk.clock import SystemClock
@@ -226,9 +236,8 @@ def node(
     --bind, --capacity and --advertise that were given last.
     """
     set_up_logs(invocation.verbosity, server=True)
-    openfiles.raise_limit()
+    _take_descriptors("a node", _OF_A_NODE)
     _private(invocation.home)
-    openfiles.keep()
     cputimer.timer.arrange()
     folder = invocation.home / "node"
     from zchunk.node import options

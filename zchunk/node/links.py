@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from zchunk.errors import PeerUnreachable, ZchunkError
+from zchunk.errors import PeerUnreachable, StorageUnavailable, ZchunkError
 from zchunk.loop import Loop
 from zchunk.node.doors import closed_door
 from zchunk.node.membership import Identity
@@ -171,7 +171,12 @@ class PeerLinks:
         peer, record = self._peers.get(peer_id), self._known.get(peer_id)
         if peer is None and record is not None and record.endpoints:
             curve = self._identity.to_server(bytes.fromhex(record.public_key or _NO_KEY))
-            socket = self._transport.dealer(record.endpoints, BULK, curve)
+            try:
+                socket = self._transport.dealer(record.endpoints, BULK, curve)
+            except StorageUnavailable as error:
+                # Not the peer's fault, and nothing would tell that it is over: all ends that runs here.
+                self._loop.fail(error)
+                return None
             peer = _Peer(_place(record), socket, Reach(self._loop.clock.monotonic()))
             self._peers[peer_id] = peer
             self._loop.add_socket(socket, lambda received: self._on_received(peer_id, received))

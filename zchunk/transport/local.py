@@ -264,6 +264,8 @@ def _listen(folder: Path, name: str) -> tuple[Path, socket.socket]:
         disk.private_folder(folder)
         return folder / name, _bind(folder / name)
     except OSError as error:
+        if is_want(error):
+            raise
         # Some network and FUSE file systems have no sockets, and a home may be read-only.
         log.info("no socket in %s (%s): it is made elsewhere", folder, error)
     made = Path(tempfile.mkdtemp(prefix="zchunk-", dir=os.environ.get("XDG_RUNTIME_DIR") or None))

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import zmq
+from zmq.utils.garbage import gc as returns
 
 from zchunk import addresses
 from zchunk.errors import InvalidUsage
+from zchunk.oserrors import check_descriptors
 from zchunk.transport import descriptors, names
 from zchunk.transport.base import (
     Arrival,
@@ -104,11 +106,23 @@ _TOPIC_BYTES = 64
 _PLAIN_WINDOW_BYTES = 128 * 1024
 
 
+#: Descriptors: of libzmq's context with its first socket, of each I/O thread, of a socket with its
+#: monitor, its bell and its first connection, of what returns memory that was sent without a copy.
+_OF_A_CONTEXT, _OF_A_THREAD, _OF_A_SOCKET, _OF_RETURNS = 4, 2, 6, 8
+
+
 class ZmqTransport:
-    """One libzmq context, so one set of I/O threads: a process has one per plane."""
+    """One libzmq context, so one set of I/O threads: a process has one per plane. It raises
+    StorageUnavailable where too few descriptors are left for it, or for another socket."""
 
     def __init__(self, io_threads: int = 1) -> None:
+        # libzmq ends the process where its threads find no descriptor; they start with its first
+        # socket.
+        own = _OF_A_CONTEXT + _OF_A_THREAD * io_threads
+        check_descriptors("a set of connections", own + _OF_RETURNS)
+        _prepare_for_large_frames()
         self._context = zmq.Context(io_threads)
+        self._context.socket(zmq.PAIR).close()
         # A closed context must not hang on sockets of a thread that died.
         self._context.linger = 0
         self._admissions = Admissions()
@@ -158,7 +172,6 @@ class ZmqTransport:
     def _listen(
         self, raw: zmq.Socket[bytes], bind: str, options: SocketOptions, curve: CurveServer | None
     ) -> _Bound:
-        _prepare_for_large_frames()
         if curve is None:
             raw.setsockopt(zmq.RCVBUF, _PLAIN_WINDOW_BYTES)
         _ask_gate(raw, curve.door if curve is not None else PLAIN_DOMAIN)
@@ -188,6 +201,8 @@ class ZmqTransport:
     def _socket(
         self, kind: int, options: SocketOptions, curve: CurveServer | CurveClient | None
     ) -> zmq.Socket[bytes]:
+        # Else libzmq tries to connect again and again, and tells nobody what keeps it from it.
+        check_descriptors("a connection", _OF_A_SOCKET)
         raw = self._context.socket(kind)
         _set_curve(raw, curve)
         raw.setsockopt(zmq.LINGER, options.linger_ms)
@@ -200,6 +215,14 @@ class ZmqTransport:
         raw.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
         raw.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         return raw
+
+
+def _prepare_for_large_frames() -> None:
+    """pyzmq has a context and a thread of its own, which give back the memory of frames that are not
+    copied. It starts them with the first of these: where that fails nobody can be told, and by then
+    strangers may have taken all descriptors."""
+    if not returns.is_alive():
+        zmq.Frame(b"\0", copy=False)
 
 
 def _limits(options: SocketOptions) -> Limits:
@@ -232,12 +255,6 @@ def _set_curve(raw: zmq.Socket[bytes], curve: CurveServer | CurveClient | None) 
         raw.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key)
         return
     raw.setsockopt(zmq.CURVE_SERVER, 1)
-
-
-def _prepare_for_large_frames() -> None:
-    """pyzmq opens what it needs for frames that are not copied, seven descriptors, with the first of
-    them. By then strangers may have taken all there are."""
-    zmq.Frame(b"\0", copy=False)
 
 
 def _ask_gate(raw: zmq.Socket[bytes], domain: str) -> None:
