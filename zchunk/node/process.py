@@ -10,7 +10,7 @@ from pathlib import Path
 from zchunk import disk
 from zchunk.clock import SystemClock
 from zchunk.config import Settings
-from zchunk.errors import AlreadyRunning, TrackerUnreachable, ZchunkError
+from zchunk.errors import AlreadyRunning, ZchunkError
 from zchunk.interfaces import watch_interfaces
 from zchunk.locks import FileLock, Timeout, locked
 from zchunk.loop import Loop, LoopThread, ThreadWorkers
@@ -28,7 +28,7 @@ _GOODBYE_S = 1.0
 
 
 class NodeProcess:
-    """A node on HOME/node. `start`, wait for `registered`, later `stop`."""
+    """A node on HOME/node. `start`, wait until it is `settled`, later `stop`."""
 
     def __init__(
         self, folder: Path, membership: Membership, settings: Settings, *, new_store: bool = False
@@ -44,7 +44,6 @@ class NodeProcess:
         self.failure: BaseException | None = None
         #: set when `registered`, refused or failed
         self.settled = threading.Event()
-        self.registered = False
         self.on_end: Callable[[], None] = lambda: None
         self.parts = node_parts(
             folder=folder,
@@ -55,14 +54,13 @@ class NodeProcess:
             control_transport=self._control_transport,
             bulk_transport=self._bulk_transport,
             make_workers=ThreadWorkers,
-            on_registered=self._on_registered,
+            on_registered=self.settled.set,
             on_refused=self._on_failure,
             new_store=new_store,
         )
         watch = watch_interfaces()
         if watch is not None:
             self.parts.server.follow_interfaces(Bell(watch))
-        self._where = ", ".join(membership.tracker)
         self._threads = [LoopThread(bulk_loop, self._on_failure), LoopThread(control_loop, self._on_failure)]
 
     def start(self) -> None:
@@ -74,14 +72,6 @@ class NodeProcess:
             prove_closed([Door(self.parts.endpoint, key.public)])
         log.info("listening at %s", self.parts.endpoint)
         control.start()
-
-    def wait_registered(self, timeout_s: float) -> None:
-        """Raises what refused us, or TrackerUnreachable when nothing came in time."""
-        self.settled.wait(timeout_s)
-        if self.failure is not None:
-            raise self.failure
-        if not self.registered:
-            raise TrackerUnreachable(f"the tracker at {self._where} does not answer; is it running?")
 
     def stop(self) -> None:
         """Says goodbye, ends the planes, closes the store."""
@@ -99,10 +89,6 @@ class NodeProcess:
         message = Goodbye(incarnation=self.parts.server.incarnation)
         self.parts.control.request(message, _GOODBYE_S, loop, lambda reply, error: said.set())
         said.wait(_GOODBYE_S)
-
-    def _on_registered(self) -> None:
-        self.registered = True
-        self.settled.set()
 
     def _on_failure(self, error: BaseException) -> None:
         self.failure = error
