@@ -16,12 +16,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
+import pytest
 from msgspec import structs
 
 from zchunk import config, disk, hashing
 from zchunk.clock import ManualClock
 from zchunk.errors import ZchunkError
 from zchunk.loop import Loop
+from zchunk.node import assembly, ownstore
 from zchunk.node.assembly import node_parts
 from zchunk.node.control import ControlPlane
 from zchunk.node.get import Download
@@ -34,6 +36,7 @@ from zchunk.node.sealkeys import Sealing
 from zchunk.node.server import NodeServer
 from zchunk.node.service import ChunkService
 from zchunk.node.source import SourceFile
+from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.oserrors import as_ours
 from zchunk.protocol import columns
 from zchunk.protocol.messages import Locate, Plan, Remove, Request
@@ -366,10 +369,12 @@ class SimNode:
         """Raises what a process would end with, in words; it is not alive then."""
         self.host = Host(self.cluster.network, self.name)
         try:
-            with self.host.acts():
+            with self.host.acts(), opened_stores() as opened:
                 self._start()
         except BaseException:
             self.host.crash()
+            for store in opened:
+                _drop(store)
             raise
 
     def _start(self) -> None:
@@ -609,6 +614,20 @@ class Cluster:
             assert target.read_bytes() == path.read_bytes(), f"seed {self.seed}: {name} differs"
             assert not list(self.root.glob("verify-*.z*")), f"seed {self.seed}: leftovers"
             target.unlink()
+
+
+@contextmanager
+def opened_stores() -> Iterator[list[ChunkStore]]:
+    """Those that nodes open in the block."""
+    opened: list[ChunkStore] = []
+
+    def open_store(*args: Any, **options: Any) -> ChunkStore:
+        opened.append(store := ownstore.open_store(*args, **options))
+        return store
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "open_store", open_store)
+        yield opened
 
 
 def _drop(store: Any) -> None:
