@@ -11,6 +11,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from typing import Any
 import pytest
 
 from tests.sim import scenarios
+from tests.sim.test_refusals import RefusedHistory
 from tests.sim.test_scenarios import History
+from zchunk import disk
 from zchunk.errors import IllegalEvent, ZchunkError
 from zchunk.node import get, put, upload
 from zchunk.node.download import ChunkState, DownloadJob, VerifyChunk
@@ -28,7 +31,7 @@ from zchunk.node.reach import Reach
 from zchunk.node.selfcheck import SelfCheck
 from zchunk.node.server import NodeServer
 from zchunk.node.session import Session
-from zchunk.node.store import chunkstore
+from zchunk.node.store import chunkstore, judge, reconcile
 from zchunk.node.upload import UploadJob
 from zchunk.protocol.messages import Event, Release
 from zchunk.tracker.chunks import Chunks
@@ -49,6 +52,10 @@ FAILURES = (AssertionError, ZchunkError, IllegalEvent, LookupError, ValueError)
 
 def history(root: Path, seed: int) -> None:
     History(root, seed).run()
+
+
+def refused_history(root: Path, seed: int) -> None:
+    RefusedHistory(root, seed).run()
 
 
 # -- guards, taken out ----------------------------------------------------------------
@@ -242,6 +249,40 @@ def refusals_fail(patch: Patch) -> None:
     patch.setattr(put, "_MENDS", 0)
 
 
+def refusals_are_damage(patch: Patch) -> None:
+    """A chunk that cannot be read now is taken for a damaged one."""
+    really = judge.judge
+
+    def judged(*args: Any) -> judge.Judged:
+        try:
+            return really(*args)
+        except OSError:
+            return judge.Judged(judge.Verdict.DAMAGED)
+
+    for module in (chunkstore, reconcile):
+        patch.setattr(module, "judge", judged)
+
+
+def failed_syncs_count(patch: Patch) -> None:
+    """A chunk whose file could not be synced is acknowledged."""
+    sync = disk.DirectWriter.sync
+
+    def careless(self: disk.DirectWriter) -> None:
+        with suppress(ZchunkError):
+            sync(self)
+
+    patch.setattr(disk.DirectWriter, "sync", careless)
+
+
+def short_writes_count(patch: Patch) -> None:
+    """What the system wrote of it is taken for all of it."""
+
+    def write_once(fd: int, view: memoryview, offset: int) -> None:
+        os.pwrite(fd, view, offset)
+
+    patch.setattr(disk, "_write_all", write_once)
+
+
 @dataclass(frozen=True)
 class Mutation:
     apply: Callable[[Patch], None]
@@ -274,10 +315,14 @@ MUTATIONS = {
         Mutation(moves_unbounded, scenarios.one_sided),
         Mutation(refusals_final, scenarios.vanished),
         Mutation(refusals_fail, scenarios.gone_before_commit),
+        Mutation(refusals_are_damage, refused_history),
+        Mutation(failed_syncs_count, refused_history),
+        Mutation(short_writes_count, refused_history),
     )
 }
 STORIES = sorted(
-    {scenarios.death, *(m.story for m in MUTATIONS.values())} - {history}, key=lambda story: story.__name__
+    {scenarios.death, *(m.story for m in MUTATIONS.values())} - {history, refused_history},
+    key=lambda story: story.__name__,
 )
 
 
