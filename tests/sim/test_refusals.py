@@ -47,7 +47,6 @@ class RefusedHistory(Refused):
         self.verify()
         hits = self.refusals.hits
         print(f"seed {self.cluster.seed}: {hits.total()} refusals: {dict(sorted(hits.items()))}")
-        assert hits, f"seed {self.cluster.seed}: nothing was refused"
         return hits
 
     def trouble(self, *hosts: str) -> None:
