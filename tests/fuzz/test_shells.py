@@ -129,7 +129,7 @@ class Tracker(_Asked):
         assert server._outstanding.requests <= len(self.shell.works)
         assert len(core._parked) <= 10
         assert set(core._inventories) <= {peer_id("A"), peer_id("B")}
-        assert len(core._reservations._promises) <= 100
+        assert len(core._promises) <= 100
 
     def teardown(self) -> None:
         self.shell.delivery = Delivery.SENT

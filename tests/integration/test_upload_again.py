@@ -133,6 +133,27 @@ def test_a_killed_upload_sends_only_what_is_missing(change: str, quad: Cluster, 
     assert (again["bytes_sent"], again["already"]) == (0, True)
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_it_goes_through_at_once_where_the_file_fits_only_once(
+    end: int, tmp_path_factory: pytest.TempPathFactory, folder: Path
+) -> None:
+    """Nothing is promised to the dead upload any more, and what is stored of it is counted on."""
+    source = fresh(folder, SIZE)
+    with Cluster(tmp_path_factory.mktemp("nearly full"), SMALL) as cluster:
+        cluster.start_nodes("A", "B", options=("--capacity", "10MB"))
+        for part in (3, 2):  # killed again when there is more of it
+            put = begin(cluster, source, COUNT // part)
+            assert put.alive, "a finished upload is no round"
+            put.send(end)
+            put.wait()
+        missing = missing_bytes(cluster, source)
+        assert 0 < missing < SIZE
+        assert 0 < cluster.client.put(source.path).last["bytes_sent"] <= missing
+        check(cluster, source, folder)
+        other = fresh(folder, SIZE)
+        assert cluster.client.put(other.path, code=8).last["code"] == "no_space"
+
+
 def test_a_version_or_copy_sends_only_new_chunks_whatever_peers_the_plan_names(
     quad: Cluster, folder: Path
 ) -> None:

@@ -13,6 +13,7 @@ from tests.sim.replay import record
 from zchunk import hashing
 from zchunk.errors import StoreOffline
 from zchunk.node.source import SourceFile
+from zchunk.tracker.promises import GONE_S, SILENT_S
 
 
 def put(cluster: Cluster, path: Path, **options: Any) -> dict[str, Any]:
@@ -194,6 +195,31 @@ def test_a_waiting_upload_says_for_whom_since_when_and_for_how_much(root: Path) 
     assert (list(event["online"]), event["needed"], event["chunks_count"]) == (["a"], 2, 40)
     assert "1 peer online (a)" in event["message"]
     assert event["waiting_since"]
+
+
+def test_a_waiting_upload_keeps_its_promise_also_over_a_broken_line(root: Path) -> None:
+    """So long that the tracker gives up what was promised by the connection before."""
+    cluster = Cluster(root, 11, nodes=2)
+    client, _, _ = waiting_upload(cluster, 40 * CHUNK)
+    promises = cluster.tracker.server.core._promises
+    cluster.network.cut(client.host.name, "tracker")
+    cluster.run(lambda: not promises._by, "the tracker to notice", limit_s=10)
+    cluster.network.heal()
+    cluster.run(lambda: bool(promises._by), "the upload to say that it goes on", limit_s=10)
+    cluster.run_for(GONE_S + SILENT_S)
+    assert len(promises) == 1
+
+
+def test_the_promise_of_an_upload_that_died_ends(root: Path) -> None:
+    cluster = Cluster(root, 12, nodes=2)
+    client, _, _ = waiting_upload(cluster, 40 * CHUNK)
+    promises = cluster.tracker.server.core._promises
+    client.host.crash()
+    cluster.run(lambda: not promises._by, "the tracker to notice", limit_s=10)
+    cluster.run_for(GONE_S - 10)
+    assert len(promises) == 1
+    cluster.run_for(11)
+    assert len(promises) == 0
 
 
 def test_a_waiting_upload_polls_nobody_and_goes_on_by_the_event(

@@ -62,6 +62,7 @@ from zchunk.protocol.messages import (
     Removals,
     Remove,
     Removed,
+    Renew,
     ReportCorrupt,
     ReportHeld,
     Request,
@@ -76,7 +77,7 @@ from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
 from zchunk.tracker.core import Timing, TrackerCore
 from zchunk.tracker.health import TOPICS
 from zchunk.tracker.membership import Membership
-from zchunk.tracker.planning import MAX_PROMISES, Reservations
+from zchunk.tracker.promises import GONE_S, SILENT_S, STUCK_S
 from zchunk.tracker.store import TrackerStore
 from zchunk.transport.keys import peer_id_of
 
@@ -321,6 +322,7 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Stored: (Stored(upload_id=UPLOAD, hashes=b""), {"node"}),
     Commit: (commit(), WRITERS),
     Abandon: (Abandon(upload_id=UPLOAD), WRITERS),
+    Renew: (Renew(upload_id=UPLOAD), WRITERS),
     Locate: (Locate(name_or_id="film", unique=False), READERS),
     ListFiles: (ListFiles(page=""), READERS),
     Remove: (Remove(file_id="0" * 64), WRITERS),
@@ -875,18 +877,96 @@ def test_strange_questions_for_chunks_are_refused(cluster: Cluster, hashes: byte
     assert cluster.answer("client", request_id).code == "malformed"  # type: ignore[union-attr]
 
 
-def test_promises_end_by_themselves() -> None:
-    promises = Reservations()
-    promises.add(UPLOAD, {"a": 100, "b": 50}, 10, 0.0)
-    promises.stored(UPLOAD, "a", 3, 10.0)
-    assert promises.taken("") == {"a": 70, "b": 50}
-    promises.stored(UPLOAD, "a", 1000, 10.0)
-    promises.stored(OTHER_UPLOAD, "a", 1, 10.0)
-    assert promises.taken("") == {"a": 0, "b": 50}
-    promises.expire(3000.0)
-    assert promises.taken("") == {"a": 0, "b": 50}
-    promises.expire(3610.0)
-    assert promises.taken("") == {}
+def full_but_for_one_file(cluster: Cluster) -> None:
+    """A has 4 chunks free, B and C have none: a file of 4 chunks fits once."""
+    for name in NODES[:2]:
+        cluster.ask(name, hello(free=2 * CHUNK))
+
+
+def test_space_of_an_upload_that_was_killed_is_free_for_the_same_put_at_once(cluster: Cluster) -> None:
+    full_but_for_one_file(cluster)
+    cluster.ask("client", plan(), b"first")
+    stored(cluster, "A", [1])
+    stored(cluster, "B", [2])
+    for name in NODES[:2]:
+        cluster.ask(name, beat(free=CHUNK, chunks=1))
+    cluster.perform(cluster.core.connection_gone(b"first", read(cluster.clock)))
+    again = plan(upload_id=OTHER_UPLOAD)
+    assert cluster.refused("A", again) == "no_space", "another member's"
+    assert isinstance(cluster.ask("client", again, b"second"), Planned)
+
+
+def test_and_for_others_when_it_did_not_come_back(cluster: Cluster) -> None:
+    full_but_for_one_file(cluster)
+    cluster.ask("client", plan(), b"first")
+    cluster.perform(cluster.core.connection_gone(b"first", read(cluster.clock)))
+    assert cluster.refused("A", plan(upload_id=OTHER_UPLOAD)) == "no_space"
+    beats(cluster, GONE_S)
+    assert isinstance(cluster.ask("A", plan(upload_id=OTHER_UPLOAD)), Planned)
+
+
+def beats(cluster: Cluster, seconds: float, free: int = 2 * CHUNK) -> None:
+    """So long the nodes say that they are there."""
+    for _ in range(int(seconds)):
+        cluster.advance(1.0)
+        for name in NODES[:2]:
+            cluster.ask(name, beat(free=free))
+
+
+def test_an_upload_that_renews_by_another_connection_keeps_its_space(cluster: Cluster) -> None:
+    full_but_for_one_file(cluster)
+    cluster.ask("client", plan(), b"first")
+    cluster.perform(cluster.core.connection_gone(b"first", read(cluster.clock)))
+    cluster.ask("A", Renew(upload_id=UPLOAD), b"elsewhere")
+    beats(cluster, GONE_S - 5)
+    assert cluster.ask("client", Renew(upload_id=UPLOAD), b"second") == Ok()
+    beats(cluster, 2 * GONE_S)
+    assert cluster.refused("A", plan(upload_id=OTHER_UPLOAD)) == "no_space"
+
+
+def test_an_upload_whose_connection_stands_keeps_its_space(cluster: Cluster) -> None:
+    """It may wait for a peer, or for an answer of who started it."""
+    full_but_for_one_file(cluster)
+    cluster.ask("client", plan(), b"first")
+    for _ in range(3):
+        beats(cluster, SILENT_S / 2)
+        cluster.ask("client", beat(0, free=0), b"first")
+    assert cluster.refused("client", plan(upload_id=OTHER_UPLOAD)) == "no_space"
+    beats(cluster, SILENT_S)
+    assert isinstance(cluster.ask("client", plan(upload_id=OTHER_UPLOAD)), Planned)
+
+
+def test_space_of_a_revoked_member_is_free_at_once(cluster: Cluster) -> None:
+    full_but_for_one_file(cluster)
+    cluster.ask("client", plan())
+    late = cluster.send("client", plan(upload_id="c" * 32))
+    cluster.membership.revoke(peer_id("client"))
+    cluster.perform(cluster.core.members_changed(read(cluster.clock)))
+    cluster.work()
+    assert cluster.answer("client", late).code in {"no_space", "not_allowed"}  # type: ignore[union-attr]
+    assert isinstance(cluster.ask("A", plan(upload_id=OTHER_UPLOAD)), Planned)
+
+
+def test_a_plan_that_was_made_when_its_member_was_revoked_is_no_promise(cluster: Cluster) -> None:
+    full_but_for_one_file(cluster)
+    late = cluster.send("client", plan())
+    cluster.membership.revoke(peer_id("client"))
+    cluster.perform(cluster.core.members_changed(read(cluster.clock)))
+    cluster.work()
+    assert cluster.answer("client", late).code == "not_allowed"  # type: ignore[union-attr]
+    assert isinstance(cluster.ask("A", plan(upload_id=OTHER_UPLOAD)), Planned)
+
+
+def test_a_plan_for_all_there_is_leaves_others_their_share(cluster: Cluster) -> None:
+    for name in NODES[:2]:
+        cluster.ask(name, hello(free=8 * CHUNK))
+    assert isinstance(cluster.ask("client", plan(size=16 * CHUNK)), Planned)
+    assert cluster.refused("A", plan(upload_id=OTHER_UPLOAD, size=8 * CHUNK)) == "no_space"
+    for _ in range(int(STUCK_S / 60)):
+        beats(cluster, 60, 8 * CHUNK)
+        cluster.ask("client", beat(0, free=0))
+    assert cluster.refused("A", plan(upload_id=OTHER_UPLOAD, size=9 * CHUNK)) == "no_space"
+    assert isinstance(cluster.ask("A", plan(upload_id=OTHER_UPLOAD, size=8 * CHUNK)), Planned)
 
 
 # -- commit ------------------------------------------------------------------------------------------------
@@ -1639,16 +1719,6 @@ def test_a_plan_of_more_than_a_file_can_have_is_refused_before_it_is_made(
         assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
     finally:
         tracemalloc.stop()
-
-
-def test_a_member_is_promised_space_for_so_many_uploads_and_others_for_theirs() -> None:
-    reservations = Reservations()
-    reservations.add("0" * 32, {"A": 5}, CHUNK, 0.0, "other")
-    for number in range(MAX_PROMISES + 100):
-        reservations.add(f"{number:032x}" + "x", {"A": 1}, CHUNK, 0.0, "greedy")
-    assert reservations.taken("") == {"A": 5 + MAX_PROMISES}
-    reservations.expire(1e9)
-    assert not reservations._of_member
 
 
 @pytest.mark.parametrize("kind", [Stored, Lost, Whole, Release])

@@ -76,6 +76,7 @@ from zchunk.protocol.messages import (
     Planned,
     PutBlock,
     PutManifest,
+    Renew,
 )
 from zchunk.sealing import sealed_row
 
@@ -158,6 +159,7 @@ class Upload(JobDriver[Action]):
         self._job: UploadJob | None = None
         self._progress = Progress(tell, plan.size, count)
         self._started = 0.0
+        self._stop_watching: Callable[[], None] | None = None
         self._handlers: dict[type[Action], Callable[[Any], None]] = {
             ReadChunk: self._read,
             FindHolders: self._find,
@@ -216,7 +218,15 @@ class Upload(JobDriver[Action]):
             ),
         )
         self.follow(self._job)
+        control = self.bulk.control
+        self._stop_watching = control.watch_peers(self.bulk.loop, lambda record: None, self._renew)
         self.perform(self._job.start(self.now()))
+
+    def leave(self) -> None:
+        super().leave()
+        if self._stop_watching is not None:
+            self._stop_watching()
+            self._stop_watching = None
 
     def stop(self) -> None:
         """End now; what nodes stored stays leased, so the same put goes on from there."""
@@ -234,6 +244,13 @@ class Upload(JobDriver[Action]):
             self._progress.on_time(now, self._job.chunks_completed, self._job.bytes_sent)
             if self._mend_at is not None and self._mend_at <= now:
                 self._mend(now)
+
+    def _renew(self) -> None:
+        """The tracker answers, perhaps by another connection than the plan was asked by: then only
+        this tells it that the upload goes on."""
+        if not self.ended:
+            renew = Renew(upload_id=self._plan.upload_id)
+            self.bulk.control.request(renew, TRACKER_TIMEOUT_S, self.bulk.loop, lambda reply, problem: None)
 
     # -- what happens ---------------------------------------------------------------
 

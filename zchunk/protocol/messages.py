@@ -514,6 +514,15 @@ class Abandon(Request, frozen=True):
     upload_id: UploadId
 
 
+class Renew(Request, frozen=True):
+    """The upload goes on: what it was promised stays so, also after its connection broke. Nothing
+    where it was promised nothing. Idempotent."""
+
+    TYPE: ClassVar[str] = "renew"
+    REPLY: ClassVar[type[Message]] = Ok
+    upload_id: UploadId
+
+
 class ChunksFound(Message, frozen=True):
     """Who holds the chunks that were asked about, of the peers that are up. Chunk i has
     `holder_counts[i]` (u16) entries, in order of storing, in `holder_peers` (u16 indexes

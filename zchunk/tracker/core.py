@@ -81,6 +81,7 @@ from zchunk.protocol.messages import (
     Removals,
     Remove,
     Removed,
+    Renew,
     ReportCorrupt,
     ReportHeld,
     Request,
@@ -96,7 +97,8 @@ from zchunk.tracker.health import Counted, FileHealth
 from zchunk.tracker.joinlimit import JoinLimit
 from zchunk.tracker.liveness import Change, Life, Liveness
 from zchunk.tracker.membership import Member, Membership
-from zchunk.tracker.planning import Reservations, make_plan
+from zchunk.tracker.planning import make_plan
+from zchunk.tracker.promises import Asker, Promises
 from zchunk.tracker.records import (
     file_fields,
     health_fields,
@@ -195,7 +197,7 @@ class TrackerCore:
         self._strange: set[str] = set()
         #: peers whose change is being stored: how many events of each are still to come
         self._untold: Counter[str] = Counter()
-        self._reservations = Reservations()
+        self._promises = Promises()
         self._health = FileHealth(first_at=now.mono + timing.lease_s)
         self._corrupt = CorruptReports()
         #: why what nodes told last could not be stored; None where it could
@@ -228,6 +230,7 @@ class TrackerCore:
             Stored: (_STORING, self._stored),
             Commit: (_WRITING, self._commit),
             Abandon: (_WRITING, self._abandon),
+            Renew: (_WRITING, self._renew),
             Locate: (_READING, self._locate),
             ListFiles: (_READING, self._list_files),
             Remove: (_WRITING, self._remove),
@@ -254,7 +257,7 @@ class TrackerCore:
 
     def advance(self, now: Now) -> list[Action]:
         actions = self._changed(self._liveness.advance(now.mono), now)
-        self._reservations.expire(now.mono)
+        self._promises.expire(now.mono)
         for key, parked in list(self._parked.items()):
             if parked.deadline <= now.mono:
                 del self._parked[key]
@@ -285,6 +288,7 @@ class TrackerCore:
         return actions
 
     def connection_gone(self, connection: bytes, now: Now) -> list[Action]:
+        self._promises.gone(connection, now.mono)
         return self._changed(self._liveness.connection_gone(connection, now.mono), now)
 
     def deadline(self) -> float:
@@ -363,6 +367,8 @@ class TrackerCore:
         if before is not None and before.revoked != member.revoked:
             topic = "member.revoked" if member.revoked else "member.allowed"
         actions: list[Action] = [self._publish(topic, member_fields(member), now)]
+        if member.revoked:
+            self._promises.revoke(member.peer_id, now.mono)
         if before is not None:
             # Behind the event: a subscriber may hear of its own end.
             actions.append(CutOff(member.peer_id))
@@ -547,6 +553,7 @@ class TrackerCore:
 
     def _heartbeat(self, ask: Ask, now: Now) -> list[Action]:
         beat: Heartbeat = ask.message
+        self._promises.heard(ask.sender.connection, now.mono)
         if self._member(ask).role == "node" and beat.incarnation:
             known = self._liveness.beat(ask.peer_id, beat.incarnation, ask.sender.connection, now.mono)
             if not known:
@@ -648,7 +655,15 @@ class TrackerCore:
     def _plan(self, ask: Ask, now: Now) -> list[Action]:
         plan: Plan = ask.message
         online = [self._records[peer_id] for peer_id in sorted(self._live())]
-        taken = self._reservations.taken(plan.upload_id)
+        asker = Asker(
+            plan.upload_id,
+            ask.peer_id,
+            ask.sender.connection,
+            plan.size,
+            plan.chunk_size,
+            anew=not len(plan.only),
+        )
+        taken = self._promises.taken(asker, {record.peer_id: record.free for record in online}, now.mono)
         loads = dict(self._loads)
 
         def run(store: TrackerStore) -> tuple[Planned, dict[str, int]]:
@@ -659,7 +674,11 @@ class TrackerCore:
             if error is not None:
                 return ask.refuse(error)
             planned, wanted = result
-            self._reservations.add(plan.upload_id, wanted, plan.chunk_size, now.mono, ask.peer_id)
+            try:
+                self._member(ask)
+            except NotAllowed as revoked_meanwhile:
+                return ask.refuse(revoked_meanwhile)
+            self._promises.add(asker, wanted, now.mono)
             return ask.reply(planned)
 
         return [Work(run, then)]
@@ -686,7 +705,7 @@ class TrackerCore:
     def _stored(self, ask: Ask, now: Now) -> list[Action]:
         stored: Stored = ask.message
         hashes = split_hashes(stored.hashes)
-        self._reservations.stored(stored.upload_id, ask.peer_id, len(hashes), now.mono)
+        self._promises.stored(stored.upload_id, ask.peer_id, len(hashes), now.mono)
 
         def run(store: TrackerStore) -> list[str]:
             added = store.add_holdings(ask.peer_id, hashes, store.now_ms())
@@ -738,7 +757,7 @@ class TrackerCore:
             if error is not None:
                 return ask.refuse(error)
             record, already, self._commit_number = result
-            self._reservations.drop(commit.upload_id)
+            self._promises.committed(commit.upload_id, later.mono)
             self._health.changed([record.file_id], later.mono)
             actions = ask.reply(Committed(file=record, already=already))
             if not already:
@@ -760,7 +779,11 @@ class TrackerCore:
         return [self._commit_work(p.ask, p.deadline, p.number) for p in parked.values()]
 
     def _abandon(self, ask: Ask, now: Now) -> list[Action]:
-        self._reservations.drop(ask.message.upload_id)
+        self._promises.abandon(ask.message.upload_id, ask.peer_id, now.mono)
+        return ask.reply(Ok())
+
+    def _renew(self, ask: Ask, now: Now) -> list[Action]:
+        self._promises.renew(ask.message.upload_id, ask.peer_id, ask.sender.connection, now.mono)
         return ask.reply(Ok())
 
     # -- files ----------------------------------------------------------------------

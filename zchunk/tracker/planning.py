@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from zchunk.errors import InvalidUsage, MalformedMessage
 from zchunk.manifest import MAX_NEW_CHUNKS, chunk_count, chunk_length, chunk_size_problem
@@ -14,83 +12,16 @@ from zchunk.protocol.messages import PeerRecord, Plan, Planned
 
 #: Copies that one plan places: ten of each chunk of the largest file.
 MAX_PLACES = 1_500_000
-#: Uploads of one member whose space is promised at a time; of more, the oldest's is not.
-MAX_PROMISES = 1_000
-#: Without a sign of the upload for so long, its space is no longer promised.
-_PROMISE_S = 3600.0
 #: A peer that moves so many bytes per second (a gigabit link's worth) counts as having
 #: half its free space, where placement goes by load.
 _FULL_LOAD = 100e6
 
 
-@dataclass(slots=True)
-class _Promise:
-    ends: float
-    chunk_size: int
-    member: str
-    peers: dict[str, int] = field(default_factory=dict)
-
-
-class Reservations:
-    """Bytes per peer that plans under way have promised but nodes not yet stored.
-
-    A node's `free` in its heartbeat shrinks as it stores; without this, two uploads
-    planned in the same second would both count on the same free space.
-    """
-
-    def __init__(self) -> None:
-        #: upload id -> what it was promised, in the order of their first plans
-        self._promises: dict[str, _Promise] = {}
-        self._of_member: Counter[str] = Counter()
-
-    def taken(self, except_upload: str) -> dict[str, int]:
-        """Bytes promised per peer by all other uploads."""
-        total: dict[str, int] = {}
-        for upload_id, promise in self._promises.items():
-            if upload_id != except_upload:
-                for peer_id, size in promise.peers.items():
-                    total[peer_id] = total.get(peer_id, 0) + size
-        return total
-
-    def add(
-        self, upload_id: str, peers: Mapping[str, int], chunk_size: int, now: float, member: str = ""
-    ) -> None:
-        """A plan of `member` for `upload_id`; a further one (some chunks anew) adds to the first."""
-        if upload_id not in self._promises:
-            if self._of_member[member] >= MAX_PROMISES:
-                self.drop(next(u for u, p in self._promises.items() if p.member == member))
-            self._promises[upload_id] = _Promise(now, chunk_size, member)
-            self._of_member[member] += 1
-        promise = self._promises[upload_id]
-        promise.ends = now + _PROMISE_S
-        for peer_id, size in peers.items():
-            promise.peers[peer_id] = max(promise.peers.get(peer_id, 0), size)
-
-    def stored(self, upload_id: str, peer_id: str, chunks: int, now: float) -> None:
-        promise = self._promises.get(upload_id)
-        if promise is None or peer_id not in promise.peers:
-            return
-        promise.ends = now + _PROMISE_S
-        left = promise.peers.get(peer_id, 0) - chunks * promise.chunk_size
-        promise.peers[peer_id] = max(0, left)
-
-    def drop(self, upload_id: str) -> None:
-        promise = self._promises.pop(upload_id, None)
-        if promise is not None:
-            self._of_member[promise.member] -= 1
-            if not self._of_member[promise.member]:
-                del self._of_member[promise.member]
-
-    def expire(self, now: float) -> None:
-        for upload_id in [u for u, promise in self._promises.items() if promise.ends <= now]:
-            self.drop(upload_id)
-
-
 def make_plan(
     plan: Plan, online: Sequence[PeerRecord], taken: Mapping[str, int], loads: Mapping[str, float]
 ) -> tuple[Planned, dict[str, int]]:
-    """The answer to `plan` and the bytes it puts on each peer. `taken`: bytes promised to
-    other uploads; `loads`: bytes per second that peers move already.
+    """The answer to `plan` and the bytes it puts on each peer. `taken`: bytes that are not for
+    this upload (promises.py); `loads`: bytes per second that peers move already.
 
     Raises TooFewPeers, NoSpace, or MalformedMessage for a request that contradicts itself.
     """
