@@ -19,7 +19,7 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,7 @@ from zchunk.errors import (
     KeyNeeded,
     NotAllowed,
     NotFound,
+    PeersUnsure,
     TargetExists,
     TooFewPeers,
     TrackerUnreachable,
@@ -50,6 +51,7 @@ from zchunk.node.calls import SHUT_OUT, Call, Calls
 from zchunk.node.control import ControlPlane
 from zchunk.node.feed import Missed
 from zchunk.node.get import Download
+from zchunk.node.hellos import HelloWait, PlanPatience
 from zchunk.node.jobcontrol import KeptJob
 from zchunk.node.jobdesk import JobDesk
 from zchunk.node.jobs import JobRecord, JobStatus, book_of
@@ -258,9 +260,25 @@ class Client:
                     self._send(ListFiles(page=files.next_page), _REQUEST_S, call)
                 yield from files.files
 
-    def locate(self, name_or_id: str, unique: bool = False) -> Location:
-        """A file's manifest and holders, by name or id. 64 hex digits are always an id. Raises
+    def locate(self, name_or_id: str, unique: bool = False, *, settled: bool = False) -> Location:
+        """A file's manifest and holders, by name or id. 64 hex digits are always an id. `settled`:
+        where the tracker has just started, give holders a lease to say hello. Raises
         NotFound, AmbiguousName, IntegrityError (the tracker answers with another file)."""
+        where, hellos = self._locate(name_or_id, unique), HelloWait()
+        if not (settled and self._is_unsure(where)):
+            return where
+        with self._calls.call() as call, self._news_of_peers(call) as due:
+            lease_s = self.settings.tracker.lease_s
+            while hellos.waits(self._is_unsure(where), lease_s, SystemClock().monotonic()):
+                self._await_news(call, hellos.deadline())
+                due.clear()
+                where = self._locate(name_or_id, unique)
+        return where
+
+    def _is_unsure(self, where: Location) -> bool:
+        return any(record.unsure for record in where.peers.values())
+
+    def _locate(self, name_or_id: str, unique: bool) -> Location:
         try:
             ask = Locate(name_or_id=name_or_id, unique=unique)
         except ValidationError:
@@ -282,11 +300,20 @@ class Client:
 
     # -- put ------------------------------------------------------------------------
 
-    def plan_put(self, path: str | Path, options: PutOptions | None = None) -> PlannedUpload:
-        """What an upload of `path` would do; nothing is stored yet.
+    def plan_put(
+        self,
+        path: str | Path,
+        options: PutOptions | None = None,
+        on_unsure: Callable[[TooFewPeers], None] = lambda error: None,
+    ) -> PlannedUpload:
+        """What an upload of `path` would do; nothing is stored yet. A tracker that has just
+        started does not know yet who is up: waits a lease for its nodes, and `on_unsure` hears so.
 
         Raises NotFound, NotAllowed or InvalidUsage for the file, TooFewPeers, NoSpace.
         """
+        return self._plan_patiently(path, options, PlanPatience(), on_unsure)
+
+    def _plan_now(self, path: str | Path, options: PutOptions | None) -> PlannedUpload:
         source, options = SourceFile(Path(path)), options or PutOptions()
         try:
             name = file_name(source.path, options)
@@ -304,31 +331,49 @@ class Client:
     ) -> PlannedUpload:
         """As `plan_put`, as soon as there are enough peers for a plan: waits for their events.
         `on_refused` hears why there is none yet, each time that the reason is another one."""
+        return self._plan_patiently(path, options, PlanPatience(for_peers=True), on_refused)
+
+    def _plan_patiently(
+        self,
+        path: str | Path,
+        options: PutOptions | None,
+        patience: PlanPatience,
+        on_refused: Callable[[TooFewPeers], None],
+    ) -> PlannedUpload:
         said: str | None = None
         with self._calls.call() as call, self._news_of_peers(call) as due:
             while True:
                 due.clear()
                 try:
-                    return self.plan_put(path, options)
+                    return self._plan_now(path, options)
                 except TooFewPeers as error:
-                    if error.message != said:
+                    if not patience.waits(error, SystemClock().monotonic()):
+                        raise
+                    why = "unsure" if isinstance(error, PeersUnsure) else error.message
+                    if why != said:
                         on_refused(error)
-                    said = error.message
+                    said = why
                 except TrackerUnreachable:
                     # It was there before: when it is back, the session tells.
-                    if said is None:
+                    if said is None or not patience.for_peers:
                         raise
-                if (event := self._next_of(call))["event"] == SHUT_OUT:
-                    raise event["_error"]
+                self._await_news(call, patience.deadline())
+
+    def _await_news(self, call: Call, deadline: float | None) -> None:
+        """Until the call is told something, or the time has come. Raises why we are shut out."""
+        timeout = None if deadline is None else max(0.0, deadline - SystemClock().monotonic())
+        with suppress(queue.Empty):
+            if (event := self._next_of(call, timeout))["event"] == SHUT_OUT:
+                raise event["_error"]
 
     @contextmanager
     def _news_of_peers(self, call: Call) -> Iterator[threading.Event]:
-        """In the block the call is told when a peer is up, or the view of all is complete anew:
-        once, until what is yielded is cleared."""
+        """In the block the call is told when a peer is up, or is known not to be, or the view of all
+        is complete anew: once, until what is yielded is cleared."""
         due = threading.Event()
 
         def news(record: PeerRecord | None = None) -> None:
-            if (record is None or record.status == "up") and not due.is_set():
+            if (record is None or not record.unsure) and not due.is_set():
                 due.set()
                 call.tell({"event": "peers"})
 
@@ -653,9 +698,10 @@ class Client:
         reply: Message = event["reply"]
         return reply
 
-    def _next_of(self, call: Call) -> dict[str, Any]:
+    def _next_of(self, call: Call, timeout_s: float | None = None) -> dict[str, Any]:
+        """Raises queue.Empty after the time."""
         self._check_process()
-        return call.next()
+        return call.next(timeout_s)
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:

@@ -202,6 +202,13 @@ class TooFewPeers(ZchunkError):
     retryable = True
 
 
+class PeersUnsure(TooFewPeers):
+    """A tracker that has just started cannot tell yet: nodes that it knows still have time to say
+    hello. `details["unsure"]` names them, `details["unsure_s"]` is how long they have."""
+
+    code = "peers_unsure"
+
+
 class PartialDownload(ZchunkError):
     code = "partial"
     exit_code = 4

@@ -109,3 +109,20 @@ def test_what_no_encrypted_file_can_be(cluster: Cluster) -> None:
         manager.plan_request(MAX_NEW_SEALED_CHUNKS * CHUNK + 1, most, None)
     with pytest.raises(InvalidUsage, match="only the name of a file that is encrypted"):
         manager.plan_request(CHUNK, PutOptions(hide_name=True), None)
+
+
+def test_an_upload_in_a_loop_waits_for_nodes_to_say_hello(cluster: Cluster) -> None:
+    """A tracker that has just started has heard from none of them: that refuses nothing yet."""
+    manager, outcome = manager_of(cluster), Outcome()
+    for node in cluster.nodes:
+        node.crash()
+    cluster.crash_tracker()
+    cluster.start_tracker(port=7700)
+    cluster.run(lambda: all(r.unsure for r in manager.bulk.peers.values()), "the client to hear of it")
+    large = cluster.make_file("early", 5 * CHUNK)
+    assert manager.scan_and_distribute_large_file(large, outcome.tell)
+    for node in cluster.nodes:
+        node.start()
+    cluster.run(lambda: outcome.ended, "the upload")
+    outcome.expect_done()
+    cluster.verify({"early": large})

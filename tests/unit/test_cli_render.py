@@ -504,6 +504,7 @@ def test_peers_in_json() -> None:
         "peer_id": A,
         "name": "LAB\n1",
         "status": "up",
+        "unsure": False,
         "endpoint": "tcp://10.0.0.1:7710",
         "capacity": 10**10,
         "free": 10**9,

@@ -745,6 +745,26 @@ def test_a_strange_hello_is_answered_and_breaks_nothing(cluster: Cluster, strang
     assert isinstance(cluster.ask("client", GetSnapshot()), Snapshot)
 
 
+def test_a_tracker_that_has_just_started_refuses_no_plan_for_good(tmp_path: Path) -> None:
+    """Its nodes have a lease to say hello; what would be too few by then is too few now."""
+    path = str(tmp_path / "tracker.sqlite")
+    first = Cluster(tmp_path, path)
+    first.up("A", "B")
+    first.store.close()
+    second = Cluster(tmp_path, path, epoch="e2")
+    second.advance(1.0)
+    unsure = second.ask("client", plan())
+    assert isinstance(unsure, ErrorReply)
+    assert (unsure.code, unsure.details["unsure"]) == ("peers_unsure", ["A", "B"])
+    assert unsure.details["unsure_s"] == LEASE - 1.0
+    assert second.refused("client", plan(min_peers=3)) == "too_few_peers"
+    assert second.refused("client", plan(avoid=(peer_id("A"),))) == "too_few_peers"
+    second.up("A")
+    assert second.refused("client", plan()) == "peers_unsure"
+    second.advance(LEASE)
+    assert second.refused("client", plan()) == "too_few_peers"
+
+
 def test_after_a_restart_known_peers_get_a_lease_to_come_back(tmp_path: Path) -> None:
     path = str(tmp_path / "tracker.sqlite")
     first = Cluster(tmp_path, path)

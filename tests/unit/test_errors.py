@@ -31,6 +31,7 @@ EXIT_CODES = {
     "ForeignProcess": 2,
     "StateLost": 2,
     "TooFewPeers": 3,
+    "PeersUnsure": 3,
     "PartialDownload": 4,
     "IntegrityError": 5,
     "ChunkCorrupt": 5,

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from zchunk.errors import (
     Busy,
     NoSpace,
+    PeersUnsure,
     PeerUnreachable,
     StorageFailure,
     StorageUnavailable,
@@ -433,6 +434,29 @@ def test_with_too_few_peers_the_job_waits_for_one() -> None:
         StateChanged(UploadState.RUNNING),
     ]
     assert job.replanned([0], [[B]], 2000.0) == [OfferChunk(B, 0, 2)]
+
+
+def test_a_job_asks_again_while_the_tracker_does_not_know_who_is_up() -> None:
+    """No event tells that a node which was expected is not there."""
+    job = make([[A]], up=[A])
+    begin_sending(job)
+    job.peer_down(A, 1.0)
+    unsure = PeersUnsure("one", unsure=["B"], unsure_s=3.0)
+    assert job.not_replanned([0], unsure, 2.0) == [StateChanged(UploadState.WAITING)]
+    assert job.deadline() == 2.0 + ROOM_S
+    assert of(Replan, job.on_time(2.0 + ROOM_S)) == [Replan((0,), ((),), ())]
+    job.not_replanned([0], TooFewPeers("one"), 5.0)
+    assert (job.state, job.deadline()) == (UploadState.WAITING, None)
+
+
+def test_a_job_without_room_ends_once_that_is_known() -> None:
+    job = make([[A]], up=[A])
+    begin_sending(job)
+    job.peer_down(A, 1.0)
+    job.not_replanned([0], PeersUnsure("no room", unsure=["B"], unsure_s=3.0), 2.0)
+    job.on_time(2.0 + ROOM_S)
+    full = NoSpace("no room")
+    assert of(Failed, job.not_replanned([0], full, 5.0)) == [Failed(full)]
 
 
 def test_an_upload_that_waits_for_a_peer_it_cannot_reach_names_it_and_goes_on_when_it_can() -> None:

@@ -209,18 +209,18 @@ def _plan(
     invocation: Invocation, client: Client, file: Path, options: PutOptions, wait: bool
 ) -> PlannedUpload:
     """A plan; with `wait` as soon as there are enough peers for one."""
-    if not wait:
-        return client.plan_put(file, options)
-    return client.plan_when_possible(
-        file, options, lambda error: _tell_too_few(invocation, client, file, error)
-    )
+    make = client.plan_when_possible if wait else client.plan_put
+    return make(file, options, lambda error: _tell_too_few(invocation, client, file, error))
 
 
 def _tell_too_few(invocation: Invocation, client: Client, file: Path, error: TooFewPeers) -> None:
     from zchunk.manifest import chunk_count
 
     if not invocation.json:
-        say(f"waiting: {error.message.partition(':')[0]} (Ctrl-C ends)")
+        why = f"waiting: {error.message.partition(':')[0]}"
+        if isinstance(unsure := error.details.get("unsure"), (list, tuple)):
+            why = render.hellos_text(list(map(str, unsure)))
+        say(f"{why} (Ctrl-C ends)")
         return
     chunks = chunk_count(file.stat().st_size, client.settings.chunking.chunk_size)
     waiting = {"event": "waiting", "missing_peers": [], "chunks_missing": chunks, "message": error.message}
@@ -533,7 +533,7 @@ def info(invocation: Invocation, name_or_id: str, passphrase_file: str | None, k
     """
     named = keys_given(passphrase_file, key_file).named
     with invocation.client() as client:
-        where = client.locate(name_or_id)
+        where = client.locate(name_or_id, settled=True)
         if named is not None:
             where = client.opened(where, named)
     if invocation.json:
@@ -634,7 +634,7 @@ def _show_info(where: Location) -> None:
     if per_peer:
         click.echo()
         names = sorted(where.peers.values(), key=lambda peer: (peer.name, peer.peer_id))
-        rows = [(peer.name, f"{per_peer[peer.peer_id]:,}", peer.status) for peer in names]
+        rows = [(peer.name, f"{per_peer[peer.peer_id]:,}", render.status_text(peer)) for peer in names]
         print_table(("PEER", "CHUNKS", "STATUS"), rows, right=(1,))
 
 

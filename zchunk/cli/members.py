@@ -220,6 +220,7 @@ def peer_json(record: PeerRecord) -> dict[str, Any]:
         "peer_id": record.peer_id,
         "name": record.name,
         "status": record.status,
+        "unsure": record.unsure,
         "endpoint": record.endpoints[0] if record.endpoints else None,
         "capacity": record.capacity,
         "free": record.free,

@@ -127,7 +127,7 @@ def peer_table(records: Sequence[PeerRecord]) -> None:
     rows = [
         [
             r.name,
-            r.status,
+            status_text(r),
             size_text(r.free),
             size_text(r.capacity),
             f"{r.chunks:,}",
@@ -140,6 +140,11 @@ def peer_table(records: Sequence[PeerRecord]) -> None:
     narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
     shown = len(headings) - 2 if narrow else len(headings)
     print_table(headings[:shown], [row[:shown] for row in rows], right=(2, 3, 4))
+
+
+def status_text(record: PeerRecord) -> str:
+    """`not known yet` of a peer that a tracker, just started, has not heard from."""
+    return "not known yet" if record.unsure else record.status
 
 
 def member_table(members: Sequence[Member]) -> None:
@@ -373,6 +378,13 @@ def waiting_text(event: dict[str, Any]) -> str:
     return f"{wait} for {between.join(each)}{more}"
 
 
+def hellos_text(names: Sequence[str]) -> str:
+    """Of nodes that a tracker, just started, has not heard from."""
+    shown, more = ", ".join(map(shortened, names[:5])), len(names) - 5
+    others = f" and {count_text(more, 'other')}" if more > 0 else ""
+    return f"waiting for the nodes to say hello: {shown}{others}"
+
+
 def corrupt_text(event: dict[str, Any]) -> str:
     """`chunk 3 from LAB-PC3 came corrupt: taken from another holder` (SPEC D8)."""
     then = "taken from another holder" if event["other_holders"] else "asked for again, nobody else has it"
@@ -396,6 +408,7 @@ def why_missing_short(row: dict[str, Any]) -> str:
     known = {
         "unreachable": "cannot be reached",
         "offline-store": "its disk is off",
+        "unsure": "not heard from yet",
         "unreadable": "cannot read them now",
         "refuses": "takes nothing now",
         "busy": "busy with others",
@@ -408,6 +421,8 @@ def why_missing(row: dict[str, Any]) -> str:
         return "which is up, but cannot be reached from here"
     if row.get("reason") == "offline-store":
         return "which is up, but without the disk that has them"
+    if row.get("reason") == "unsure":
+        return "which the tracker has not heard from yet"
     if row.get("reason") == "unreadable":
         return "which is up, but cannot read them now; it is asked again"
     if row.get("reason") == "busy":

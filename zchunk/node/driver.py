@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from zchunk.clock import iso_utc
@@ -95,7 +95,8 @@ class JobDriver(ABC, Generic[A]):
 
     def missing_rows(self, missing: Mapping[str, int], why: Callable[[str], str]) -> list[dict[str, Any]]:
         """`missing` of a `waiting` event: peer id -> how many chunks wait for it. `why` says of a
-        peer that it is "offline", "unreachable", "unreadable", "refuses" or "busy"."""
+        peer that it is "offline", "unreachable", "unreadable", "refuses" or "busy". One that the
+        tracker has not heard from yet is "unsure"."""
         return [
             {
                 "peer_id": peer_id,
@@ -115,7 +116,12 @@ class JobDriver(ABC, Generic[A]):
         record = self.bulk.peers.get(peer_id)
         if record is not None and record.status == "offline-store":
             return record.status
-        return why(peer_id)
+        return "unsure" if self.is_unsure([peer_id]) else why(peer_id)
+
+    def is_unsure(self, peers: Iterable[str]) -> bool:
+        """Whether some of them may be up, for all that the tracker, just started, has heard yet."""
+        records = (self.bulk.peers.get(peer_id) for peer_id in peers)
+        return any(record is not None and record.unsure for record in records)
 
     def follow(self, job: Job[A]) -> None:
         """From now on the job hears of peers and of time."""

@@ -28,6 +28,7 @@ from zchunk.node.download import (
 from zchunk.node.driver import Tell
 from zchunk.node.fetching import Fetching
 from zchunk.node.filedigest import RunningDigest
+from zchunk.node.hellos import HelloWait
 from zchunk.node.located import MAX_LISTED, Location
 from zchunk.node.partfile import PartFile
 from zchunk.node.preparing import Preparing
@@ -67,6 +68,7 @@ class Download(Fetching):
         #: wall time since when nothing but missing peers is left; None while it is not so
         self.waiting_since: float | None = None
         self._wait = wait
+        self._hellos = HelloWait()
         self._auto_resume = auto_resume
         self._on_state = on_state
         #: told to pause before there was a job
@@ -197,7 +199,8 @@ class Download(Fetching):
 
     def deadline(self) -> float | None:
         save_at = self._save_at if self._is_unsaved() else None
-        times = [super().deadline(), self._progress.deadline(), save_at]
+        hellos_end = self._hellos.deadline() if self.state is JobState.WAITING else None
+        times = [super().deadline(), self._progress.deadline(), save_at, hellos_end]
         return min(t for t in times if t is not None)
 
     def on_time(self, now: float) -> None:
@@ -279,6 +282,8 @@ class Download(Fetching):
 
     def after_actions(self) -> None:
         self._progress.touch()
+        if self._hellos.deadline() is not None and self.state is JobState.WAITING:
+            self._end_if_partial(self.waiting_event())
         if (
             self._job is not None
             and self._digest is not None
@@ -345,6 +350,12 @@ class Download(Fetching):
             # For a long time perhaps: what is here is made safe, and the journal right.
             self._save_journal()
         else:
+            self._end_if_partial(event)
+
+    def _end_if_partial(self, event: dict[str, Any]) -> None:
+        """Without waiting, unless peers may turn out to be up that the tracker has not heard from."""
+        unsure = self.is_unsure(event["missing_peers"])
+        if not self._hellos.waits(unsure, self.bulk.settings.tracker.lease_s, self.now()):
             self.stop(partial(event, self._chunks_text()))
 
     def waiting_event(self) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, Zc
 from zchunk.manifest import MAX_NEW_SEALED_CHUNKS, block_ranges, chunk_count, new_name_problem
 from zchunk.node.control import expect
 from zchunk.node.driver import Tell
+from zchunk.node.planask import PlanAsk
 from zchunk.node.sealkeys import Sealing
 from zchunk.node.source import SourceFile
-from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
+from zchunk.node.transfer import OFFER_TIMEOUT_S, BulkPlane
 from zchunk.protocol.messages import (
     BlockTaken,
     Message,
@@ -163,21 +164,21 @@ class DistributedChunkManager:
                 source.close()
             tell(event)
 
-        def planned(reply: Message | None, error: ZchunkError | None) -> None:
-            problem = error or expect(reply, Planned)
-            if problem is not None:
-                telling(problem.to_json() | {"_error": problem})
-            elif isinstance(reply, Planned):
-                try:
-                    upload = self.distribute_chunks(
-                        source=source, name=name, plan=plan, planned=reply, tell=telling
-                    )
-                except MalformedMessage as odd:
-                    telling(odd.to_json() | {"_error": odd})
-                else:
-                    upload.start()
+        def planned(answer: Planned | None, error: ZchunkError | None) -> None:
+            if answer is None:
+                assert error is not None
+                telling(error.to_json() | {"_error": error})
+                return
+            try:
+                upload = self.distribute_chunks(
+                    source=source, name=name, plan=plan, planned=answer, tell=telling
+                )
+            except MalformedMessage as odd:
+                telling(odd.to_json() | {"_error": odd})
+            else:
+                upload.start()
 
-        self.bulk.control.request(plan, TRACKER_TIMEOUT_S, self.bulk.loop, planned)
+        PlanAsk(self.bulk, plan, planned).start()
 
     def send_chunk_to_peer(self, peer_id: str, data: bytes | memoryview, upload_id: str, sent: Sent) -> None:
         """Sends one chunk; `sent(None)` once the peer holds it verified and durably, else

@@ -26,6 +26,7 @@ from zchunk.errors import (
     MalformedMessage,
     ManifestInvalid,
     NotYetStored,
+    PeersUnsure,
     PeerUnreachable,
     StorageUnavailable,
     TooFewPeers,
@@ -705,7 +706,7 @@ class Upload(JobDriver[Action]):
 
 def _why_it_waits(why: ZchunkError, refusing: Sequence[Mapping[str, str]]) -> str:
     """The tracker counts those it was not told to avoid: who refuses is up all the same."""
-    if not refusing:
+    if not refusing or isinstance(why, PeersUnsure):
         return why.message
     refusals = "; ".join(f"{peer['name']} is up, but refuses: {peer['reason']}" for peer in refusing)
     if isinstance(why, TooFewPeers):

@@ -28,6 +28,7 @@ from zchunk.node.download import (
 )
 from zchunk.node.driver import Tell
 from zchunk.node.fetching import CHECK_S, Fetching, budget_of
+from zchunk.node.hellos import HelloWait
 from zchunk.node.located import Location
 from zchunk.node.ranges import Window, room_for
 from zchunk.node.transfer import BulkPlane
@@ -57,6 +58,7 @@ class Reader(Fetching):
         peers; else answer PartialDownload. `tell` hears `waiting`, `resumed` and `corrupt`."""
         super().__init__(bulk=bulk, where=where, tell=tell)
         self._wait = wait
+        self._hellos = HelloWait()
         self._window = Window(room_of(bulk, where))
         #: chunk -> its bytes, decrypted
         self._there: dict[int, Buffer] = {}
@@ -91,6 +93,12 @@ class Reader(Fetching):
         """Nobody reads any more."""
         if not self.ended:
             self._end(None)
+
+    # -- Timed ------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        times = (super().deadline(), self._hellos.deadline() if self._asked is not None else None)
+        return min((at for at in times if at is not None), default=None)
 
     # -- inside -----------------------------------------------------------------------
 
@@ -129,6 +137,8 @@ class Reader(Fetching):
         if self._asked is None or self._job is None:
             return
         index, _ = self._asked
+        if not self._job.is_waited_for(index):
+            self._hellos.rest()
         if index in self._there:
             self._answer(self._there[index].view(self.manifest.length(index)), None)
         elif self._job.status(index)[0] == "failed":
@@ -179,7 +189,9 @@ class Reader(Fetching):
             "chunk_index": index,
             "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
         }
-        if not self._wait:
+        unsure = self.is_unsure(missing)
+        stays = self._wait or self._hellos.waits(unsure, self.bulk.settings.tracker.lease_s, self.now())
+        if not stays:
             self._answer(None, self._partial(event))
         elif not self._told_waiting:
             self._told_waiting = True

@@ -19,7 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from zchunk.errors import NoSpace, TooFewPeers, ZchunkError
+from zchunk.errors import NoSpace, PeersUnsure, TooFewPeers, ZchunkError
 from zchunk.manifest import block_ranges
 from zchunk.node.flow import Flow
 from zchunk.node.places import Spread
@@ -440,7 +440,7 @@ class UploadJob:
     def not_replanned(self, chunks: Collection[int], error: ZchunkError, now: float) -> list[Action]:
         """With too few peers left the job waits for the event that brings one."""
         asked = [self._replanning.pop(index) for index in chunks]
-        still_no_room = self._blocked is not None and isinstance(error, NoSpace)
+        still_no_room = isinstance(error, NoSpace) and not isinstance(self._blocked, PeersUnsure | None)
         if not isinstance(error, TooFewPeers) and not still_no_room:
             return self.fail(error, now)
         if any(each.arrivals < self._arrivals for each in asked):
@@ -487,13 +487,16 @@ class UploadJob:
                 self._void(peer_id)
                 flow.set_aside(now)
         if self._waits_for_room() and self._room_at <= now:
-            self._refused.clear()
+            if self._room_missing:
+                self._refused.clear()
             self._look_for_room, self._room_at = True, now + ROOM_S
             self._look_again()
         return self._go_on(now)
 
     def _waits_for_room(self) -> bool:
-        return self.state is UploadState.WAITING and self._room_missing and not self._replanning
+        # No event tells of a node that was expected and is not there.
+        may_change = self._room_missing or isinstance(self._blocked, PeersUnsure)
+        return self.state is UploadState.WAITING and may_change and not self._replanning
 
     def deadline(self) -> float | None:
         if self.state not in (UploadState.RUNNING, UploadState.WAITING):

@@ -180,6 +180,9 @@ class PeerRecord(Record, frozen=True):
     public_key: HexId | None = None
     #: files that it keeps the manifests of, and the tracker does not know (see `Heartbeat`)
     files_unknown: Count = 0
+    #: it is `down` only as far as is known: the tracker has just started, or the node is saying
+    #: hello. Whether it is up shows within a lease: an event follows
+    unsure: bool = False
 
 
 class MemberRecord(Record, frozen=True):

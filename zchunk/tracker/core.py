@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -97,7 +97,7 @@ from zchunk.tracker.health import Counted, FileHealth
 from zchunk.tracker.joinlimit import JoinLimit
 from zchunk.tracker.liveness import Change, Life, Liveness
 from zchunk.tracker.membership import Member, Membership
-from zchunk.tracker.planning import make_plan
+from zchunk.tracker.planning import make_plan, refusal
 from zchunk.tracker.promises import Asker, Promises
 from zchunk.tracker.records import (
     file_fields,
@@ -391,7 +391,7 @@ class TrackerCore:
     def _shown(self, record: PeerRecord) -> PeerRecord:
         member = self._told.get(record.peer_id)
         is_revoked = member is not None and member.revoked
-        return replace(record, status="revoked") if is_revoked else record
+        return replace(record, status="revoked", unsure=False) if is_revoked else record
 
     def _members(self, ask: Ask, now: Now) -> list[Action]:
         after: str = ask.message.page
@@ -430,7 +430,11 @@ class TrackerCore:
         before = self._records.get(ask.peer_id)
         if before is not None:
             record = replace(record, files_unknown=before.files_unknown)
-        record = replace(record, status="down" if arriving or before is None else before.status)
+        record = replace(
+            record,
+            status="down" if arriving or before is None else before.status,
+            unsure=arriving,
+        )
         self._records[ask.peer_id] = record
 
         def run(store: TrackerStore) -> tuple[int, bytes]:
@@ -610,7 +614,7 @@ class TrackerCore:
 
     def _changed_work(self, change: Change, answer: Sequence[Action] = ()) -> Work:
         status = {Life.UP: "up", Life.LEFT: "left"}.get(change.life, "down")
-        saved = replace(self._records[change.peer_id], status=status)
+        saved = replace(self._records[change.peer_id], status=status, unsure=False)
         self._untold[change.peer_id] += 1
         if change.life is not Life.UP:
             self._inventories.pop(change.peer_id, None)
@@ -622,7 +626,9 @@ class TrackerCore:
             # A store that cannot write must not hide that a peer came or went. The record
             # changes in the turn of its event: a snapshot is true as of one `seq`.
             self._untold -= Counter([change.peer_id])
-            record = self._shown(replace(self._records[change.peer_id], status=status))
+            # It may be saying hello again by now.
+            unsure = status == "down" and change.peer_id in self._liveness.unsure()
+            record = self._shown(replace(self._records[change.peer_id], status=status, unsure=unsure))
             self._records[change.peer_id] = record
             topic = "peer.up" if change.life is Life.UP else "peer.down"
             event = self._publish(topic, peer_fields(record, reason=change.reason), now)
@@ -655,6 +661,8 @@ class TrackerCore:
     def _plan(self, ask: Ask, now: Now) -> list[Action]:
         plan: Plan = ask.message
         online = [self._records[peer_id] for peer_id in sorted(self._live())]
+        unsure = self._unsure(plan.avoid)
+        unsure_s = max(0.0, self._liveness.unsure_until() - now.mono)
         asker = Asker(
             plan.upload_id,
             ask.peer_id,
@@ -672,7 +680,7 @@ class TrackerCore:
 
         def then(result: tuple[Planned, dict[str, int]], error: ZchunkError | None, now: Now) -> list[Action]:
             if error is not None:
-                return ask.refuse(error)
+                return ask.refuse(refusal(error, unsure, unsure_s))
             planned, wanted = result
             try:
                 self._member(ask)
@@ -682,6 +690,12 @@ class TrackerCore:
             return ask.reply(planned)
 
         return [Work(run, then)]
+
+    def _unsure(self, avoid: Collection[str]) -> list[str]:
+        """Names of the nodes that may be up, for all that this tracker has heard yet, without
+        those of `avoid`."""
+        unsure = [r for r in self._records.values() if r.unsure and r.peer_id not in avoid]
+        return sorted(record.name for record in unsure)
 
     def _find_chunks(self, ask: Ask, now: Now) -> list[Action]:
         hashes = split_hashes(ask.message.hashes)
@@ -723,7 +737,9 @@ class TrackerCore:
     def _commit(self, ask: Ask, now: Now) -> list[Action]:
         # Asked again while it waits, it waits no longer for that.
         parked = self._parked.get((ask.peer_id, ask.message.upload_id))
-        patience_ends = now.mono + _COMMIT_PATIENCE_S if parked is None else parked.deadline
+        # Holders, too, that have not said hello to a tracker that has just started are on their way.
+        patience_ends = max(now.mono + _COMMIT_PATIENCE_S, self._liveness.unsure_until())
+        patience_ends = patience_ends if parked is None else parked.deadline
         self._commits += 1
         return [self._commit_work(ask, patience_ends, self._commits)]
 

@@ -96,6 +96,10 @@ class Liveness:
         undecided = (Life.UNKNOWN, Life.ARRIVING)
         return frozenset(peer_id for peer_id, peer in self._peers.items() if peer.life in undecided)
 
+    def unsure_until(self) -> float:
+        """When the last of them is decided, if it says nothing; long ago where there is none."""
+        return max((self._peers[peer_id].lease_end for peer_id in self.unsure()), default=float("-inf"))
+
     def connection(self, peer_id: str) -> bytes:
         """The newest connection of a peer that is there, else b""."""
         peer = self._peers.get(peer_id)

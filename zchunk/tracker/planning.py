@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from zchunk.errors import InvalidUsage, MalformedMessage
+from zchunk.errors import InvalidUsage, MalformedMessage, NoSpace, PeersUnsure, TooFewPeers, ZchunkError
 from zchunk.manifest import MAX_NEW_CHUNKS, chunk_count, chunk_length, chunk_size_problem
 from zchunk.placement import Candidate, Placement, place, place_missing, place_whole
 from zchunk.protocol import columns
@@ -15,6 +15,8 @@ MAX_PLACES = 1_500_000
 #: A peer that moves so many bytes per second (a gigabit link's worth) counts as having
 #: half its free space, where placement goes by load.
 _FULL_LOAD = 100e6
+#: Nodes that a refusal names.
+_NAMED = 5
 
 
 def make_plan(
@@ -40,6 +42,24 @@ def make_plan(
     placement = _place(plan, sizes, candidates)
     wanted = _bytes_per_peer(placement, sizes)
     return _planned(plan, placement, online), wanted
+
+
+def refusal(error: ZchunkError, unsure: Sequence[str], unsure_s: float) -> ZchunkError:
+    """What is answered where there is no plan. `unsure`: names of nodes that have `unsure_s` seconds
+    more to say hello; where they may change it, it is not known yet whether there is one."""
+    more = len(error.details.get("online", ())) + len(unsure)
+    enough = isinstance(error, TooFewPeers) and more >= error.details.get("needed", more)
+    if not unsure or not (enough or isinstance(error, NoSpace)):
+        return error
+    reason, names = error.message.partition(":")[0], ", ".join(unsure[:_NAMED])
+    more_names = f" and {len(unsure) - _NAMED} more" if len(unsure) > _NAMED else ""
+    return PeersUnsure(
+        f"{reason}; the tracker has just started, or they have, and it has not heard from {names}{more_names}"
+        f" yet: try again in {max(1, round(unsure_s))} s",
+        online=error.details.get("online", []),
+        unsure=list(unsure),
+        unsure_s=round(unsure_s, 3),
+    )
 
 
 def _sizes(plan: Plan) -> list[int]:

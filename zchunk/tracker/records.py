@@ -13,7 +13,8 @@ from zchunk.tracker.store import StoredPeer, TrackerStore
 
 
 def restored(peer: StoredPeer, member: Member | None) -> PeerRecord:
-    """As the store knows it from an earlier run; `member` is its entry in the allow list."""
+    """As the store knows it from an earlier run; `member` is its entry in the allow list. Whether
+    a node that did not leave is up is still to be heard."""
     return PeerRecord(
         peer_id=peer.peer_id,
         name=peer.name,
@@ -26,6 +27,7 @@ def restored(peer: StoredPeer, member: Member | None) -> PeerRecord:
         chunks=peer.inventory_count,
         last_seen_ms=peer.last_seen_ms,
         public_key=None if member is None else member.public_key.hex(),
+        unsure=not peer.left,
     )
 
 
