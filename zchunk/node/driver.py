@@ -90,8 +90,7 @@ class JobDriver(ABC, Generic[A]):
 
     def peer_name(self, peer_id: str) -> str:
         """For people; the beginning of its id where nothing is known of it."""
-        record = self.bulk.peers.get(peer_id)
-        return record.name if record is not None else peer_id[:8]
+        return self.bulk.name_of(peer_id)
 
     def missing_rows(self, missing: Mapping[str, int], why: Callable[[str], str]) -> list[dict[str, Any]]:
         """`missing` of a `waiting` event: peer id -> how many chunks wait for it. `why` says of a

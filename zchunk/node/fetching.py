@@ -144,7 +144,7 @@ class Fetching(JobDriver[Action]):
         if error is None:
             error = expect(reply, Block)
         if error is None and len(reply.data) != ask.length:  # type: ignore[union-attr]
-            error = IntegrityError(f"peer {ask.peer_id[:8]} sent a block of the wrong length")
+            error = IntegrityError(f"{self.peer_name(ask.peer_id)} sent a block of the wrong length")
         if error is not None:
             self.perform(job.refused(ask.chunk, ask.attempt, error, now))
             return

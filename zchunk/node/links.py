@@ -305,8 +305,9 @@ class PeerLinks:
             entry.answer(None, error)
 
     def _where(self, peer_id: str) -> str:
+        """For people: by name, where it is known."""
         record = self._known.get(peer_id)
-        return f"peer {peer_id[:8]} at {', '.join(record.endpoints if record else ())}"
+        return f"{record.name} at {', '.join(record.endpoints)}" if record else f"peer {peer_id[:8]}"
 
 
 def _place(record: PeerRecord) -> tuple[object, ...]:

@@ -214,7 +214,7 @@ class DistributedChunkManager:
             if problem is not None or (isinstance(reply, BlockTaken) and reply.stored):
                 sent(problem)
             elif at + 1 == len(ranges):
-                sent(Busy(f"peer {peer_id[:8]} lost a part of the chunk; send it again"))
+                sent(Busy(f"{self.bulk.name_of(peer_id)} lost a part of the chunk; send it again"))
             else:
                 send(at + 1)
 

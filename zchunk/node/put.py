@@ -43,7 +43,6 @@ from zchunk.node.shares import room_for_chunks
 from zchunk.node.source import SourceFile
 from zchunk.node.transfer import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.upload import (
-    CANNOT,
     Action,
     AllStored,
     Failed,
@@ -417,7 +416,7 @@ class Upload(JobDriver[Action]):
 
     def _refused(self, action: OfferChunk | SendBlock, error: ZchunkError) -> None:
         assert self._job is not None
-        log.info("peer %s refused chunk %d: %s", action.peer_id[:8], action.chunk, error.message)
+        log.info("%s refused chunk %d: %s", self.peer_name(action.peer_id), action.chunk, error.message)
         self._reasons[action.peer_id] = error.message
         now = self.now()
         self.perform(self._job.refused(action.peer_id, action.chunk, action.attempt, error, now))
@@ -556,6 +555,7 @@ class Upload(JobDriver[Action]):
         assert self._job is not None
         holders = self._job.all_holders() or [record.peer_id for record in self._planned.peers]
         waiting = set(holders)
+        until = self.now() + self.bulk.settings.transfer.request_timeout_s
 
         def stored(peer_id: str) -> None:
             waiting.discard(peer_id)
@@ -563,9 +563,10 @@ class Upload(JobDriver[Action]):
                 self._commit()
 
         for peer_id in holders:
-            self._put_manifest(peer_id, stored, _MANIFEST_TRIES)
+            self._put_manifest(peer_id, stored, _MANIFEST_TRIES, until)
 
-    def _put_manifest(self, peer_id: str, stored: Callable[[str], None], tries: int) -> None:
+    def _put_manifest(self, peer_id: str, stored: Callable[[str], None], tries: int, until: float) -> None:
+        """A peer that has not taken it by then is given up, as one that takes no chunk."""
         assert self._manifest is not None
         message = PutManifest(
             upload_id=self._plan.upload_id,
@@ -578,19 +579,24 @@ class Upload(JobDriver[Action]):
             if self.ended or this_round != self._round:
                 return  # a peer went: the job starts over with what is left
             problem = error or expect(reply, Ok)
+            again = isinstance(problem, (PeerUnreachable, ManifestInvalid)) and self.now() < until
             if problem is None:
                 stored(peer_id)
-            elif isinstance(problem, (PeerUnreachable, ManifestInvalid)) and tries > 1:
-                self._put_manifest(peer_id, stored, tries - 1)
-            elif problem.code in CANNOT and self._rows:
-                log.info("peer %s cannot keep the manifest: %s", peer_id[:8], problem.message)
-                self._reasons[peer_id] = problem.message
-                assert self._job is not None
-                self.perform(self._job.given_up(peer_id, self.now()))
+            elif again and tries > 1:
+                self._put_manifest(peer_id, stored, tries - 1, until)
+            elif isinstance(problem, ManifestInvalid) or not self._rows:
+                self.fail(problem)  # every peer would say so; an empty file can go nowhere else
             else:
-                self.fail(problem)
+                self._manifest_refused(peer_id, problem)
 
         self.bulk.links.request(peer_id, message, self.bulk.settings.transfer.request_timeout_s, answer)
+
+    def _manifest_refused(self, peer_id: str, problem: ZchunkError) -> None:
+        """What it holds does not count: that goes elsewhere, or waits for it by name."""
+        assert self._job is not None
+        log.info("%s does not keep the manifest: %s", self.peer_name(peer_id), problem.message)
+        self._reasons[peer_id] = f"it does not keep the file's manifest: {problem.message}"
+        self.perform(self._job.given_up(peer_id, self.now()))
 
     def _commit(self, tries: int = _MANIFEST_TRIES) -> None:
         assert self._manifest is not None

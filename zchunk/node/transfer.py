@@ -62,6 +62,11 @@ class BulkPlane:
         """peer id -> incarnation of the peers that are up."""
         return {p: r.incarnation for p, r in self.peers.items() if r.status == "up"}
 
+    def name_of(self, peer_id: str) -> str:
+        """For people; the beginning of its id where nothing is known of it."""
+        record = self.peers.get(peer_id)
+        return record.name if record is not None else peer_id[:8]
+
     def listen(self, listener: Callable[[PeerRecord], None], on_reach: OnReach, on_busy: OnBusy) -> None:
         """`listener(record)` runs in this loop for every change of a peer, `on_reach(peer_id,
         reachable)` when one that is up cannot be reached from here, and when it can again,
