@@ -14,6 +14,7 @@ from zchunk.config import Settings
 from zchunk.errors import HelloFirst, NotFound, ZchunkError
 from zchunk.interfaces import interface_addresses
 from zchunk.loop import Workers
+from zchunk.node.claimcheck import ClaimCheck
 from zchunk.node.control import ControlPlane, Registrar
 from zchunk.node.filecheck import FileCheck
 from zchunk.node.garbage import GarbageCollector
@@ -142,6 +143,7 @@ class NodeServer(Registrar):
         self.garbage: GarbageCollector
         self.selfcheck: SelfCheck
         self.filecheck: FileCheck
+        self.claimcheck: ClaimCheck
 
     def attach(self, control: ControlPlane) -> None:
         self.control = control
@@ -164,6 +166,13 @@ class NodeServer(Registrar):
             inventory=self._inventory,
             on_kept=self._kept,
             on_outdated=self._outdated,
+        )
+        self.claimcheck = ClaimCheck(
+            loop=control.loop,
+            control=control,
+            store=self._store,
+            workers=self._workers,
+            on_dropped=self.garbage.collect,
         )
         self.filecheck = FileCheck(
             loop=control.loop,
@@ -288,6 +297,8 @@ class NodeServer(Registrar):
     def event(self, event: Event) -> None:
         if event.topic == "file.removed":
             self.garbage.collect()
+        elif event.topic == "file.distributed":
+            self.claimcheck.distributed(event.fields.get("file_id"))
         elif event.topic == "chunk.corrupt" and event.fields.get("peer_id") == self._peer_id:
             self.selfcheck.check()
 
@@ -299,8 +310,10 @@ class NodeServer(Registrar):
             # Not fatal: the node serves what it has and obeys no deletion (SPEC R8).
             log.warning("%s", error.message)
             self.filecheck.begin(welcome)
+            self.claimcheck.end()
         else:
             self.filecheck.end()
+            self.claimcheck.begin()
         if welcome.inventory_wanted:
             hashes = self._store.hashes()
             self._inventories += 1
@@ -313,6 +326,7 @@ class NodeServer(Registrar):
         """The tracker, of which it was not sure, may order deletions after all."""
         self.garbage.allowed = True
         self.garbage.collect()
+        self.claimcheck.begin()
 
     def _send_inventory(self, pages: list[list[bytes]], at: int) -> None:
         last = at == len(pages) - 1

@@ -655,6 +655,25 @@ class CheckFiles(Request, frozen=True):
     file_ids: Payload
 
 
+class FilesFound(Message, frozen=True):
+    """`file_ids` (32 bytes each): those asked about that are files now. What follows for the others
+    is valid only from this store, at this or a higher commit number."""
+
+    TYPE: ClassVar[str] = "files_found"
+    store_id: Annotated[str, Meta(max_length=64)]
+    commit_number: Count
+    file_ids: Payload
+
+
+class FindFiles(Request, frozen=True):
+    """A node keeps manifests (`file_ids`, 32 bytes each, up to `MAX_FIND`) of uploads whose end it has
+    not heard of: which of them are files?"""
+
+    TYPE: ClassVar[str] = "find_files"
+    REPLY: ClassVar[type[Message]] = FilesFound
+    file_ids: Payload
+
+
 class Doubts(Message, frozen=True):
     """`hashes` (32 bytes each, ascending): up to `MAX_DOUBTS` chunks of which this node's
     copy was reported corrupt. It checks them and answers each by `lost` or `whole`."""

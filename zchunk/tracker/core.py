@@ -52,8 +52,10 @@ from zchunk.protocol.messages import (
     EventRecord,
     FileRecord,
     Files,
+    FilesFound,
     FilesUnknown,
     FindChunks,
+    FindFiles,
     GetDoubts,
     GetEvents,
     GetMembers,
@@ -237,6 +239,7 @@ class TrackerCore:
             Release: (_STORING, self._release),
             GetRemovals: (_STORING, self._removals),
             CheckFiles: (_STORING, self._check_files),
+            FindFiles: (_STORING, self._find_files),
             Lost: (_STORING, self._lost),
             GetDoubts: (_STORING, self._doubts),
             Whole: (_STORING, self._whole),
@@ -894,6 +897,23 @@ class TrackerCore:
             return ask.reply(FilesUnknown(file_ids=b"".join(map(bytes.fromhex, unknown))))
 
         return [Work(lambda store: store.unknown_files(file_ids), then)]
+
+    def _find_files(self, ask: Ask, now: Now) -> list[Action]:
+        file_ids = [file_id.hex() for file_id in split_hashes(ask.message.file_ids, MAX_FIND)]
+
+        def run(store: TrackerStore) -> tuple[list[str], int]:
+            return store.files_among(file_ids), store.commit_number
+
+        def then(found: tuple[list[str], int], error: ZchunkError | None, _: Now) -> list[Action]:
+            if error is not None:
+                return ask.refuse(error)
+            files, commit_number = found
+            packed = b"".join(map(bytes.fromhex, files))
+            return ask.reply(
+                FilesFound(store_id=self._store_id, commit_number=commit_number, file_ids=packed)
+            )
+
+        return [Work(run, then)]
 
     # -- damaged copies (SPEC D8) -----------------------------------------------------
 

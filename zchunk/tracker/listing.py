@@ -96,6 +96,12 @@ class Listing:
             )
         return _only(found, name_or_id, "id")
 
+    def files_among(self, file_ids: Sequence[str]) -> list[str]:
+        """See `TrackerStore.files_among`."""
+        column = self._m.File.file_id
+        rows = self._database.rows_among(self._m.File.select(column), column, file_ids)
+        return sorted(row[0] for row in rows)
+
     def unknown(self, file_ids: Sequence[str]) -> list[str]:
         """See `TrackerStore.unknown_files`."""
         known: set[str] = set()

@@ -334,6 +334,11 @@ class TrackerStore:
         return self._listing.unknown(file_ids)
 
     @_reading
+    def files_among(self, file_ids: Sequence[str]) -> list[str]:
+        """Those that are files now, ascending."""
+        return self._listing.files_among(file_ids)
+
+    @_reading
     def locate(self, file_id: str) -> LocatedRows:
         """Manifest and available holders of a file; NotFound when it is not there."""
         return self._listing.locate(file_id)

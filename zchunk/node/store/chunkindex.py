@@ -72,6 +72,14 @@ class _Manifest(_Table):
     file_id = peewee.TextField(unique=True)
 
 
+class _Claim(_Table):
+    """Whether a kept manifest is that of a file. `until`: the wall time to which the upload that
+    brought it has it; null once it is known to be one."""
+
+    file_id = peewee.TextField(primary_key=True)
+    until = peewee.DoubleField(null=True)
+
+
 class _Reference(_Table):
     """A chunk (held or not) that a kept manifest names."""
 
@@ -83,7 +91,7 @@ class _Reference(_Table):
         without_rowid = True
 
 
-_TABLES = (_Setting, _Chunk, _Intent, _Lease, _Manifest, _Reference)
+_TABLES = (_Setting, _Chunk, _Intent, _Lease, _Manifest, _Claim, _Reference)
 
 
 @contextmanager
@@ -277,6 +285,21 @@ class ChunkIndex:
             for (key,) in self._rows(_Manifest.select(_Manifest.id).where(_Manifest.file_id == file_id)):
                 self._run(_Reference.delete().where(_Reference.manifest == key))
                 self._run(_Manifest.delete().where(_Manifest.id == key))
+
+    def claims(self) -> dict[str, float | None]:
+        return dict(self._rows(_Claim.select(_Claim.file_id, _Claim.until)))
+
+    def claim(self, file_ids: Iterable[str], until: float | None) -> None:
+        """None: they are known to be files."""
+        rows = [(file_id, until) for file_id in file_ids]
+        with self._change():
+            for part in peewee.chunked(rows, _ROWS_PER_INSERT):
+                self._run(_Claim.insert_many(part, [_Claim.file_id, _Claim.until]).on_conflict_replace())
+
+    def disclaim(self, file_ids: Iterable[str]) -> None:
+        with self._change():
+            for file_id in file_ids:
+                self._run(_Claim.delete().where(_Claim.file_id == file_id))
 
     def referenced(self, sha256: bytes) -> bool:
         query = _Reference.select(_Reference.manifest).where(_Reference.sha256 == sha256)

@@ -29,7 +29,7 @@ import errno
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -130,7 +130,9 @@ class ChunkStore:
         self._trash = Trash(self._folder.trash, self._clock)
         closed = self._folder.take_closed()
         self._index, clean = open_index(self._folder.index, self._note, closed)
-        self._manifests = ManifestFolder(self._folder, self._index, self._held, self._trash, self._note)
+        self._manifests = ManifestFolder(
+            self._folder, self._index, self._held, self._trash, self._note, self._clock
+        )
         self._reconciler = self._make_reconciler()
         try:
             self._check_mounted()
@@ -447,7 +449,8 @@ class ChunkStore:
 
     def put_manifest(self, file_id: str, data: bytes, upload_id: str) -> None:
         """Keeps a file's manifest: durable on return, and its chunks are referenced. One for each
-        upload that has a chunk of the file leased here.
+        upload that has a chunk of the file leased here. Until it is known to be a file's it has
+        that upload's lease, 24 h from now.
 
         Raises ManifestInvalid, NotAllowed (no such upload, or it brought another one; neither
         is retryable), NoSpace, StoreOffline (retryable), StorageFailure (the store is then
@@ -456,6 +459,8 @@ class ChunkStore:
         self._check_writable()
         parsed = manifest.parse(data, file_id)
         if self._manifests.has_whole(file_id):
+            with self._index_lock:
+                self._manifests.renew(file_id)
             return
         with self._index_lock:
             self._admit_manifest(file_id, parsed, upload_id)
@@ -494,6 +499,30 @@ class ChunkStore:
     def manifests(self) -> list[str]:
         """File ids, ascending."""
         return self._manifests.ids()
+
+    def claimed_manifests(self) -> dict[str, float]:
+        """Kept manifests that are not known to be those of files -> the wall time to which the
+        uploads that brought them have them."""
+        return self._manifests.claimed()
+
+    def know_manifests(self, file_ids: Iterable[str]) -> None:
+        """They are those of files: from now on they go only when these are removed."""
+        with self._index_lock:
+            self._folder.check_online()
+            self._manifests.know(file_ids)
+
+    def drop_manifests(self, file_ids: Iterable[str], store_id: str, commit_number: int) -> list[str]:
+        """To the trash, durably, with those of `file_ids`, no files in that state of the tracker's
+        store, that are not known to be and whose lease has ended; which these were.
+
+        Raises ForeignStore as `seen_store`: nothing is moved then."""
+        with self._index_lock:
+            self.seen_store(store_id, commit_number)
+            now_wall, claimed = self._clock.wall(), self._manifests.claimed()
+            ended = [file_id for file_id in file_ids if claimed.get(file_id, now_wall + 1) <= now_wall]
+            for file_id in ended:
+                self._manifests.forget(file_id, store_id, now_wall)
+            return ended
 
     def forget_manifest(self, file_id: str) -> None:
         """The file was removed: its manifest goes to the trash and names no chunk any more.

@@ -1,7 +1,8 @@
 """The files `manifests/<file id>`: a manifest's canonical bytes, and the references it makes.
 
 Responsible for folder, index and memory saying the same of manifests: a chunk that a kept
-one names is referenced. Not responsible for chunks, nor for when a manifest may go. Called
+one names is referenced; one that is not known to be that of a file has its upload's lease. Not
+responsible for chunks, nor for when a manifest may go. Called
 by `chunkstore.py`, which holds its index lock for every method that changes the index.
 """
 
@@ -10,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from zchunk import disk, manifest
+from zchunk.clock import Clock
 from zchunk.errors import ManifestInvalid, NotFound, StoreOffline, ZchunkError
 from zchunk.manifest import Manifest
-from zchunk.node.store.chunkindex import ChunkIndex
+from zchunk.node.store.chunkindex import LEASE_S, ChunkIndex
 from zchunk.node.store.inventory import Inventory
 from zchunk.node.store.judge import Verdict, judge, unreadable
 from zchunk.node.store.storefolder import HEX_DIGEST, StoreFolder
@@ -41,8 +43,10 @@ class ManifestFolder:
         held: Inventory,
         trash: Trash,
         note: Callable[[str], None],
+        clock: Clock,
     ) -> None:
         """`held` is told what the manifests take, and `note` what a person should know."""
+        self._clock = clock
         self._store = folder
         self._folder = folder.manifests
         self._index = index
@@ -52,6 +56,8 @@ class ManifestFolder:
         self._lock = threading.Lock()  # held for moments, inside which no other is taken
         #: the kept ones -> what each takes
         self._ids: dict[str, int] = {}
+        #: kept ones that are not known to be files -> when their upload's lease ends, wall time
+        self._claims: dict[str, float] = {}
         #: in their place, but not kept: they could not be read yet, so what they name is not known
         self.unread: set[str] = set()
 
@@ -94,14 +100,53 @@ class ManifestFolder:
 
     def add(self, file_id: str, parsed: Manifest) -> None:
         """Its file was written: it is kept, and its chunks are referenced."""
+        is_new = not self.has(file_id)
         self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
         self.unread.discard(file_id)
         self._keep({file_id: cost(len(parsed.canonical))})
+        if is_new:
+            self._claim([file_id])
+        else:
+            self.renew(file_id)
 
     def _keep(self, ids: dict[str, int]) -> None:
         with self._lock:
             self._ids.update(ids)
             self._held.keep_beside(sum(self._ids.values()))
+
+    # -- whether they are files
+
+    def claimed(self) -> dict[str, float]:
+        """Those that are not known to be files -> until when their uploads have them, wall time."""
+        with self._lock:
+            return dict(self._claims)
+
+    def renew(self, file_id: str) -> None:
+        """An upload brought it once more."""
+        if file_id in self.claimed():
+            self._claim([file_id])
+
+    def know(self, file_ids: Iterable[str]) -> None:
+        """They are files."""
+        if claimed := [file_id for file_id in file_ids if file_id in self.claimed()]:
+            self._index.claim(claimed, None)
+            with self._lock:
+                for file_id in claimed:
+                    del self._claims[file_id]
+
+    def _claim(self, file_ids: Collection[str]) -> None:
+        until = self._clock.wall() + LEASE_S
+        self._index.claim(file_ids, until)
+        with self._lock:
+            self._claims.update(dict.fromkeys(file_ids, until))
+
+    def _load_claims(self, kept: Collection[str]) -> None:
+        """What is kept and has no row (of an earlier release, or the index is new) is claimed anew."""
+        rows = self._index.claims()
+        self._index.disclaim(rows.keys() - set(kept))
+        with self._lock:
+            self._claims = {f: until for f in kept if (until := rows.get(f)) is not None}
+        self._claim(sorted(set(kept) - rows.keys()))
 
     def forget(self, file_id: str, store_id: str, now_wall: float) -> None:
         """To the trash of that day and order, durably; it names no chunk any more."""
@@ -111,8 +156,10 @@ class ManifestFolder:
             self._trash.move(source, folder / f"{file_id}{MANIFEST}")
             self._trash.sync({folder, self._folder})
         self._index.remove_manifest(file_id)
+        self._index.disclaim([file_id])
         with self._lock:
             self._ids.pop(file_id, None)
+            self._claims.pop(file_id, None)
         self._keep({})
 
     def reconcile(self, *, trust_index: bool = True) -> None:
@@ -133,6 +180,7 @@ class ManifestFolder:
         with self._lock:
             self._ids = {}
         self._keep({file_id: self._cost(file_id) for file_id in kept})
+        self._load_claims(kept)
 
     def read_again(self) -> bool:
         """Whether every manifest of the folder could be read by now: else nobody knows which
@@ -140,6 +188,7 @@ class ManifestFolder:
         for file_id in sorted(self.unread):
             if self._adopt(file_id):
                 self._keep({file_id: self._cost(file_id)})
+                self._claim([file_id])
         return not self.unread
 
     def _cost(self, file_id: str) -> int:
