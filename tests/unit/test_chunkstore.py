@@ -1570,6 +1570,74 @@ def test_a_manifest_is_kept_durably(stores, store):
     assert files_below(stores.root / "trash") == [f"2023-11-14-local/{made.file_id}.manifest"]
 
 
+# whose a manifest is
+
+
+def seen(store, number=5):
+    store.seen_store("s", number)
+    return store
+
+
+@pytest.mark.parametrize("how", ["as it is", "reopened", "crashed", "without an index"])
+def test_a_manifest_has_its_uploads_lease_until_it_is_known_to_be_a_files(stores, store, how):
+    made, file = manifest_of(Chunk(1)), manifest_of(Chunk(2), name="known")
+    bring(seen(store), made)
+    bring(store, file)
+    store.know_manifests([file.file_id, "ff" * 32])
+    claimed = {made.file_id: stores.clock.wall() + DAY}
+    if how == "reopened":
+        store.close()
+        store = stores.reopen()
+    elif how == "crashed":
+        store = stores.crash_and_reopen(store)
+    elif how == "without an index":
+        stores.crash(store)
+        os.unlink(stores.root / "index.sqlite")
+        stores.clock.advance(3600.0)
+        store = stores.reopen()
+        claimed = dict.fromkeys([made.file_id, file.file_id], stores.clock.wall() + DAY)
+    assert store.claimed_manifests() == claimed
+    both = [made.file_id, file.file_id]
+    assert store.drop_manifests(both, "s", 5) == []
+    stores.clock.advance(DAY)
+    ended = sorted(claimed)
+    assert sorted(store.drop_manifests(both, "s", 5)) == ended
+    assert store.manifests() == sorted(set(both) - set(ended))
+    assert store.claimed_manifests() == {}
+    assert files_below(stores.root / "trash") == sorted(f"2023-11-15-s/{name}.manifest" for name in ended)
+
+
+def test_an_upload_that_brings_its_manifest_again_has_it_for_as_long_again(stores, store):
+    made = manifest_of(Chunk(1))
+    bring(seen(store), made)
+    stores.clock.advance(DAY - 1)
+    bring(store, made)
+    stores.clock.advance(DAY - 1)
+    assert store.drop_manifests([made.file_id], "s", 5) == []
+    store.know_manifests([made.file_id])
+    bring(store, made)
+    assert store.claimed_manifests() == {}, "it stays a file's"
+
+
+@pytest.mark.parametrize(("store_id", "number"), [("other", 9), ("s", 4)])
+def test_another_tracker_or_an_older_state_of_it_drops_no_manifest(stores, store, store_id, number):
+    made = manifest_of(Chunk(1))
+    bring(seen(store), made)
+    stores.clock.advance(9 * DAY)
+    with pytest.raises(ForeignStore):
+        store.drop_manifests([made.file_id], store_id, number)
+    assert store.manifests() == [made.file_id]
+
+
+def test_a_removed_files_manifest_that_is_brought_again_is_an_uploads(stores, store):
+    made = manifest_of(Chunk(1))
+    bring(seen(store), made)
+    store.know_manifests([made.file_id])
+    store.forget_manifest(made.file_id)
+    bring(store, made)
+    assert store.claimed_manifests() == {made.file_id: stores.clock.wall() + DAY}
+
+
 def test_an_empty_files_manifest_is_kept(store):
     file_id = keep(store)
     assert store.manifests() == [file_id]

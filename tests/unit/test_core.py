@@ -36,7 +36,9 @@ from zchunk.protocol.messages import (
     ErrorReply,
     Event,
     Files,
+    FilesFound,
     FindChunks,
+    FindFiles,
     GetDoubts,
     GetEvents,
     GetMembers,
@@ -329,6 +331,7 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Release: (Release(hashes=b""), {"node"}),
     GetRemovals: (GetRemovals(since=0), {"node"}),
     CheckFiles: (CheckFiles(file_ids=b""), {"node"}),
+    FindFiles: (FindFiles(file_ids=b""), {"node"}),
     Lost: (Lost(hashes=b""), {"node"}),
     GetDoubts: (GetDoubts(), {"node"}),
     Whole: (Whole(hashes=b""), {"node"}),
@@ -1211,6 +1214,19 @@ def test_a_node_is_told_which_of_its_files_are_unknown(cluster: Cluster) -> None
     assert bytes(reply.file_ids) == b"".join(strangers)
     too_many = CheckFiles(file_ids=bytes(32) * 4097)
     assert cluster.refused("A", too_many) == "malformed"
+
+
+def test_a_node_is_told_which_of_its_manifests_are_files(cluster: Cluster) -> None:
+    """One that was removed is none, unlike in `check_files`: nothing was lost, and it may go."""
+    known = distributed(cluster)
+    removed = distributed(cluster, make_file("removed"))
+    cluster.ask("client", Remove(file_id=removed))
+    asked = [digest(77), bytes.fromhex(removed), bytes.fromhex(known)]
+    reply = cluster.ask("A", FindFiles(file_ids=b"".join(asked)))
+    assert isinstance(reply, FilesFound)
+    assert (reply.store_id, reply.commit_number) == (cluster.store.store_id, 3)
+    assert bytes(reply.file_ids).hex() == known
+    assert cluster.refused("A", FindFiles(file_ids=bytes(32) * 4097)) == "malformed"
 
 
 def test_a_node_with_unknown_files_is_an_error_in_the_log_and_news(
