@@ -17,8 +17,8 @@ from tests.sim.refusals import CALLS, NUMBERS, SHORT, SHORTENED, Site
 from tests.sim.refused import Refused, said_in_words
 
 #: The places are dealt out to so many tests, and each has so many of the errors, drawn.
-PARTS = 8
 ERRORS = int(os.environ.get("ZCHUNK_ERRORS", "1"))
+PARTS = 16 * ERRORS
 SEED = int(os.environ.get("ZCHUNK_SEED", "1"))
 
 
