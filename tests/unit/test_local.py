@@ -151,15 +151,35 @@ def test_what_was_answered_last_is_read_after_the_end(server: Server) -> None:
     assert told == [[answer]]
 
 
-def test_connections_beyond_the_limit_are_ended_and_the_others_stay(server: Server) -> None:
+def test_beyond_the_limit_the_oldest_that_says_nothing_is_ended(server: Server) -> None:
+    """So that who keeps silent keeps nobody else out."""
     lines = [LocalLine(server.at, PATIENCE_S) for _ in range(local._MAX_CONNECTIONS)]
     assert lines[0].ask([b"x"]) == [b"x"]
+    assert server.ask(b"one more") == [b"one more"]
+    with pytest.raises(NotFound):
+        lines[1].ask([b"x"])
+    assert lines[2].ask([b"x"]) == lines[-1].ask([b"x"]) == [b"x"]
+    for line in lines:
+        line.__exit__(None, None, None)
+
+
+def test_beyond_the_limit_who_waits_for_an_answer_stays(server: Server) -> None:
+    server.answers = False
+    lines = [LocalLine(server.at, PATIENCE_S) for _ in range(local._MAX_CONNECTIONS)]
+    for line in lines:
+        line._line.sendall(local._pack([b"x"]))
+    wait_for(lambda: len(server.asked) == len(lines), PATIENCE_S, "all have asked")
     with LocalLine(server.at, PATIENCE_S) as surplus, pytest.raises(NotFound):
         surplus.ask([b"x"])
-    assert lines[-1].ask([b"x"]) == [b"x"]
+    for asked in server.asked:
+        server.loop.post(lambda asked=asked: server.door.send(asked.frames, asked.connection))  # type: ignore[misc]
+    assert [local._frames(local.msgpack.unpackb(line._line.recv(64))) for line in lines] == [[b"x"]] * len(
+        lines
+    )
     for line in lines:
         line.__exit__(None, None, None)
     wait_for(lambda: not server.door._connections, PATIENCE_S, "their ends are seen")
+    server.answers = True
     assert server.ask(b"x") == [b"x"]
 
 

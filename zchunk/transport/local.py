@@ -128,7 +128,7 @@ class LocalDoor:
             if is_want(error):
                 self._refuse_one()
             return
-        if len(self._connections) >= _MAX_CONNECTIONS or not _is_ours(line):
+        if not _is_ours(line) or not self._has_room():
             log.info("a connection to %s was refused", self._path)
             line.close()
             return
@@ -136,6 +136,15 @@ class LocalDoor:
         connection = _Connection(b"%d" % next(self._numbers), line)
         self._connections[connection.name] = connection
         self._selector.register(line, selectors.EVENT_READ, connection)
+
+    def _has_room(self) -> bool:
+        """Of all that stand the oldest that has not asked ends: who means to asks at once."""
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            silent = next((one for one in self._connections.values() if not one.has_asked), None)
+            if silent is None:
+                return False
+            self._end(silent)
+        return True
 
     def _refuse_one(self) -> None:
         """No descriptor is left: whoever waits would wake the loop again and again."""
