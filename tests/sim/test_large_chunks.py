@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome
+from tests.sim.test_encrypted import begin, make_cluster
 from zchunk import buffers
 
 #: One chunk of a client, and half of one of a node, which takes the whole file.
@@ -49,9 +50,19 @@ def test_three_at_a_time_are_sent_taken_in_and_fetched(root: Path, pools: list[b
     cluster = Cluster(root, 3, nodes=1, settings=_TIGHT)
     path, reader = cluster.make_file("film", 40 * CHUNK), cluster.client()
     sender = cluster.client().put(path)
-    assert most_chunks(cluster, sender, pools) == [3, 3]
+    assert most_chunks(cluster, sender, pools) == [3, 3, 0]
     del pools[:]
     got = reader.get("film", root / "got")
     assert most_chunks(cluster, got, pools)[0] == 3
     cluster.verify({"film": path})
     assert (root / "got").read_bytes() == path.read_bytes()
+
+
+def test_of_an_encrypted_upload_one_more_is_there_with_its_plain_bytes(
+    root: Path, pools: list[buffers.BufferPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not each of the three in both forms."""
+    cluster = make_cluster(root, 4, monkeypatch, nodes=1, settings=_TIGHT)
+    path = cluster.make_file("film", 40 * CHUNK)
+    assert most_chunks(cluster, begin(cluster, path), pools) == [3, 3, 1]
+    cluster.verify({"film": path})

@@ -10,6 +10,7 @@ is encrypted on its way to anybody: what is offered, asked about and sent is cip
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,15 @@ class Upload(JobDriver[Action]):
         #: SHA-256 -> a chunk of these bytes; zeros, for one, come again and again
         self._first_of: dict[bytes, int] = {}
         self._targets = assignment(plan, planned)
+        #: chunk -> what is sent of it, until it has its copies
         self._buffers: dict[int, Buffer] = {}
-        self._pool = BufferPool(self._most_memory())
+        #: chunk -> its plain bytes, until the file's digest took them in; the same memory where
+        #: nothing is encrypted
+        self._plain: dict[int, Buffer] = {}
+        self._pool = self._pool_of(self._budget)
+        self._plain_pool = self._pool_of(bulk.settings.transfer.receive_budget // 2)
+        #: chunks that wait for memory for their plain bytes, in order
+        self._unread: deque[int] = deque()
         self._digest = FileDigest()
         self._next_digest = 0
         self._digest_busy = False
@@ -175,34 +183,51 @@ class Upload(JobDriver[Action]):
 
     # -- memory ---------------------------------------------------------------------
 
-    def _most_memory(self) -> int:
-        """Each chunk is rounded up to pages."""
-        chunk_size = self._plan.chunk_size
-        budget = room_for_chunks(self.bulk.settings.transfer.receive_budget, self._memory(chunk_size))
-        return budget + disk.ALIGNMENT * (budget // chunk_size + 1)
+    @property
+    def _overhead(self) -> int:
+        """Bytes that a chunk is longer as it is stored."""
+        return 0 if self._sealing is None else TAG_BYTES
 
-    def _memory(self, length: int) -> int:
-        """What a chunk takes: its plain bytes and, behind them, what is stored of them."""
-        return length if self._sealing is None else 2 * length + TAG_BYTES
+    @property
+    def _budget(self) -> int:
+        """Bytes of chunks, as they are stored, that may be in memory."""
+        setting = self.bulk.settings.transfer.receive_budget // (1 if self._sealing is None else 2)
+        return room_for_chunks(setting, self._plan.chunk_size + self._overhead)
+
+    def _pool_of(self, budget: int) -> BufferPool:
+        """Each chunk is rounded up to pages."""
+        return BufferPool(budget + disk.ALIGNMENT * (budget // self._plan.chunk_size + 1))
+
+    def _reserve(self, pool: BufferPool, size: int) -> Buffer | None:
+        """None: not now, or it was told that there is no memory at all."""
+        try:
+            return pool.try_reserve(size)
+        except StorageUnavailable as error:
+            self.fail(error)
+            return None
 
     def _length(self, index: int) -> int:
         return chunk_length(self._plan.size, self._plan.chunk_size, index)
 
     def _stored_view(self, index: int) -> memoryview:
-        length = self._length(index)
-        view = self._buffers[index].view(self._memory(length))
-        return view if self._sealing is None else view[length:]
+        return self._buffers[index].view(self._length(index) + self._overhead)
+
+    def _drop_plain(self, index: int) -> None:
+        """Nobody needs its plain bytes any more, but who sends them."""
+        plain = self._plain.pop(index)
+        if self._sealing is not None:
+            plain.release()
+            self._read_next()
 
     # -- the owner's calls, in the bulk loop ----------------------------------------
 
     def start(self) -> None:
         transfer = self.bulk.settings.transfer
-        overhead, share = (0, 1) if self._sealing is None else (TAG_BYTES, 2)
         self._started = self.now()
         for record in self._planned.peers:
             self.bulk.learn(record)
         self._job = UploadJob(
-            sizes=[self._length(index) + overhead for index in range(len(self._rows))],
+            sizes=[self._length(index) + self._overhead for index in range(len(self._rows))],
             assignment=self._targets,
             replicas=self._plan.replicas,
             min_peers=self._plan.min_peers if self._plan.distribute else 1,
@@ -211,7 +236,7 @@ class Upload(JobDriver[Action]):
             up=self.bulk.up(),
             unreachable=self.bulk.unreachable,
             limits=Limits(
-                budget=room_for_chunks(transfer.receive_budget // share, self._plan.chunk_size + overhead),
+                budget=self._budget,
                 block_min=transfer.block_size_min,
                 block_max=max(transfer.block_size_min, min(transfer.block_size_max, _MAX_BLOCK)),
                 stall_s=transfer.request_timeout_s,
@@ -277,21 +302,37 @@ class Upload(JobDriver[Action]):
 
     def _read(self, action: ReadChunk) -> None:
         index = action.chunk
-        try:
-            buffer = self._pool.try_reserve(self._memory(self._length(index)))
-        except StorageUnavailable as error:
-            self.fail(error)
+        buffer = self._reserve(self._pool, self._length(index) + self._overhead)
+        if self.ended:
             return
         assert buffer is not None  # the job's budget is less than the pool's
         self._buffers[index] = buffer
+        self._unread.append(index)
+        self._read_next()
 
+    def _read_next(self) -> None:
+        """Those that have memory for their plain bytes too."""
+        while self._unread and not self.ended:
+            index = self._unread[0]
+            plain = self._buffers[index]
+            if self._sealing is not None:
+                found = self._reserve(self._plain_pool, self._length(index))
+                if found is None:
+                    return
+                plain = found
+            self._unread.popleft()
+            self._plain[index] = plain
+            self._hash(index, plain.view(self._length(index)), self._stored_view(index))
+
+    def _hash(self, index: int, plain: memoryview, stored: memoryview) -> None:
         def work() -> ChunkRow:
-            length, chunk_size = self._length(index), self._plan.chunk_size
-            memory = buffer.view(self._memory(length))
-            if self.source.is_hole(index, chunk_size):
-                memory[:length] = zeros.view(length)
-                return self._row(index, memory[:length], memory, hole=True)
-            return self._row(index, self.source.read_chunk(index, chunk_size, memory), memory, hole=False)
+            chunk_size = self._plan.chunk_size
+            hole = self.source.is_hole(index, chunk_size)
+            if hole:
+                plain[:] = zeros.view(len(plain))
+            else:
+                self.source.read_chunk(index, chunk_size, plain)
+            return self._row(index, plain, stored, hole=hole)
 
         def then(row: ChunkRow) -> None:
             if self._rows[index] not in (None, row):
@@ -301,21 +342,21 @@ class Upload(JobDriver[Action]):
                 return
             self._rows[index] = row
             first = self._first_of.setdefault(row.sha256, index)
+            if index < self._next_digest:  # it was read again
+                self._drop_plain(index)
             self._digest_next()
             assert self._job is not None
             self.perform(self._job.read(index, self.now(), first if first != index else None))
 
         self.submit(self.bulk.pools.hashing, work, then)
 
-    def _row(self, index: int, plain: memoryview, memory: memoryview, *, hole: bool) -> ChunkRow:
-        """The chunk's row; encrypts it into the rest of its memory, if that is asked for."""
-        size = len(plain)
+    def _row(self, index: int, plain: memoryview, stored: memoryview, *, hole: bool) -> ChunkRow:
+        """The chunk's row; encrypts it into `stored`, if that is asked for."""
         if self._sealing is None and hole:
-            return ChunkRow(size, IDENTITY, *zeros.digests(size), None)
+            return ChunkRow(len(plain), IDENTITY, *zeros.digests(len(plain)), None)
         if self._sealing is None:
-            return ChunkRow(size, IDENTITY, hashing.sha256(plain), hashing.blake3(plain), None)
-        key, chunk_size = self._sealing.key, self._plan.chunk_size
-        return sealed_row(*key.seal_chunk(index, chunk_size, plain, memory[size:]))
+            return ChunkRow(len(plain), IDENTITY, hashing.sha256(plain), hashing.blake3(plain), None)
+        return sealed_row(*self._sealing.key.seal_chunk(index, self._plan.chunk_size, plain, stored))
 
     def _digest_next(self) -> None:
         """Feed the file's digest, in order, from chunks that are in memory."""
@@ -324,12 +365,13 @@ class Upload(JobDriver[Action]):
             self._finish_if_ready()
             return
         self._digest_busy = True
-        view = self._buffers[index].view(self._length(index))
+        view = self._plain[index].view(self._length(index))
 
         def then(_: None) -> None:
             assert self._job is not None
             self._digest_busy = False
             self._next_digest += 1
+            self._drop_plain(index)
             self.perform(self._job.digested(index, self.now()))
             self._digest_next()
 
