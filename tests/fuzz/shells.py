@@ -215,7 +215,9 @@ class _Runner:
     def __init__(self, shell: TrackerShell) -> None:
         self._shell = shell
 
-    def submit(self, run: Callable[[TrackerStore], Any], done: Callable[..., None]) -> None:
+    def submit(
+        self, run: Callable[[TrackerStore], Any], done: Callable[..., None], reader: Any = None
+    ) -> None:
         self._shell.submit(lambda: run(self._shell.store), lambda value, error: done((value, error)))
 
     def close(self) -> None:
