@@ -36,6 +36,9 @@ class Store:
     def claimed_manifests(self) -> dict[str, float]:
         return dict(self.claimed)
 
+    def is_claimed(self, file_id: str) -> bool:
+        return file_id in self.claimed
+
     def seen_store(self, store_id: str, number: int) -> None:
         if number < self.seen:
             raise ForeignStore("older")

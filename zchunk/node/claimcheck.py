@@ -70,7 +70,7 @@ class ClaimCheck:
 
     def distributed(self, file_id: Any) -> None:
         """A file was committed."""
-        if isinstance(file_id, str) and file_id in self._store.claimed_manifests():
+        if isinstance(file_id, str) and self._store.is_claimed(file_id):
             # Where that fails it is found out when it is asked about.
             self._workers.submit(lambda: self._store.know_manifests([file_id]), lambda _, error: None)
 

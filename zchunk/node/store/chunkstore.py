@@ -505,6 +505,10 @@ class ChunkStore:
         uploads that brought them have them."""
         return self._manifests.claimed()
 
+    def is_claimed(self, file_id: str) -> bool:
+        """Whether it is one of `claimed_manifests`."""
+        return self._manifests.is_claimed(file_id)
+
     def know_manifests(self, file_ids: Iterable[str]) -> None:
         """They are those of files: from now on they go only when these are removed."""
         with self._index_lock:

@@ -121,14 +121,18 @@ class ManifestFolder:
         with self._lock:
             return dict(self._claims)
 
+    def is_claimed(self, file_id: str) -> bool:
+        with self._lock:
+            return file_id in self._claims
+
     def renew(self, file_id: str) -> None:
         """An upload brought it once more."""
-        if file_id in self.claimed():
+        if self.is_claimed(file_id):
             self._claim([file_id])
 
     def know(self, file_ids: Iterable[str]) -> None:
         """They are files."""
-        if claimed := [file_id for file_id in file_ids if file_id in self.claimed()]:
+        if claimed := list(filter(self.is_claimed, file_ids)):
             self._index.claim(claimed, None)
             with self._lock:
                 for file_id in claimed:
