@@ -499,6 +499,24 @@ def test_info_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["PC-a", "1", "down"] in [line.split() for line in out.splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([[(B, 1)], []], "no peer has 1 of 2 chunks any more, put the file again from its source"),
+        (
+            [[(A, 1)], [], []],
+            "1 of 3 chunks wait for a peer that is off; no peer has 2 of 3 chunks any more, put",
+        ),
+    ],
+)
+def test_what_nobody_has_waits_for_no_peer(
+    capsys: pytest.CaptureFixture[str], rows: list[list[tuple[str, int]]], why: str
+) -> None:
+    files._show_info(located(rows, down=(A,)))
+    out = capsys.readouterr().out
+    assert f"unavailable: {why}" in " ".join(out.split())
+
+
 def test_peers_in_json() -> None:
     assert members.peer_json(peer(A, "LAB\n1")) == {
         "peer_id": A,

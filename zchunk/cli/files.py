@@ -608,15 +608,23 @@ def _encryption_rows(where: Location) -> list[tuple[str, str]]:
     return rows
 
 
+def _why_unavailable(where: Location, chunks: str) -> str:
+    lost = sum(not row for row in where.holders)
+    waiting = where.live_copies().count(0) - lost
+    reasons = [f"{waiting:,} of {chunks} wait for a peer that is off"] if waiting else []
+    if lost:
+        reasons.append(f"no peer has {lost:,} of {chunks} any more, put the file again from its source")
+    return "; ".join(reasons)
+
+
 def _show_info(where: Location) -> None:
     record, sha256 = where.file, where.manifest.sha256
     per_peer = Counter(peer_id for row in where.holders for peer_id, _ in row)
-    lost = where.live_copies().count(0)
     chunks = render.count_text(record.chunks_count, "chunk")
     health_text = {
         "complete": "complete",
         "degraded": f"degraded: readable, with fewer than {record.replicas} copies of some chunks online",
-        "unavailable": f"unavailable: {lost:,} of {chunks} wait for a peer that is off",
+        "unavailable": f"unavailable: {_why_unavailable(where, chunks)}",
     }
     render.facts(
         [
