@@ -17,6 +17,7 @@ from blake3 import blake3
 from zchunk import disk
 from zchunk.errors import AmbiguousName, NoSpace, NotFound
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest
+from zchunk.node.get import partial
 from zchunk.node.jobs import KEEP_OVER, JobBook, JobRecord, book_of, standing
 from zchunk.node.partfile import PartFile, open_part
 
@@ -250,7 +251,8 @@ def test_a_job_whose_journal_was_removed_has_nothing(target: Path, kept: PartFil
     found = standing(record(target, state="paused", reason="why"))
     assert (found.state, found.chunks_completed) == ("failed", 0)
     assert found.reason is not None
-    assert found.reason.startswith("why; nothing of it is kept")
+    assert found.reason.startswith("nothing of it is kept")
+    assert found.reason.endswith("starts over; it had ended with: why"), "what was kept then, is not now"
     assert JOB in found.reason
 
 
@@ -317,3 +319,13 @@ def test_above_1000_chunks_the_list_is_left_out(count: int, listed: bool, target
     shown = standing(replace(record(target), chunks_count=count)).to_json()
     assert ("chunks_progress" in shown) is listed
     assert shown["chunks_status"]["pending"] == count
+
+
+def test_a_partial_download_says_how_it_goes_on_whether_its_peers_are_off_or_not() -> None:
+    missing = [{"name": "LAB-PC3", "reason": "unreadable"}, {"name": "LAB-PC4", "reason": "off"}]
+    waiting = {"missing": missing, "missing_peers": [PEER], "job_id": JOB}
+    error = partial(waiting | {"chunks_missing": 3, "chunks_completed": 1, "chunks_count": 4}, "1 of 4 kept")
+    assert str(error) == (
+        "1 of 4 kept; 3 wait for LAB-PC3, which cannot read them now, LAB-PC4:"
+        f" `zchunk resume {JOB}`, or the same command, goes on once they can be fetched"
+    )

@@ -549,7 +549,7 @@ class Download(Fetching):
 def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
     """The error of a download that does not wait for the peers of a `waiting` event."""
     names = ", ".join(map(_named, waiting["missing"])) or "no known peer"
-    how = f"`zchunk resume {waiting['job_id']}`, or the same command, goes on when it is back"
+    how = f"`zchunk resume {waiting['job_id']}`, or the same command, goes on once they can be fetched"
     return PartialDownload(
         f"{kept}; {waiting['chunks_missing']} wait for {names}: {how}",
         missing_peers=waiting["missing_peers"],

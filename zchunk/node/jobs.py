@@ -248,7 +248,7 @@ def standing(record: JobRecord) -> JobStatus:
     kept = partfile.kept_job(target, record.file_id)
     if kept is None or kept.job_id != record.job_id:
         gone = f"nothing of it is kept at {target} any more: `zchunk resume {record.job_id}` starts over"
-        reason = f"{record.reason}; {gone}" if record.reason else gone
+        reason = f"{gone}; it had ended with: {record.reason}" if record.reason else gone
         return _status(record, "failed", (), reason)
     state = "failed" if record.state == "failed" else "paused"
     return _status(record, state, kept.completed, record.reason)
