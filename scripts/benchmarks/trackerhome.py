@@ -19,7 +19,7 @@ from zchunk.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.protocol.columns import split_hashes
 from zchunk.tracker.membership import Membership
 from zchunk.tracker.store import TrackerStore
-from zchunk.transport.auth import new_key_pair
+from zchunk.transport.auth import make_key, new_key_pair
 from zchunk.transport.keys import KeyPair
 
 CHUNK_SIZE = 64 * 1024
@@ -72,7 +72,8 @@ def make(folder: Path, nodes: int, chunks: int, file_chunks: int = FILE_CHUNKS) 
     files of `file_chunks`, on HOLDERS of the nodes."""
     keys = [new_key_pair() for _ in range(nodes)]
     client, watcher = new_key_pair(), new_key_pair()
-    (folder / "tracker").mkdir(parents=True)
+    (folder / "tracker").mkdir(parents=True, mode=0o700)
+    make_key(folder / "tracker" / "key.json")  # else its key would count as lost
     members = Membership(folder / "tracker" / "members.json", SystemClock())
     for at, key in enumerate(keys):
         members.add_member(key.public, f"PC-{at}", "node")
