@@ -110,15 +110,45 @@ def test_what_is_shown_of_a_file_waits_for_their_hello(started: Cluster) -> None
     assert started.client.info("known.bin")["health"] == "complete"
 
 
-def test_after_a_lease_without_a_hello_it_is_refused(bench: Cluster, folder: Path) -> None:
+# -- where nobody says hello ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lone_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """With a lease that a busy machine does not outlast before a command has asked."""
+    with Cluster(tmp_path_factory.mktemp("lone"), {**SMALL, "tracker.lease_s": 20.0}) as cluster:
+        cluster.start_nodes(*NODES)
+        make_file(cluster.root / "known.bin", 2 * MIB)
+        cluster.client.put(cluster.root / "known.bin")
+        yield cluster
+
+
+@pytest.fixture
+def alone(lone_cluster: Cluster) -> Iterator[Cluster]:
+    """The tracker has just started, and its nodes are gone."""
+    for node in lone_cluster.nodes.values():
+        node.process.end(signal.SIGKILL)
+    lone_cluster.stop_tracker(signal.SIGKILL)
+    lone_cluster.start_tracker()
+    yield lone_cluster
+    lone_cluster.mend()
+
+
+def test_after_a_lease_without_a_hello_an_upload_is_refused(alone: Cluster) -> None:
     """By then it is known."""
-    source = make_file(folder / "alone.bin", 2 * MIB)
-    for name in NODES:
-        bench.nodes[name].process.end(signal.SIGKILL)
-    bench.stop_tracker(signal.SIGKILL)
-    bench.start_tracker()
-    put = bench.client.start("put", "--yes", source.path)
+    put = alone.client.start("put", "--yes", make_file(alone.root / "late.bin", 2 * MIB).path)
     assert put.until("waiting")["unsure"] == list(NODES)
     refused = put.result().expect(3).last
     assert refused["code"] == "too_few_peers"
     assert refused["message"].startswith("0 peers online, but it takes 2: start more nodes")
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["decided", "tracker gone again"])
+def test_a_download_without_waiting_ends_all_the_same(alone: Cluster, folder: Path, goes_on: bool) -> None:
+    """By the event that a node is down, or, where none can come any more, a moment after the lease."""
+    get = alone.client.start("get", "known.bin", "-o", folder / "copy", "--no-wait")
+    assert {row["reason"] for row in get.until("waiting")["missing"]} == {"unsure"}
+    if not goes_on:
+        alone.stop_tracker(signal.SIGKILL)
+    partial = get.result().expect(4).last
+    assert partial["missing_peers"] == sorted(node.peer_id for node in alone.nodes.values())
