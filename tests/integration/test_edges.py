@@ -21,6 +21,7 @@ from tests.integration.cluster import (
     Client,
     Cluster,
     Event,
+    Node,
     Process,
     Result,
     Source,
@@ -29,6 +30,7 @@ from tests.integration.cluster import (
     wait_for,
 )
 from tests.integration.conftest import SMALL
+from zchunk.node.store.manifestfolder import cost
 
 CHUNK = 64 * 1024
 THRESHOLD = MIB
@@ -141,11 +143,15 @@ def test_the_plan_follows_free_space_and_a_full_cluster_refuses(
         def free() -> dict[str, int]:
             return {row["name"]: row["free"] for row in client.run("peers").last}
 
+        def taken(node: Node) -> int:
+            manifests = (node.store / "manifests").glob("*")
+            return sum(node.chunks().values()) + sum(cost(path.stat().st_size) for path in manifests)
+
         def put(size: int, *options: str) -> dict[str, int]:
             """Chunks of a new file by node, once its space is no longer told as free."""
             source = fresh(folder, size)
             client.put(source.path, *options)
-            left = {node.name: CAPACITIES[node.name] - sum(node.chunks().values()) for node in nodes}
+            left = {node.name: CAPACITIES[node.name] - taken(node) for node in nodes}
             wait_for(lambda: free() == left, PATIENCE_S, f"the tracker knows that {left} is left")
             shares = primaries(client.info(source.path.name))
             return {node.name: shares[node.peer_id] for node in nodes}

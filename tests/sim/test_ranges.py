@@ -206,7 +206,8 @@ def test_a_holder_that_is_off(root: Path, wait: bool) -> None:
     other = next(index for index in range(COUNT) if reads.holders(index) != [holder])
     node = reads.node(holder)
     node.crash()
-    reads.cluster.run(lambda: reads.client.bulk.peers[holder].status == "down", "the news")
+    peers = reads.client.bulk.peers
+    reads.cluster.run(lambda: holder in peers and peers[holder].status == "down", "the news")
     answers = reads.begin(4, other)
     if not wait:
         ((_, error),) = answers

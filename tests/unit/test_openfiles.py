@@ -73,7 +73,7 @@ def test_those_that_are_free_are_counted_and_stay_free() -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         assert openfiles.shortage("it", 4) == (
             f"it needs 4 descriptors for files and connections, but 3 of {limit} are free: raise the limit"
-            " (RLIMIT_NOFILE), e.g. `ulimit -n 1024`"
+            f" (RLIMIT_NOFILE), e.g. `ulimit -n {max(1024, 2 * limit)}`"
         )
 
 
