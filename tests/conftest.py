@@ -8,9 +8,11 @@ import signal
 import pytest
 from hypothesis import settings
 
-# A shell that runs the tests in the background has it ignored, and so would the commands that
-# tests interrupt: what is handled here is the default in a process started from here.
+# A shell that runs the tests in the background, or nohup, has them ignored, and so would the commands
+# that tests interrupt: what is handled here is the default in a process started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
