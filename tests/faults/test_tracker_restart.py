@@ -27,4 +27,4 @@ def restarts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarts]:
 def test_a_download_does_not_stop_for_the_tracker(
     time: int, restarts: Restarts, record_property: Figure
 ) -> None:
-    record_property("figures", restarts.run())
+    record_property("figures", str(restarts.run()))
