@@ -68,6 +68,7 @@ class Writer:
         with tampered(self.node.process, log, f"{call}:signal=KILL:when={number}"):
             upload = Upload(self._client, source)
             killed = _ends_before(self.node, upload)
+        killed = killed or not self.node.process.alive  # as strace let go of it
         if killed:
             self._check("killed")
             self._cluster.restart("A")

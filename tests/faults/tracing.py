@@ -17,6 +17,8 @@ import pytest
 from tests.integration.cluster import PATIENCE_S, Process
 from tests.waiting import wait_for
 
+_LETS_GO_S = 10.0
+
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 
@@ -35,6 +37,15 @@ def tampered(process: Process, log: Path, *inject: str, only: Iterable[Path] = (
     finally:
         with suppress(ProcessLookupError):
             strace.send_signal(signal.SIGINT)  # it lets go of the process, and ends
+        _await_end(strace)
+
+
+def _await_end(strace: subprocess.Popen[bytes]) -> None:
+    """One that lets go of a process which its own signal ends meanwhile waits for ever."""
+    try:
+        strace.communicate(timeout=_LETS_GO_S)
+    except subprocess.TimeoutExpired:
+        strace.kill()
         strace.communicate(timeout=PATIENCE_S)
 
 
