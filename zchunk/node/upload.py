@@ -150,7 +150,6 @@ class _Copy(Enum):
 class _Target:
     copy: _Copy = _Copy.PLANNED
     attempt: int = 0
-    offered_at: float = 0.0
     unsent: list[tuple[int, int]] = field(default_factory=list)
     #: offset -> (length, when sent)
     sent: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -694,7 +693,7 @@ class UploadJob:
             if self._flow(peer_id).paused_until > now:
                 continue
             self._attempts += 1
-            target.copy, target.attempt, target.offered_at = _Copy.OFFERED, self._attempts, now
+            target.copy, target.attempt = _Copy.OFFERED, self._attempts
             actions.append(OfferChunk(peer_id, index, target.attempt))
         return actions
 
