@@ -6,6 +6,7 @@ its progress. A result that is lost is a failure of the command whose result it 
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pty
@@ -234,6 +235,32 @@ def test_a_hang_up_is_a_clean_stop(bench: Cluster) -> None:
     assert bench.tracker.process.end(signal.SIGHUP) == 0
     bench.start_tracker()
     bench.await_all_up()
+
+
+@pytest.mark.parametrize("who", ["tracker", "node"])
+def test_a_signal_that_another_thread_takes_is_not_lost(bench: Cluster, who: str) -> None:
+    """The system chooses the thread, and the main one may be about to wait for its end."""
+    process = bench.tracker.process if who == "tracker" else bench.nodes["A"].process
+    thread = next(tid for tid in threads_of(process.pid) if takes(process.pid, tid, signal.SIGTERM))
+    assert ctypes.CDLL(None).tgkill(process.pid, thread, signal.SIGTERM) == 0
+    assert process.wait() == 0
+    if who == "tracker":
+        bench.start_tracker()
+    else:
+        bench.restart("A")
+    bench.await_all_up()
+
+
+def threads_of(pid: int) -> list[int]:
+    """But its main one."""
+    return [tid for tid in map(int, os.listdir(f"/proc/{pid}/task")) if tid != pid]
+
+
+def takes(pid: int, tid: int, number: int) -> bool:
+    """Whether this thread does not block that signal."""
+    status = Path(f"/proc/{pid}/task/{tid}/status").read_text()
+    blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+    return not blocked & 1 << (number - 1)
 
 
 def test_a_hang_up_that_is_ignored_changes_nothing(bench: Cluster, folder: Path) -> None:

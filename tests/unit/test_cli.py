@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
-import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ from click.testing import CliRunner, Result
 from zchunk import cli as program
 from zchunk import errors
 from zchunk.cli import cli, common, files, members
-from zchunk.cli.common import Invocation, interruptible, parse_duration, token_text
+from zchunk.cli.common import Invocation, parse_duration, token_text
 from zchunk.errors import Interrupted, InvalidUsage, NotFound, ZchunkError
 
 #: SPEC "Command line", the exit codes.
@@ -326,33 +324,7 @@ def test_the_name_of_this_pc_can_be_a_node_s_name(monkeypatch: pytest.MonkeyPatc
         assert members.host_name() == name
 
 
-# -- signals, logs ----------------------------------------------------------------------------
-
-
-def test_the_first_ctrl_c_interrupts_and_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    calls: list[str] = []
-    with interruptible(Invocation(), lambda: calls.append("interrupt")):
-        signal.raise_signal(signal.SIGINT)
-    assert calls == ["interrupt"]
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_the_second_ctrl_c_ends_at_once(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    class Ended(BaseException):
-        pass
-
-    def end(code: int) -> None:
-        raise Ended(code)
-
-    monkeypatch.setattr(os, "_exit", end)
-    with interruptible(Invocation(json=True), lambda: None):
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Ended, match="130"):
-            signal.raise_signal(signal.SIGINT)
-    assert json.loads(capfd.readouterr().out)["exit_code"] == 130
+# -- logs ----------------------------------------------------------------------------
 
 
 def test_logs_are_safe_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import pty
-import signal
 import sys
 import threading
 import time
@@ -254,17 +253,7 @@ def test_a_log_line_that_cannot_be_written_raises_nothing(monkeypatch: pytest.Mo
         handler.emit(logging.LogRecord("zchunk", logging.WARNING, "", 0, "%s", args, None))
 
 
-# -- signals ------------------------------------------------------------------------------
-
-
-def test_a_hang_up_stops_unless_it_is_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
-    try:
-        assert common.stop_signals() == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        assert common.stop_signals() == [signal.SIGINT, signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGHUP, before)
+# -- last words ---------------------------------------------------------------------------
 
 
 def test_last_words_never_wait_and_never_raise(pipe: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""What all commands share: options, settings, logs, argument types, Ctrl-C.
+"""What all commands share: options, settings, logs, argument types.
 
 Nothing here draws (render.py), writes results (output.py) or knows what a command does.
 """
@@ -6,27 +6,21 @@ Nothing here draws (render.py), writes results (output.py) or knows what a comma
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import os
-import queue
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from zchunk.cli.output import last_words, unharmed
+from zchunk.cli.output import unharmed
 from zchunk.cli.text import visible
-from zchunk.errors import Interrupted, InvalidUsage, NotFound
+from zchunk.errors import InvalidUsage, NotFound
 from zchunk.startup import ending_at_once
 
 if TYPE_CHECKING:
@@ -317,71 +311,3 @@ def check_can_ask(yes: bool) -> None:
 def agreed(question: str, *, default: bool) -> bool:
     """Asks on stderr; a name in the question cannot break out of it."""
     return click.confirm(visible(question), default=default, prompt_suffix=" ", err=True)
-
-
-#: A progress bar has hidden it.
-_SHOW_CURSOR = b"\x1b[?25h\n"
-
-
-def stop_signals() -> list[int]:
-    """What ends a command cleanly: Ctrl-C, SIGTERM, and the terminal's hang-up, unless whoever
-    started the command wants it to outlive the terminal (nohup)."""
-    hang_up = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hang_up]
-
-
-class StopSignal:
-    """Set by one of `stop_signals`; what servers wait for.
-
-    The handler sets no event itself: it runs in the main thread, which may be in the middle
-    of that event's `wait` or `set`, holding its lock, and would then wait for itself.
-    """
-
-    def __init__(self, *events: threading.Event) -> None:
-        """`events` are set with it: whatever the main thread may be waiting for."""
-        self.stopped = False
-        self._events = events
-        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-        threading.Thread(target=self._set_events, name="stop-signal", daemon=True).start()
-        for number in stop_signals():
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
-        self._signals.put(number)  # may interrupt itself
-
-    def _set_events(self) -> None:
-        self._signals.get()
-        for event in self._events:
-            event.set()
-
-
-@contextmanager
-def interruptible(invocation: Invocation, interrupt: Callable[[], None]) -> Iterator[None]:
-    """In the block the first of `stop_signals` calls `interrupt`, a second one ends the
-    process on the spot: what was verified and written is kept either way.
-
-    `interrupt` must be safe in a signal handler; an exception in any place of the engine
-    would lose the event that is being dealt with.
-    """
-    pressed = 0
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed += 1
-        if pressed == 1:
-            interrupt()
-            return
-        if invocation.json:
-            last_words(1, json.dumps(Interrupted("interrupted at once").to_json()).encode() + b"\n")
-        if os.isatty(2):
-            last_words(2, _SHOW_CURSOR)
-        os._exit(Interrupted.exit_code)
-
-    numbers = stop_signals()
-    before = [signal.signal(number, on_signal) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

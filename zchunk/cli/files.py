@@ -21,13 +21,13 @@ from zchunk.cli.common import (
     as_chunk_size,
     check_can_ask,
     everywhere,
-    interruptible,
     json_option,
     pass_invocation,
     say,
 )
 from zchunk.cli.keys import key_file_option, keys_given, secret_options
 from zchunk.cli.output import emit_json, emit_json_list, emit_json_object, tell_json, unharmed
+from zchunk.cli.signals import interruptible
 from zchunk.cli.table import print_table
 from zchunk.errors import (
     IntegrityError,

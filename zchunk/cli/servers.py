@@ -18,7 +18,6 @@ import click
 from zchunk import openfiles
 from zchunk.cli.common import (
     Invocation,
-    StopSignal,
     as_size,
     everywhere,
     pass_invocation,
@@ -34,6 +33,7 @@ from zchunk.cli.members import (
     new_key_option,
 )
 from zchunk.cli.output import announce
+from zchunk.cli.signals import StopSignal
 from zchunk.errors import (
     InvalidUsage,
     NotJoined,
