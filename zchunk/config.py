@@ -11,12 +11,10 @@ two in step. Units are in the names or, for sizes, bytes (`20GB`, `1GiB` are und
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_type_hints
@@ -28,7 +26,7 @@ from zchunk import addresses
 from zchunk.clock import MAX_PERIOD_S, MIN_PERIOD_S
 from zchunk.errors import ConfigError, InvalidUsage
 from zchunk.manifest import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, chunk_size_problem
-from zchunk.placement import MAX_COPIES, Strategy
+from zchunk.strategy import MAX_COPIES, Strategy
 
 if TYPE_CHECKING:  # imported where there is a file
     import yaml
@@ -63,6 +61,8 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None or match[2].upper() not in _UNITS:
         raise InvalidUsage(f"{_shown(text)} is no size; allowed: {_SIZE_FORMS}")
+    from fractions import Fraction  # few commands are given a size
+
     size = Fraction(match[1].replace("_", "")) * _UNITS[match[2].upper()]
     if size.denominator != 1:
         raise InvalidUsage(f"{_shown(text)} is no whole number of bytes; allowed: {_SIZE_FORMS}")
@@ -584,6 +584,8 @@ def _word(text: str) -> str:
 
 
 def _meant(wrong: str, known: Iterable[str]) -> str:
+    import difflib  # for who made a mistake
+
     close = difflib.get_close_matches(wrong, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

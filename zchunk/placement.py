@@ -18,17 +18,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, cycle, islice, pairwise
 from math import gcd
-from typing import Literal, get_args
 
 from zchunk.errors import InvalidUsage, NoSpace, TooFewPeers
+from zchunk.strategy import STRATEGIES
 
-Strategy = Literal["round_robin", "contiguous", "balanced"]
-STRATEGIES: tuple[str, ...] = get_args(Strategy)
 #: `Placement.strategy` of a file that lies undivided on one peer (or on `replicas` peers).
 WHOLE = "whole"
 
-#: Most copies of a chunk, and most peers, that a file may ask for.
-MAX_COPIES = 10_000
 #: Up to this many peers `minimum_peers` tries all sets; beyond it takes the greedy bound.
 EXACT_PEERS = 12
 _LOAD_STEPS = 1000

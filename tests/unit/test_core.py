@@ -20,7 +20,6 @@ from zchunk.errors import Busy, NoSpace, StorageFailure, ZchunkError
 from zchunk.hashing import inventory_digest
 from zchunk.manifest import MAX_NEW_CHUNKS, ChunkRow, Manifest
 from zchunk.node.located import location
-from zchunk.placement import MAX_COPIES
 from zchunk.protocol import columns
 from zchunk.protocol.messages import (
     BY_TYPE,
@@ -74,6 +73,7 @@ from zchunk.protocol.messages import (
     Welcome,
     Whole,
 )
+from zchunk.strategy import MAX_COPIES
 from zchunk.tracker import core, reports
 from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
 from zchunk.tracker.core import Timing, TrackerCore

@@ -23,7 +23,7 @@ from tests.sim.replay import record
 from zchunk import client as client_module
 from zchunk import config
 from zchunk.cli import servers
-from zchunk.cli.members import host_name
+from zchunk.cli.joining import host_name
 from zchunk.client import Client
 from zchunk.clock import ManualClock
 from zchunk.config import SECTIONS, Settings, keys_of

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -234,6 +233,8 @@ _MAX_DURATION_S = 10 * 366 * 86400
 
 def parse_duration(text: str) -> float:
     """`30m`, `24h`, `7d`, `1.5h` -> seconds; more than 0, at most ten years. Raises InvalidUsage."""
+    from fractions import Fraction  # few commands are given a duration
+
     match = _DURATION.fullmatch(text.strip().lower())
     seconds = float(Fraction(match[1]) * _SECONDS[match[2]]) if match else 0.0
     if not 0 < seconds <= _MAX_DURATION_S:

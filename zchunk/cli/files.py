@@ -37,7 +37,7 @@ from zchunk.errors import (
     WrongKey,
     ZchunkError,
 )
-from zchunk.placement import MAX_COPIES
+from zchunk.strategy import MAX_COPIES, STRATEGIES
 
 if TYPE_CHECKING:
     from zchunk.client import Client, PlannedUpload
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 #: Where a file's content goes instead of a job's events.
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-_STRATEGIES = ("round_robin", "contiguous", "balanced")
 
 
 # -- jobs: what put and get share ------------------------------------------------------
@@ -135,7 +134,7 @@ def _waiting_hint(event: dict[str, Any]) -> str:
 @click.option(
     "--replicas", type=click.IntRange(1, MAX_COPIES), help="Copies of each chunk, on different peers."
 )
-@click.option("--strategy", type=click.Choice(_STRATEGIES), help="How chunks are spread.")
+@click.option("--strategy", type=click.Choice(STRATEGIES), help="How chunks are spread.")
 @click.option("--chunk-size", callback=as_chunk_size, metavar="SIZE", help="64 KiB to 64 MiB, like 10MiB.")
 @click.option("--min-peers", type=click.IntRange(1, MAX_COPIES), help="Refuse with fewer peers online.")
 @click.option("--encrypt", is_flag=True, help="Encrypt the file before it leaves this PC.")

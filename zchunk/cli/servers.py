@@ -20,12 +20,13 @@ from zchunk.cli.common import (
     Invocation,
     as_size,
     everywhere,
+    importing,
     pass_invocation,
     say,
     set_up_logs,
     token_text,
 )
-from zchunk.cli.members import (
+from zchunk.cli.joining import (
     allow_plain_option,
     check_same_cluster,
     host_name,
@@ -123,9 +124,10 @@ def tracker(
     _private(invocation.home)
     cputimer.timer.arrange()
     settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
-    from zchunk.clock import SystemClock
-    from zchunk.tracker.server import Tracker
-    from zchunk.transport.zeromq import ZmqTransport
+    with importing():
+        from zchunk.clock import SystemClock
+        from zchunk.tracker.server import Tracker
+        from zchunk.transport.zeromq import ZmqTransport
 
     transport = ZmqTransport()
     lost = {"database": new_database, "members": new_members, "key": new_key}
@@ -240,8 +242,9 @@ def node(
     _private(invocation.home)
     cputimer.timer.arrange()
     folder = invocation.home / "node"
-    from zchunk.node import options
-    from zchunk.node.membership import check_transport, note_parts
+    with importing():
+        from zchunk.node import options
+        from zchunk.node.membership import check_transport, note_parts
 
     given = {"bind": bind, "capacity": capacity, "advertise": advertise}
     kept = options.load(folder, given)
@@ -258,7 +261,8 @@ def node(
         )
     options.keep(folder, kept, given)
     note_parts(folder)
-    from zchunk.node.process import NodeProcess
+    with importing():
+        from zchunk.node.process import NodeProcess
 
     check_transport(membership, settings)
     process = NodeProcess(folder, membership, settings, new_store=new_store)

@@ -1,7 +1,8 @@
 """The operations of the upload side, under the names that the specification gives them.
 
 `DistributedChunkManager` is what a client, a node's chunk service and (later) a watched
-folder use; the work itself is `put.py`'s, `service.py`'s and the store's.
+folder use; the work itself is `put.py`'s, `service.py`'s and the store's. What only an upload
+needs is imported by who begins one: a node has to be there soon, and begins none.
 """
 
 from __future__ import annotations
@@ -18,10 +19,6 @@ from zchunk import hashing
 from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, ZchunkError
 from zchunk.manifest import MAX_NEW_SEALED_CHUNKS, block_ranges, chunk_count, new_name_problem
 from zchunk.node.control import expect
-from zchunk.node.driver import Tell
-from zchunk.node.planask import PlanAsk
-from zchunk.node.sealkeys import Sealing
-from zchunk.node.source import SourceFile
 from zchunk.node.transfer import OFFER_TIMEOUT_S, BulkPlane
 from zchunk.protocol.messages import (
     BlockTaken,
@@ -33,11 +30,14 @@ from zchunk.protocol.messages import (
     Planned,
     PutBlock,
 )
-from zchunk.sealing import Secret
 
 if TYPE_CHECKING:
+    from zchunk.node.driver import Tell
     from zchunk.node.put import Upload
+    from zchunk.node.sealkeys import Sealing
+    from zchunk.node.source import SourceFile
     from zchunk.node.store.chunkstore import ChunkStore
+    from zchunk.sealing import Secret
 
 Sent = Callable[[ZchunkError | None], None]
 
@@ -140,6 +140,8 @@ class DistributedChunkManager:
         Progress and the end come as events through `tell`. Raises NotFound, NotAllowed or
         InvalidUsage for the file.
         """
+        from zchunk.node.source import SourceFile
+
         source = SourceFile(path)
         if not self.should_distribute(source.size):
             source.close()
@@ -150,6 +152,8 @@ class DistributedChunkManager:
     def upload(self, source: SourceFile, tell: Tell, *, options: PutOptions, own_peer: str | None) -> None:
         """Plans and starts in one go, whatever the size; closes `source` at the end. Not for
         files to be encrypted: making their key would hold the loop up."""
+        from zchunk.node.planask import PlanAsk
+
         try:
             if options.encrypt is not None:
                 raise InvalidUsage("files are encrypted by `zchunk put` and `Client.put` only")

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta, Struct, ValidationError
 
 from zchunk.clock import MAX_PERIOD_S, MAX_WALL_MS, MIN_PERIOD_S
-from zchunk.placement import MAX_COPIES
+from zchunk.strategy import MAX_COPIES
 
 #: Version 1. A reader ignores unknown keys of a known type, refuses unknown types.
 PROTOCOL_VERSION = 1
