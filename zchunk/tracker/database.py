@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import peewee
-from playhouse import db_url
 
 from zchunk import disk
 from zchunk.errors import Busy, ConfigError, MalformedMessage, ZchunkError
@@ -251,7 +250,7 @@ def _connection(path_or_url: str, pragmas: Mapping[str, Any]) -> tuple[Any, str]
     scheme, is_url, rest = path_or_url.partition("://")
     if is_url and not scheme.startswith("sqlite"):
         return _server(path_or_url), f"{scheme}://{rest.rpartition('@')[2]}"
-    path = db_url.parse(path_or_url)["database"] if is_url else path_or_url
+    path = _sqlite_path(path_or_url) if is_url else path_or_url
     # No timeout: SQLite does not wait in a transaction that has read before it writes; `again` does.
     connection = peewee.SqliteDatabase(
         path, pragmas=pragmas, timeout=0, thread_safe=False, check_same_thread=False
@@ -274,7 +273,18 @@ def _driver(where: str) -> Iterator[None]:
         raise ConfigError(f"the tracker's store {where} needs a database driver: {error}") from error
 
 
+# playhouse.db_url looks for the driver of each kind of database: not where there is only a path.
+
+
+def _sqlite_path(url: str) -> Any:
+    from playhouse import db_url
+
+    return db_url.parse(url)["database"]
+
+
 def _server(url: str) -> Any:
+    from playhouse import db_url
+
     try:
         if not db_url.parse(url)["database"]:  # before version 4 peewee let that pass
             raise ValueError(f'"{url.partition("://")[0]}://..." names no database.')

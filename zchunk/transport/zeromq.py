@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import zmq
 from zmq.utils.garbage import gc as returns
@@ -36,14 +37,12 @@ from zchunk.transport.base import (
     SocketOptions,
     Suspects,
 )
-from zchunk.transport.bell import Bell
 from zchunk.transport.connections import Connections, Delivered
 from zchunk.transport.cputimer import timer
 from zchunk.transport.descriptors import Descriptor
 from zchunk.transport.greeting import Greeting
 from zchunk.transport.guard import Limits
 from zchunk.transport.keys import CurveClient, CurveServer
-from zchunk.transport.local import LocalDoor
 from zchunk.transport.names import Lookup
 from zchunk.transport.unread import Large, Unread
 from zchunk.transport.zap import (
@@ -837,7 +836,12 @@ def _new_bell() -> tuple[int, int]:
     return reading, writing
 
 
-AnySocket = RouterSocket | PublisherSocket | ConnectedSocket | ZapGate | LocalDoor | Bell
+@runtime_checkable
+class Pollable(Socket, Protocol):
+    """A socket here, the gate, or one of the system's (local.py, bell.py)."""
+
+    def pollable(self) -> Sequence[zmq.Socket[bytes] | int]:
+        """What it is waited for by."""
 
 
 class ZmqPoller:
@@ -850,20 +854,20 @@ class ZmqPoller:
     def __init__(self) -> None:
         self._poller = zmq.Poller()
         #: by socket, or by descriptor
-        self._owner: dict[zmq.Socket[bytes] | int, AnySocket] = {}
+        self._owner: dict[zmq.Socket[bytes] | int, Pollable] = {}
         self._wake_receiver, self._wake_sender = os_socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._poller.register(self._wake_receiver, zmq.POLLIN)
 
     def register(self, socket: Socket) -> None:
-        assert isinstance(socket, AnySocket)
+        assert isinstance(socket, Pollable)
         for raw in socket.pollable():
             self._owner[raw] = socket
             self._poller.register(raw, zmq.POLLIN)
 
     def unregister(self, socket: Socket) -> None:
-        assert isinstance(socket, AnySocket)
+        assert isinstance(socket, Pollable)
         for raw in socket.pollable():
             del self._owner[raw]
             self._poller.unregister(raw)
