@@ -152,6 +152,7 @@ class Bench:
         self.asked = Figure("peer.up received -> request for a waiting chunk sent", 10)
         self.byte = Figure("node listening -> first new chunk on disk", 150)
         self.fetch = Figure("of these, request sent -> first new chunk on disk", None)
+        self.ready = Figure("node's process started -> hello acknowledged, ready", None)
         self.start = Figure("node's process started -> first new chunk on disk", None)
 
     def _spread(self, source: Path) -> None:
@@ -164,7 +165,7 @@ class Bench:
 
     @property
     def figures(self) -> list[Figure]:
-        return [self.down, self.up, self.asked, self.byte, self.fetch, self.start]
+        return [self.down, self.up, self.asked, self.byte, self.fetch, self.ready, self.start]
 
     def round(self) -> None:
         moments, target = self.moments, self.root / "copy.bin"
@@ -179,6 +180,7 @@ class Bench:
         moments.clear()
         started = time.monotonic()
         node = self.cluster.start_node(VICTIM)
+        ready = time.monotonic()
         download.join(30)
         if download.is_alive() or download.problem is not None:
             raise Failed(f"the download did not end: {download.problem}")
@@ -191,6 +193,7 @@ class Bench:
         self.asked.add(moments["request sent"] - moments["peer.up in the download"])
         self.byte.add(moments["written"] - logged(node, "listening"))
         self.fetch.add(moments["written"] - moments["request sent"])
+        self.ready.add(ready - started)
         self.start.add(moments["written"] - started)
 
 
