@@ -11,6 +11,7 @@ from zchunk.cli.common import (
     Invocation,
     as_duration,
     everywhere,
+    importing,
     json_option,
     pass_invocation,
     say,
@@ -87,9 +88,10 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
     A node holds chunks, a client puts, gets and removes files, an observer looks.
     """
     settings = invocation.settings()
-    from zchunk.cli.access import in_force, tracker_here
-    from zchunk.clock import SystemClock, iso_utc
-    from zchunk.tracker.server import make_token
+    with importing():
+        from zchunk.cli.access import in_force, tracker_here
+        from zchunk.clock import SystemClock, iso_utc
+        from zchunk.tracker.server import make_token
 
     made = make_token(
         tracker_here(invocation),
