@@ -17,6 +17,7 @@ import zmq
 
 from zchunk.transport.base import Arrival, Buffer, Delivery, Knock
 from zchunk.transport.keys import KEY_BYTES
+from zchunk.transport.poller import RAW, Edged, has_message
 
 _AT = "inproc://zeromq.zap.01"
 _VERSION = b"1.0"
@@ -64,7 +65,7 @@ class Admissions:
         return admission is not None and admission.number <= self._void.get(admission.peer_id, 0)
 
 
-class ZapGate:
+class ZapGate(Edged):
     """The ZAP handler of a context. libzmq waits for its answer with each handshake."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], admissions: Admissions) -> None:
@@ -72,7 +73,7 @@ class ZapGate:
         self.raw = _handler(context)
         self.endpoint = ""
 
-    def pollable(self) -> list[zmq.Socket[bytes]]:
+    def pollable(self) -> list[zmq.Socket[bytes] | int]:
         return [self.raw]
 
     def receive(self) -> Knock | None:
@@ -80,6 +81,7 @@ class ZapGate:
             try:
                 frames = self.raw.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
+                self.news = 0
                 return None
             knock = _knock(frames)
             if knock is not None:
@@ -87,6 +89,7 @@ class ZapGate:
             _reply(self.raw, _ticket(frames), _REFUSED, b"")
 
     def answer(self, knock: Knock, peer_id: str | None) -> None:
+        self.news |= RAW
         if peer_id is None:
             _reply(self.raw, knock.ticket, _REFUSED, b"")
         else:
@@ -111,7 +114,7 @@ class PlainGate:
 
     def answer(self) -> None:
         """All that ask now."""
-        while int(self.raw.get(zmq.EVENTS)) & zmq.POLLIN:
+        while has_message(self.raw):
             frames = self.raw.recv_multipart()
             _reply(self.raw, _ticket(frames), _LET_IN if _is_plain(frames) else _REFUSED, b"")
 

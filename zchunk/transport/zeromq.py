@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 import zmq
 from zmq.utils.garbage import gc as returns
@@ -33,17 +32,16 @@ from zchunk.transport.base import (
     Link,
     Poller,
     Received,
-    Socket,
     SocketOptions,
     Suspects,
 )
 from zchunk.transport.connections import Connections, Delivered
-from zchunk.transport.cputimer import timer
 from zchunk.transport.descriptors import Descriptor
 from zchunk.transport.greeting import Greeting
 from zchunk.transport.guard import Limits
 from zchunk.transport.keys import CurveClient, CurveServer
 from zchunk.transport.names import Lookup
+from zchunk.transport.poller import RAW, Edged, ZmqPoller, has_message
 from zchunk.transport.unread import Large, Unread
 from zchunk.transport.zap import (
     PLAIN_DOMAIN,
@@ -87,8 +85,6 @@ _STRANGE_AFTER = 4
 _AT_ONCE_S = 1.0
 #: A name whose number does not answer is looked up again this often.
 _LOOK_UP_AGAIN_S = 5.0
-#: As plain numbers: pyzmq's are slow to reckon with, and these are asked for with each message.
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 #: With the connection's name. More than any message has, which its reader then refuses.
 _PARTS = 16
 _DROPPED_AT_ONCE = 2000
@@ -325,7 +321,7 @@ class _Bound:
         return parse_admission(_metadata(frame, "User-Id")) if self.encrypts else None
 
     @property
-    def gates(self) -> list[zmq.Socket[bytes]]:
+    def gates(self) -> list[zmq.Socket[bytes] | int]:
         return [self.gate.raw] if self.gate is not None else []
 
     def answer_gate(self) -> None:
@@ -337,7 +333,7 @@ class _Bound:
             self.gate.close()
 
 
-class PublisherSocket:
+class PublisherSocket(Edged):
     """A bound PUB: what is sent goes to whoever listens. It notes by which connection each
     member subscribed, to be able to end it."""
 
@@ -348,8 +344,8 @@ class PublisherSocket:
         #: member -> its connections, and for how many usual topics each has asked
         self._subscribers: dict[str, dict[Descriptor, float]] = {}
 
-    def pollable(self) -> list[zmq.Socket[bytes]]:
-        return [*self._bound.gates, self.raw]
+    def pollable(self) -> list[zmq.Socket[bytes] | int]:
+        return [self.raw, *self._bound.gates]
 
     def receive(self) -> Received | None:
         self._bound.answer_gate()
@@ -357,6 +353,7 @@ class PublisherSocket:
             try:
                 frame = self.raw.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
+                self.news = 0
                 return None
             number = _number(frame)
             if number is not None:  # else libzmq tells of a connection that ended
@@ -364,6 +361,7 @@ class PublisherSocket:
                 self._note(self._bound.admission(frame), descriptors.descriptor(number), len(frame))
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
+        self.news |= RAW
         _send_frames(self.raw, frames)
         return Delivery.SENT
 
@@ -397,7 +395,7 @@ class PublisherSocket:
             descriptors.shut_down(which)
 
 
-class RouterSocket:
+class RouterSocket(Edged):
     """A bound ROUTER. Its monitor hints at connections that end.
 
     The monitor is read first in each turn and asked for one kind of event only: some 500
@@ -415,27 +413,33 @@ class RouterSocket:
         self._by_descriptor: dict[int, dict[bytes, None]] = {}
         self._shown: dict[bytes, _Shown] = {}
 
-    def pollable(self) -> list[zmq.Socket[bytes]]:
-        return [self._monitor, *self._bound.gates, self.raw]
+    def pollable(self) -> list[zmq.Socket[bytes] | int]:
+        return [self.raw, self._monitor, *self._bound.gates]
 
     def receive(self) -> Received | Suspects | None:
-        self._bound.answer_gate()
-        if (suspects := self._suspects()) is not None:
-            return suspects
-        while _has_message(self.raw):
+        if self.news != RAW:
+            self._bound.answer_gate()
+            if (suspects := self._suspects()) is not None:
+                return suspects
+            self.news = RAW
+        while self.is_told or has_message(self.raw):
+            self.is_told = False
             try:
                 parts = self._message()
             except zmq.Again:
-                return None
+                break
             if parts is None:
-                return None
+                return None  # there is more of it
             if (received := self._received(parts)) is not None:
                 return received
+        self.news = 0
         return None
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
-        if not self._unread.has_room(connection, _large_bytes(frames)):
+        large = _large_bytes(frames)
+        if large and not self._unread.has_room(connection, large):
             return Delivery.FULL
+        self.news |= RAW
         try:
             self.raw.send(connection, zmq.DONTWAIT | zmq.SNDMORE)
             self._unread.add(connection, _send_frames(self.raw, frames))
@@ -553,15 +557,10 @@ def _shut_down(shown: _Shown) -> None:
         descriptors.shut_down(shown.descriptor)
 
 
-def _has_message(raw: zmq.Socket[bytes]) -> bool:
-    """To ask costs a third of the exception that there is none."""
-    return bool(int(raw.get(_EVENTS)) & _POLLIN)
-
-
 def _next_event(monitor: zmq.Socket[bytes]) -> tuple[int, int] | None:
     """(event, value) of a socket's monitor that has come already. (pyzmq's own reader brings
     asyncio and ssl into each process.)"""
-    if not _has_message(monitor):
+    if not has_message(monitor):
         return None
     head, _address = monitor.recv_multipart(zmq.DONTWAIT)
     event, value = struct.unpack("=Hi", head)
@@ -604,10 +603,14 @@ def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[Large
 
 
 def _large_bytes(frames: Sequence[Buffer]) -> int:
-    return sum(len(frame) for frame in frames if len(frame) >= _COPY_BELOW)
+    large = 0
+    for frame in frames:
+        if len(frame) >= _COPY_BELOW:
+            large += len(frame)
+    return large
 
 
-class ConnectedSocket:
+class ConnectedSocket(Edged):
     """A DEALER or SUB to one peer. It goes through the peer's addresses until one works,
     and reports its link's state between the messages.
 
@@ -644,20 +647,25 @@ class ConnectedSocket:
 
     def pollable(self) -> list[zmq.Socket[bytes] | int]:
         bell = [self._bell[0]] if self._bell is not None else []
-        return [self._monitor, *bell, self.raw]
+        return [self.raw, self._monitor, *bell]
 
     def receive(self) -> Received | Link | None:
-        if (change := self._link_change() or self._look_up_over()) is not None:
-            return change
-        if not _has_message(self.raw):
-            return None
-        try:
-            parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
-        except zmq.Again:
-            return None
-        return Received([part.buffer for part in parts])
+        if self.news != RAW:
+            if (change := self._link_change() or self._look_up_over()) is not None:
+                return change
+            self.news = RAW
+        if self.is_told or has_message(self.raw):
+            self.is_told = False
+            try:
+                parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
+                return Received([part.buffer for part in parts])
+            except zmq.Again:
+                pass
+        self.news = 0
+        return None
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:
+        self.news |= RAW
         try:
             _send_frames(self.raw, frames)
         except zmq.Again:
@@ -834,68 +842,3 @@ def _new_bell() -> tuple[int, int]:
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
     return reading, writing
-
-
-@runtime_checkable
-class Pollable(Socket, Protocol):
-    """A socket here, the gate, or one of the system's (local.py, bell.py)."""
-
-    def pollable(self) -> Sequence[zmq.Socket[bytes] | int]:
-        """What it is waited for by."""
-
-
-class ZmqPoller:
-    """Waits on sockets and on a wake-up from other threads.
-
-    The wake-up is a pair of plain sockets and not an inproc one: any thread may wake,
-    and a ZeroMQ socket must stay with one thread.
-    """
-
-    def __init__(self) -> None:
-        self._poller = zmq.Poller()
-        #: by socket, or by descriptor
-        self._owner: dict[zmq.Socket[bytes] | int, Pollable] = {}
-        self._wake_receiver, self._wake_sender = os_socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
-        self._poller.register(self._wake_receiver, zmq.POLLIN)
-
-    def register(self, socket: Socket) -> None:
-        assert isinstance(socket, Pollable)
-        for raw in socket.pollable():
-            self._owner[raw] = socket
-            self._poller.register(raw, zmq.POLLIN)
-
-    def unregister(self, socket: Socket) -> None:
-        assert isinstance(socket, Pollable)
-        for raw in socket.pollable():
-            del self._owner[raw]
-            self._poller.unregister(raw)
-
-    def wait(self, timeout_s: float | None) -> list[Socket]:
-        # Rounded up: waking a millisecond early would find the deadline not yet due.
-        timeout = None if timeout_s is None else int(timeout_s * 1000) + 1 if timeout_s > 0 else 0
-        ready = self._poller.poll(timeout)
-        timer.turned()
-        found: dict[Socket, None] = {}
-        for raw, _ in ready:
-            owner = self._owner.get(raw)
-            if owner is not None:
-                found[owner] = None
-            else:
-                self._drain_wakes()
-        return list(found)
-
-    def wake(self) -> None:
-        # A full pipe means that a wake-up is pending anyway.
-        with contextlib.suppress(BlockingIOError, OSError):
-            self._wake_sender.send(b"!")
-
-    def close(self) -> None:
-        self._wake_sender.close()
-        self._wake_receiver.close()
-
-    def _drain_wakes(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._wake_receiver.recv(4096):
-                pass
