@@ -105,8 +105,9 @@ class Loop:
     def run(self) -> None:
         """Turn until `stop`; a bug ends the loop and is kept in `failure`."""
         try:
+            deadline = self.next_deadline()
             while not self._stopping:
-                self.turn(self.timeout())
+                deadline = self.turn(self._until(deadline))
         except BaseException as error:
             self.failure = error
             raise
@@ -115,16 +116,18 @@ class Loop:
 
     def timeout(self) -> float | None:
         """Seconds until the next deadline; 0 when something is posted."""
+        return self._until(self.next_deadline())
+
+    def _until(self, deadline: float | None) -> float | None:
         if self._posted:
             return 0.0
-        deadline = self.next_deadline()
         return None if deadline is None else max(0.0, deadline - self.clock.monotonic())
 
     def next_deadline(self) -> float | None:
         return min((d for t in self._timed if (d := t.deadline()) is not None), default=None)
 
-    def turn(self, timeout_s: float | None = 0.0) -> None:
-        """Deal with what is there: sockets, then posted calls, then deadlines.
+    def turn(self, timeout_s: float | None = 0.0) -> float | None:
+        """Deal with what is there: sockets, then posted calls, then deadlines. Returns the next one.
 
         In this order, because a lease must not end while its heartbeat waits unread.
         """
@@ -134,14 +137,26 @@ class Loop:
             self._receive(socket)
         for _ in range(len(self._posted)):
             self._posted.popleft()()
-        for timed in list(self._timed):
-            now = self.clock.monotonic()
-            deadline = timed.deadline()
-            if deadline is not None and deadline <= now:
-                timed.on_time(now)
+        deadline = self._on_time()
         took = self.clock.monotonic() - began
         if took > self.longest_turn_s:
             self._longest(took)
+        return deadline
+
+    def _on_time(self) -> float | None:
+        """What is due. Returns the next deadline, for which nobody is asked twice where nothing was."""
+        now, first, was_due = self.clock.monotonic(), None, False
+        for timed in list(self._timed):
+            deadline = timed.deadline()
+            if deadline is None:
+                continue
+            if deadline <= now:
+                was_due = True
+                timed.on_time(now)
+                now = self.clock.monotonic()
+            elif first is None or deadline < first:
+                first = deadline
+        return self.next_deadline() if was_due else first
 
     def _longest(self, took: float) -> None:
         """A handler that blocks is a fault, or the machine was: either way it can be seen."""

@@ -170,6 +170,49 @@ def test_a_deadline_is_met_once_and_not_before_its_time(
     assert loop.next_deadline() == 103.0
 
 
+@pytest.mark.parametrize("soonest", [0, 1, 2])
+def test_a_turn_knows_the_next_deadline(loop: Loop, log: list[Any], clock: ManualClock, soonest: int) -> None:
+    for at in range(3):
+        loop.add_timed(Alarm(log, 101.0 if at == soonest else 110.0, 120.0))
+    assert loop.turn() == 101.0
+    clock.advance(1.0)
+    assert loop.turn() == 110.0
+    assert log == [("time", 101.0)]
+
+
+def test_a_turn_knows_a_deadline_that_came_while_another_was_met(
+    loop: Loop, log: list[Any], clock: ManualClock
+) -> None:
+    first = Alarm(log, None)
+
+    class Setting(Alarm):
+        def on_time(self, now: float) -> None:
+            super().on_time(now)
+            first.at = 105.0
+
+    loop.add_timed(first)
+    loop.add_timed(Setting(log, 100.0))
+    assert loop.turn() == 105.0
+    assert log == [("time", 100.0)]
+
+
+def test_in_a_turn_in_which_nothing_is_due_each_is_asked_once(loop: Loop, poller: FakePoller) -> None:
+    asked: list[int] = []
+
+    class Asked(Alarm):
+        def deadline(self) -> float | None:
+            asked.append(len(poller.timeouts))
+            return super().deadline()
+
+    loop.add_timed(Asked([], 1000.0))
+    busy = FakeSocket(*[message(number) for number in range(70)])
+    loop.add_socket(busy, lambda _: loop.stop() if poller.timeouts[3:] else None)
+    loop.run()
+    turns = len(poller.timeouts)
+    assert turns >= 4
+    assert asked == list(range(turns + 1))  # once before them all
+
+
 # -- a message that cannot be handled -----------------------------------------------------------
 
 
