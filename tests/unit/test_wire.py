@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
@@ -185,6 +186,22 @@ def test_without_a_request_id_there_is_nothing_to_answer(request_id: Any) -> Non
     error = refused(with_header(wire.encode(Ok(), 1), id=request_id))
     assert isinstance(error, MalformedMessage)
     assert "request_id" not in error.details
+
+
+def test_what_was_decoded_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of 1,000 peers took 13 ms."""
+    record = PeerRecord("a" * 32, "A", "node", "up", 1, ("tcp://a:1",), 1, 1, 1, 1)
+    frames = wire.encode(Snapshot(epoch="e", seq=1, events=(), peers=(record,) * 100, unsure=()), 1)
+    made: list[Any] = []
+    convert = msgspec.convert
+    monkeypatch.setattr(
+        msgspec, "convert", lambda *args, **how: (made.append(args[1]), convert(*args, **how))[1]
+    )
+    assert len(wire.decode(frames).message.peers) == 100  # type: ignore[attr-defined]
+    assert made == [Snapshot]
+    made.clear()
+    Ok()
+    assert len(made) == 1
 
 
 @by_class

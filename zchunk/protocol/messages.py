@@ -13,6 +13,7 @@ have 100,000 chunks.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from functools import cache
 from math import isfinite
 from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
@@ -65,6 +66,9 @@ Role = Annotated[str, Meta(pattern=r"^(node|client|observer)\Z")]
 Status = Annotated[str, Meta(pattern=r"^(up|down|left|draining|offline-store|revoked)\Z")]
 
 
+M = TypeVar("M", bound="Message")
+
+
 #: how deep lists and records of free form may nest
 _MAX_DEPTH = 8
 
@@ -97,10 +101,28 @@ def _check_facts(name: str, value: dict[str, Any]) -> None:
         raise ValidationError(f"`$.{name}` holds what JSON cannot say, or nests too deep")
 
 
+#: Whether what is being built has been checked.
+_is_checked: ContextVar[bool] = ContextVar("is_checked", default=False)
+
+
+def decoded(values: dict[str, Any], cls: type[M]) -> M:
+    """A message of what came off the wire, where texts are UTF-8. Raises ValidationError.
+
+    It is checked while it is converted, and what its classes check by themselves is only what
+    that cannot (`_check_facts`)."""
+    token = _is_checked.set(True)
+    try:
+        return msgspec.convert(values, cls)
+    finally:
+        _is_checked.reset(token)
+
+
 class Record(Struct, frozen=True):
     """A part of messages, or a message. Checked when it is built."""
 
     def __post_init__(self) -> None:
+        if _is_checked.get():
+            return
         msgspec.convert(self, _checked_fields(type(self)), from_attributes=True)
         for name in _text_fields(type(self)):
             value = getattr(self, name)

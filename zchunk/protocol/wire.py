@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-import msgspec
 from msgspec import ValidationError
 from msgspec.structs import asdict
 
@@ -30,6 +29,7 @@ from zchunk.protocol.messages import (
     ErrorReply,
     Message,
     Record,
+    decoded,
     is_fact,
 )
 
@@ -46,6 +46,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_REQUEST_FRAME_BYTES = 16 * 1024 * 1024
 MAX_FRAMES = 8
 MAX_REQUEST_ID = 2**63 - 1
+_PLAIN = frozenset({int, str, bytes, bool, float, type(None)})
 
 Buffer = bytes | bytearray | memoryview
 
@@ -62,7 +63,11 @@ class Envelope:
 def encode(message: Message, request_id: int = 0, claim: str | None = None) -> list[Buffer]:
     """The frames of `message`; payload frames are the caller's buffers, not copies."""
     kind = type(message)
-    values = {name: _plain(getattr(message, name)) for name in HEADER_FIELDS[kind]}
+    values = {
+        name: value if type(value) in _PLAIN else _plain(value)
+        for name in HEADER_FIELDS[kind]
+        for value in (getattr(message, name),)
+    }
     header: dict[str, Any] = {"v": PROTOCOL_VERSION, "t": kind.TYPE, "id": request_id, "f": values}
     if claim is not None:
         header["from"] = claim
@@ -144,7 +149,7 @@ def _message(header: dict[str, Any], frames: Sequence[Buffer]) -> Message:
         raise MalformedMessage(f"a message {kind!r} of the wrong shape")
     known = {name: values[name] for name in HEADER_FIELDS[cls] if name in values}
     try:
-        return msgspec.convert(known | dict(zip(payload, frames[1:], strict=True)), cls)
+        return decoded(known | dict(zip(payload, frames[1:], strict=True)), cls)
     except ValidationError as error:
         raise MalformedMessage(f"message {kind!r}: {str(error)[:300]}") from None
 
