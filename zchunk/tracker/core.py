@@ -99,6 +99,7 @@ from zchunk.tracker.health import Counted, FileHealth
 from zchunk.tracker.joinlimit import JoinLimit
 from zchunk.tracker.liveness import Change, Life, Liveness
 from zchunk.tracker.membership import Member, Membership
+from zchunk.tracker.peerrecords import PeerRecords
 from zchunk.tracker.planning import make_plan, refusal
 from zchunk.tracker.promises import Asker, Promises
 from zchunk.tracker.records import (
@@ -191,7 +192,7 @@ class TrackerCore:
         self._commit_number = commit_number
         self._events_at = events_at
         self._liveness = Liveness(heartbeat_s=timing.heartbeat_s, lease_s=timing.lease_s, now=now.mono)
-        self._records: dict[str, PeerRecord] = {}
+        self._records = PeerRecords()
         #: bytes per second that each node served and stored lately
         self._loads: dict[str, float] = {}
         self._inventories: dict[str, _Inventory] = {}
@@ -566,33 +567,26 @@ class TrackerCore:
             if not known:
                 raise HelloFirst("say hello first")
             self._loads[ask.peer_id] = beat.load
-            before = self._records[ask.peer_id]
-            self._records[ask.peer_id] = replace(
-                before,
-                free=beat.free,
-                chunks=beat.chunks,
-                last_seen_ms=now.wall_ms,
-                files_unknown=beat.files_unknown,
-            )
+            self._records.heard(ask.peer_id, beat.free, beat.chunks, now.wall_ms)
             told = self._store_beat(ask.peer_id, beat.store_online, now)
-            told += self._unknown_beat(before, now)
+            told += self._unknown_beat(ask.peer_id, beat.files_unknown, now)
             return [*told, *ask.reply(Beat(epoch=self.epoch, seq=self.seq))]
         return ask.reply(Beat(epoch=self.epoch, seq=self.seq))
 
     def _store_beat(self, peer_id: str, online: bool, now: Now) -> list[Action]:
         """A node's disk was unplugged, or is back (SPEC R8)."""
-        record, status = self._records[peer_id], "up" if online else _OFFLINE
-        if record.status == status or record.status not in ("up", _OFFLINE):
+        before, status = self._records.status(peer_id), "up" if online else _OFFLINE
+        if before == status or before not in ("up", _OFFLINE):
             return []
-        record = self._records[peer_id] = replace(record, status=status)
+        record = self._records[peer_id] = replace(self._records[peer_id], status=status)
         self._health.peers_changed(now.mono)
         return [self._publish("peer.updated", peer_fields(record), now)]
 
-    def _unknown_beat(self, before: PeerRecord, now: Now) -> list[Action]:
+    def _unknown_beat(self, peer_id: str, files_unknown: int, now: Now) -> list[Action]:
         """A node holds chunks of files that this tracker does not know, or not of as many any more."""
-        record = self._records[before.peer_id]
-        if record.files_unknown == before.files_unknown:
+        if files_unknown == self._records.files_unknown(peer_id):
             return []
+        record = self._records[peer_id] = replace(self._records[peer_id], files_unknown=files_unknown)
         if record.files_unknown and record.peer_id not in self._strange:
             self._strange.add(record.peer_id)
             log.error(
@@ -605,7 +599,7 @@ class TrackerCore:
 
     def _live(self) -> frozenset[str]:
         """Peers whose chunks can be had: up, as the cluster was told, and with their store."""
-        return frozenset(p for p in self._liveness.up() if self._records[p].status == "up")
+        return frozenset(p for p in self._liveness.up() if self._records.status(p) == "up")
 
     def _goodbye(self, ask: Ask, now: Now) -> list[Action]:
         changes = self._liveness.goodbye(ask.peer_id, ask.message.incarnation, now.mono)
@@ -1005,6 +999,9 @@ class TrackerCore:
 
     def _count_copies(self, now: Now) -> list[Action]:
         """The next slice, when it is due; one at a time, so that others get their turn."""
+        due = self._health.deadline()
+        if due is None or due > now.mono:
+            return []
         asked = self._health.next(self._live(), now.mono)
         if asked is None:
             return []

@@ -347,11 +347,13 @@ class Membership:
             lock.release()
 
     def _stamp(self) -> tuple[int, ...] | None:
-        with disk.storage_errors(self._path, "reading"):
-            try:
-                return _stamp_of(os.stat(self._path))
-            except FileNotFoundError:
-                return None
+        try:  # each second: the usual case takes no more than it must
+            return _stamp_of(os.stat(self._path))
+        except FileNotFoundError:
+            return None
+        except OSError:
+            with disk.storage_errors(self._path, "reading"):
+                raise
 
     def _read(self) -> _Listed:
         with disk.storage_errors(self._path, "reading"):
