@@ -368,6 +368,37 @@ def test_it_wants_to_be_woken_once_per_heartbeat_and_at_the_end_of_a_lease() -> 
     assert liveness.deadline() == LEASE
 
 
+def test_nobody_is_to_be_waited_for_where_all_have_left() -> None:
+    liveness = make()
+    liveness.restore(A, 1, True, 0.0)
+    assert liveness.deadline() is None
+    liveness.restore(B, 1, False, 0.0)
+    assert liveness.deadline() == BEAT
+    assert ticks(liveness, 0.0, LEASE) == [(LEASE, Change(B, Life.DOWN, "lease"))]
+    assert liveness.deadline() is None
+
+
+@pytest.mark.parametrize("peers", [10, 1000])
+def test_when_to_wake_costs_no_look_at_each_peer(peers: int) -> None:
+    """It is asked for with each turn, and each peer brings one a second."""
+    liveness, looks = make(), 0
+
+    class Looked(dict[str, Any]):
+        def values(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().values()
+
+    liveness._peers = Looked()
+    for number in range(peers):
+        up(liveness, f"{number:032x}", connection=b"%d" % number)
+    for beat in range(1, 101):
+        for number in range(peers):
+            liveness.beat(f"{number:032x}", 1, b"%d" % number, beat + number / peers)
+            assert liveness.deadline() == beat + number / peers + BEAT
+    assert looks <= 110
+
+
 # -- any order -----------------------------------------------------------------------------------------
 
 PEERS = st.sampled_from([A, B])
@@ -442,6 +473,13 @@ class Lives(RuleBasedStateMachine):
         self._tell(self.liveness.advance(self.now))
         if seconds > LEASE:  # the loop itself slept: only a heartbeat of that counts
             assert fresh <= self.liveness.up()
+
+    @invariant()
+    def it_is_woken_in_time(self) -> None:
+        watched = (Life.UNKNOWN, Life.ARRIVING, Life.UP)
+        ends = [peer.lease_end for peer in self.liveness._peers.values() if peer.life in watched]
+        soonest = min(*ends, self.liveness._last_turn + BEAT) if ends else None
+        assert self.liveness.deadline() == soonest
 
     @invariant()
     def an_up_peer_was_told_of_and_has_a_connection(self) -> None:

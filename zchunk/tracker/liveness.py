@@ -77,11 +77,15 @@ class Liveness:
         #: until then a connection that is gone may be one that ended while we slept
         self._excuse_until = 0.0
         self._peers: dict[str, _Peer] = {}
+        #: no lease that counts ends before; only to be looked for again from then on
+        self._first_end = float("inf")
 
     def restore(self, peer_id: str, incarnation: int, left: bool, now: float) -> None:
         """A peer known from an earlier run: it gets one lease to say hello."""
         life = Life.LEFT if left else Life.UNKNOWN
         self._peers[peer_id] = _Peer(incarnation, life, lease_end=now + self._lease_s)
+        if not left:
+            self._first_end = min(self._first_end, now + self._lease_s)
 
     def life(self, peer_id: str) -> Life:
         peer = self._peers.get(peer_id)
@@ -128,6 +132,7 @@ class Liveness:
         if same_start:
             renewed.breaks = peer.breaks  # type: ignore[union-attr]
         self._peers[peer_id] = renewed
+        self._first_end = min(self._first_end, renewed.lease_end)
         return Hail(number, arriving=not same_life)
 
     def _number(self, peer: _Peer, incarnation: int, instance: str) -> int:
@@ -229,10 +234,11 @@ class Liveness:
     def deadline(self) -> float | None:
         """When to call `advance`: at the next lease end, and once per heartbeat so that
         being late ourselves is noticed."""
-        ends = [peer.lease_end for peer in self._peers.values() if peer.life in _WATCHED]
-        if not ends:
-            return None
-        return min(min(ends), self._last_turn + self._heartbeat_s)
+        soon = self._last_turn + self._heartbeat_s
+        if self._first_end <= soon:
+            ends = [peer.lease_end for peer in self._peers.values() if peer.life in _WATCHED]
+            self._first_end = min(ends, default=float("inf"))
+        return None if self._first_end == float("inf") else min(self._first_end, soon)
 
     def _turn(self, now: float) -> None:
         """Notice that we ourselves slept (suspend, SIGSTOP): nobody could reach us
@@ -249,4 +255,5 @@ class Liveness:
         peer.life = life
         if life is not Life.UP:
             peer.connection = b""
+            self._first_end = float("-inf")  # it may have been this one's
         return Change(peer_id, life, reason)
