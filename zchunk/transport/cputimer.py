@@ -5,7 +5,7 @@ some was used: the system's profiling timer counts it for all threads, libzmq's 
 (SIGPROF) is blocked in all of them and taken by the one that waits for it, so that no handler runs
 and no call of another thread is interrupted.
 
-The timer counts by the system's ticks, so what takes less than one may be missed some times in a
+The timer counts by the system's ticks, and may miss what takes less than one some times in a
 row. Loops therefore tell of their turns (`turned`), and there the time is known exactly.
 """
 
@@ -15,10 +15,9 @@ import signal
 import threading
 import time
 
-#: The shortest that the timer knows: it goes off at the first tick that meets this process at work.
-_TIMER_S = 1e-6
-#: CPU seconds since the thread fell asleep after which a loop's turn wakes it.
-_WORKED_S = 0.005
+#: CPU seconds of the process after which the thread is woken. A guard that is awake looks no sooner
+#: (connections.py), so no more is missed while it sleeps; and at rest a process works as much in 20 s.
+_WORKED_S = 0.02
 
 
 class CpuTimer:
@@ -54,7 +53,7 @@ class CpuTimer:
     def wait(self) -> None:
         """Returns when the process has worked since, or was woken."""
         self._asleep_at = time.process_time()
-        signal.setitimer(signal.ITIMER_PROF, _TIMER_S)
+        signal.setitimer(signal.ITIMER_PROF, _WORKED_S)
         signal.sigwaitinfo({signal.SIGPROF})
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         self._asleep_at = None
