@@ -21,10 +21,12 @@ from zchunk.node.service import ChunkService, HeldMemory
 from zchunk.node.store.chunkstore import ChunkStore
 from zchunk.protocol import wire
 from zchunk.protocol.messages import BY_TYPE, PAYLOAD_FIELDS, Message, Request
-from zchunk.tracker.core import Timing, TrackerCore
+from zchunk.tracker.core import TrackerCore
 from zchunk.tracker.membership import Membership
+from zchunk.tracker.requests.presence import Timing
 from zchunk.tracker.server import TrackerServer
 from zchunk.tracker.store import TrackerStore
+from zchunk.tracker.storemark import StoreMark
 from zchunk.transport.base import Buffer, Delivery, Received
 from zchunk.transport.keys import peer_id_of
 
@@ -175,12 +177,11 @@ class TrackerShell(_Shell):
             membership.add_member(key(name), name, role)
         self.store = TrackerStore.open(":memory:", self.clock)
         self.core = TrackerCore(
-            membership=membership,
+            members=membership,
             peers=(),
             timing=Timing(1.0, 3.0),
             epoch="e",
-            store_id=self.store.store_id,
-            commit_number=0,
+            mark=StoreMark(self.store.store_id, 0),
             events_at=("tcp://10.0.0.1:7701",),
             now=read(self.clock),
         )

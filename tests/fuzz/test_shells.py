@@ -127,9 +127,9 @@ class Tracker(_Asked):
     def what_is_held_ends(self) -> None:
         server, core = self.shell.server, self.shell.core
         assert server._outstanding.requests <= len(self.shell.works)
-        assert len(core._parked) <= 10
-        assert set(core._inventories) <= {peer_id("A"), peer_id("B")}
-        assert len(core._promises) <= 100
+        assert len(core.uploads._parked) <= 10
+        assert set(core.presence.inventories._pages) <= {peer_id("A"), peer_id("B")}
+        assert len(core.promises) <= 100
 
     def teardown(self) -> None:
         self.shell.delivery = Delivery.SENT
@@ -139,7 +139,7 @@ class Tracker(_Asked):
         self.shell.work()  # the last turn of time may have asked for some
         assert not self.shell.works
         assert not self.shell.server._outstanding.requests
-        assert not self.shell.core._parked
+        assert not self.shell.core.uploads._parked
         super().teardown()
 
 

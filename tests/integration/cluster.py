@@ -566,7 +566,7 @@ class Cluster:
 
     def _any_token(self, role: str) -> str:
         """One for many; made anew where a revocation withdrew it."""
-        listed = Membership(self.tracker.home / "tracker" / "members.json", SystemClock()).tokens
+        listed = Membership(self.tracker.home / "tracker" / "members.json", SystemClock()).listed.tokens
         known = self._tokens.get(role)
         if known is None or parse_token(known).key.peer_id not in listed:
             self._tokens[role] = self.token(role)

@@ -320,7 +320,7 @@ def test_a_new_key_under_the_old_id(guarded: Cluster, start_s: float) -> None:
     assert stat.S_IMODE((client.home / "client" / "key.json").stat().st_mode) == 0o600
     client.run("ls")
     assert member_id(client) == peer_id
-    member = allow_list(guarded).members[peer_id]
+    member = allow_list(guarded).listed.members[peer_id]
     assert member.public_key == new.public
 
 
@@ -346,7 +346,7 @@ def test_a_rotation_that_died_on_its_way_is_run_again(doors: Doors, guarded: Clu
     assert keys_of(folder) == next_key
     assert not (folder / "key.next.json").exists()
     client.run("ls")
-    assert allow_list(guarded).members[peer_id].public_key == next_key.public
+    assert allow_list(guarded).listed.members[peer_id].public_key == next_key.public
 
 
 def test_a_nodes_new_key(guarded: Cluster, folder: Path) -> None:

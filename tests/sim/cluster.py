@@ -446,6 +446,7 @@ class Cluster:
     def enrol(self, name: str, role: str) -> Membership:
         public = self.rng.randbytes(32)
         self.tracker.membership.add_member(public, name, role)
+        self.tracker.server.look_at_members()
         return Membership(
             peer_id=peer_id_of(public),
             name=name,
@@ -501,9 +502,9 @@ class Cluster:
     def tracker_knows(self, peer_id: str, incarnation: int) -> bool:
         """Whether the tracker counts this start of the peer as up, and has told so."""
         core = self.tracker.server.core
-        is_up = self.tracker_host.alive and core._liveness.is_up(peer_id)
-        is_told = is_up and core._records[peer_id].status in ("up", "offline-store")
-        return is_told and core._liveness._peers[peer_id].incarnation == incarnation
+        is_up = self.tracker_host.alive and core.peers.liveness.is_up(peer_id)
+        is_told = is_up and core.peers.records[peer_id].status in ("up", "offline-store")
+        return is_told and core.peers.liveness._peers[peer_id].incarnation == incarnation
 
     # -- time -----------------------------------------------------------------------
 
@@ -586,11 +587,11 @@ class Cluster:
     def _verify_health(self) -> None:
         """Who followed the events of this tracker knows how every file is (SPEC I1, R9)."""
         core = self.tracker.server.core
-        health = core._health
+        health = core.health
         self.run(lambda: health.deadline() is None and not health._under_way, "the files to be counted")
-        told = {e.fields["file_id"]: e.fields["health"] for e in core.history if "health" in e.fields}
+        told = {e.fields["file_id"]: e.fields["health"] for e in core.events.history if "health" in e.fields}
         for record in self.store.list_files("")[0]:
-            total, readable, low = self.store.health_counts(record.file_id, core._liveness.up())
+            total, readable, low = self.store.health_counts(record.file_id, core.peers.liveness.up())
             truth = "unavailable" if readable < total else "degraded" if low else "complete"
             assert told.get(record.file_id, "complete") == truth, f"seed {self.seed}: {record.name}"
 

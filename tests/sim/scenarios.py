@@ -271,7 +271,7 @@ def _report_unheard(cluster: Cluster, node: SimNode, how: str, reports: int) -> 
     """The reports reach the tracker, but "cut" off, or "killed", the node learns it later."""
 
     def told() -> bool:
-        topics = [event.topic for event in cluster.tracker.server.core.history]
+        topics = [event.topic for event in cluster.tracker.server.core.events.history]
         return topics.count("chunk.corrupt") == reports
 
     if how == "cut":  # some reports come before the node counts as down, the others later
@@ -288,7 +288,7 @@ def _report_unheard(cluster: Cluster, node: SimNode, how: str, reports: int) -> 
 
 def _health_told(cluster: Cluster) -> tuple[str, str]:
     """The file and the health of the last event about one."""
-    told = [event.fields for event in cluster.tracker.server.core.history if "health" in event.fields]
+    told = [event.fields for event in cluster.tracker.server.core.events.history if "health" in event.fields]
     return (told[-1]["file_id"], told[-1]["health"]) if told else ("", "")
 
 

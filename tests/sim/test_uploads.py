@@ -201,7 +201,7 @@ def test_a_waiting_upload_keeps_its_promise_also_over_a_broken_line(root: Path) 
     """So long that the tracker gives up what was promised by the connection before."""
     cluster = Cluster(root, 11, nodes=2)
     client, _, _ = waiting_upload(cluster, 40 * CHUNK)
-    promises = cluster.tracker.server.core._promises
+    promises = cluster.tracker.server.core.promises
     cluster.network.cut(client.host.name, "tracker")
     cluster.run(lambda: not promises._by, "the tracker to notice", limit_s=10)
     cluster.network.heal()
@@ -213,7 +213,7 @@ def test_a_waiting_upload_keeps_its_promise_also_over_a_broken_line(root: Path) 
 def test_the_promise_of_an_upload_that_died_ends(root: Path) -> None:
     cluster = Cluster(root, 12, nodes=2)
     client, _, _ = waiting_upload(cluster, 40 * CHUNK)
-    promises = cluster.tracker.server.core._promises
+    promises = cluster.tracker.server.core.promises
     client.host.crash()
     cluster.run(lambda: not promises._by, "the tracker to notice", limit_s=10)
     cluster.run_for(GONE_S - 10)

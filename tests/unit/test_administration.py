@@ -12,7 +12,8 @@ from zchunk.clock import ManualClock
 from zchunk.errors import AmbiguousName, NotFound
 from zchunk.tracker import administration
 from zchunk.tracker.administration import files_that_stop, find_member
-from zchunk.tracker.membership import Member, Membership
+from zchunk.tracker.memberlist import Member
+from zchunk.tracker.membership import Membership
 from zchunk.tracker.store import TrackerStore
 
 

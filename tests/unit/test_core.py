@@ -6,6 +6,7 @@ import hashlib
 import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,16 @@ from zchunk.protocol.messages import (
     Whole,
 )
 from zchunk.strategy import MAX_COPIES
-from zchunk.tracker import core, reports
-from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work
-from zchunk.tracker.core import Timing, TrackerCore
+from zchunk.tracker import reports
+from zchunk.tracker.actions import Action, CutOff, LookAtMembers, Publish, Reply, Sender, Work
+from zchunk.tracker.core import TrackerCore
 from zchunk.tracker.health import TOPICS
 from zchunk.tracker.membership import Membership
 from zchunk.tracker.promises import GONE_S, SILENT_S, STUCK_S
+from zchunk.tracker.requests import damage, inventories, members
+from zchunk.tracker.requests.presence import Timing
 from zchunk.tracker.store import TrackerStore
+from zchunk.tracker.storemark import StoreMark
 from zchunk.transport.keys import peer_id_of
 
 CHUNK = 64 * 1024
@@ -111,12 +115,11 @@ class Cluster:
             self.membership.add_member(key(name), name, role)
         self.store = TrackerStore.open(store, self.clock)
         self.core = TrackerCore(
-            membership=self.membership,
+            members=self.membership,
             peers=self.store.peers(),
             timing=Timing(BEAT, LEASE),
             epoch=epoch,
-            store_id=self.store.store_id,
-            commit_number=self.store.commit_number,
+            mark=StoreMark(self.store.store_id, self.store.commit_number),
             events_at=EVENTS,
             now=read(self.clock),
         )
@@ -141,14 +144,21 @@ class Cluster:
             elif isinstance(action, CutOff):
                 self.cut_off.append(action.peer_id)
                 self.log.append("cut off")
+            elif isinstance(action, LookAtMembers):
+                self.look_at_members()
             else:
                 self._published(action)
+
+    def look_at_members(self) -> None:
+        """As the shell does at each tick, and when a command says that it has changed the list."""
+        with suppress(StorageFailure):
+            self.perform(self.core.members_changed(self.membership.refresh(), read(self.clock)))
 
     def _published(self, action: Publish) -> None:
         event = action.event
         last = self.events[-1].seq if self.events else 0
         assert event.seq == last + (event.topic != "tick"), "a number left out, or given twice"
-        assert event.epoch == self.core.epoch
+        assert event.epoch == self.core.events.epoch
         self.events.append(event)
         if event.topic != "tick":
             self.log.append(event.topic)
@@ -377,6 +387,8 @@ def test_who_is_no_member_is_refused_and_leaves_no_trace(
 ) -> None:
     if who == "revoked":
         cluster.membership.revoke(peer_id("A"))
+        cluster.look_at_members()
+        cluster.events.clear()
     name = {"stranger": "stranger", "nobody": None, "revoked": "A"}[who]
     request_id = cluster.send(name, ALLOWED[kind][0])
     assert not cluster.works
@@ -436,7 +448,7 @@ def test_a_join_that_cannot_be(cluster: Cluster, who: str, name: str, code: str)
     with_token(cluster)
     cluster.membership.add_token(key("late"), "node", int(cluster.clock.wall() * 1000), once=False)
     assert cluster.refused(who, Join(public_key=key("D"), name=name)) == code
-    assert cluster.membership.member(peer_id("D")) is None
+    assert cluster.membership.listed.member(peer_id("D")) is None
 
 
 # -- commit, then reply, then publish --------------------------------------------------------------------
@@ -447,7 +459,7 @@ def test_hello_is_answered_and_told_only_after_the_store_has_it(cluster: Cluster
     assert [type(action) for action in actions] == [Work]
     assert cluster.log == []
     cluster.work()
-    assert cluster.log == ["work", "work", "reply", "peer.up"], "who is registered is up for all"
+    assert cluster.log == ["work", "reply", "peer.up"], "one commit, and who is registered is up for all"
     [known] = cluster.store.peers()
     assert (known.peer_id, known.incarnation, known.left) == (peer_id("A"), 1, False)
 
@@ -505,8 +517,8 @@ def test_numbers_rise_by_one_and_ticks_repeat_the_last(cluster: Cluster) -> None
     numbers = [event.seq for event in cluster.events if event.topic != "tick"]
     assert numbers == list(range(1, 7))
     assert cluster.events[-1].topic == "tick"
-    assert cluster.core.seq == 6
-    assert [event.seq for event in cluster.core.history] == numbers
+    assert cluster.core.events.seq == 6
+    assert [event.seq for event in cluster.core.events.history] == numbers
 
 
 def test_a_node_without_its_disk_is_no_holder_and_takes_nothing(cluster: Cluster) -> None:
@@ -516,7 +528,7 @@ def test_a_node_without_its_disk_is_no_holder_and_takes_nothing(cluster: Cluster
     assert cluster.events[-1].topic == "peer.updated"
     assert cluster.events[-1].fields["peer"]["status"] == "offline-store"
     assert cluster.topics().count("peer.updated") == 1, "told once"
-    assert cluster.core._live() == {peer_id("B")}
+    assert cluster.core.peers.live() == {peer_id("B")}
     assert cluster.refused("client", plan()) == "too_few_peers"
     cluster.ask("A", hello(1))  # over a new connection, say
     assert cluster.statuses()["A"] == "offline-store"
@@ -528,23 +540,23 @@ def test_a_node_without_its_disk_is_no_holder_and_takes_nothing(cluster: Cluster
 def test_missed_events_can_be_asked_for_page_by_page(cluster: Cluster) -> None:
     core = cluster.core
     for number in range(1, 1203):
-        core._publish("chunk.corrupt", {"number": number}, Now(0.0, number))
-    first = cluster.ask("observer", GetEvents(epoch=core.epoch, since=0))
+        core.events.publish("chunk.corrupt", {"number": number}, Now(0.0, number))
+    first = cluster.ask("observer", GetEvents(epoch=core.events.epoch, since=0))
     assert [(r.seq, r.fields["number"]) for r in first.events] == [(n, n) for n in range(1, 501)]
-    assert (first.epoch, first.seq) == (core.epoch, 1202)
-    last = cluster.ask("observer", GetEvents(epoch=core.epoch, since=1200))
+    assert (first.epoch, first.seq) == (core.events.epoch, 1202)
+    last = cluster.ask("observer", GetEvents(epoch=core.events.epoch, since=1200))
     assert [r.seq for r in last.events] == [1201, 1202]
-    assert cluster.ask("observer", GetEvents(epoch=core.epoch, since=1202)).events == ()
-    assert cluster.ask("observer", GetEvents(epoch=core.epoch, since=9999)).events == ()
+    assert cluster.ask("observer", GetEvents(epoch=core.events.epoch, since=1202)).events == ()
+    assert cluster.ask("observer", GetEvents(epoch=core.events.epoch, since=9999)).events == ()
     other = cluster.ask("observer", GetEvents(epoch="other", since=0))
-    assert (other.epoch, other.events) == (core.epoch, ())
+    assert (other.epoch, other.events) == (core.events.epoch, ())
 
 
 def test_ten_thousand_events_are_kept(cluster: Cluster) -> None:
     core = cluster.core
     for number in range(12_000):
-        core._publish("chunk.corrupt", {}, Now(0.0, number))
-    page = cluster.ask("observer", GetEvents(epoch=core.epoch, since=0))
+        core.events.publish("chunk.corrupt", {}, Now(0.0, number))
+    page = cluster.ask("observer", GetEvents(epoch=core.events.epoch, since=0))
     assert page.events[0].seq == 2001, "and who asks sees that what is before is gone"
 
 
@@ -574,7 +586,7 @@ def test_a_node_is_up_only_when_its_inventory_is_known(cluster: Cluster) -> None
     assert cluster.topics() == []
     cluster.log.clear()
     assert cluster.ask("A", Inventory(page=1, last=True, hashes=held[1])) == Ok()
-    assert cluster.log == ["work", "work", "reply", "peer.up"], "who is registered is up for all"
+    assert cluster.log == ["work", "reply", "peer.up"], "who is registered is up for all"
     assert cluster.store.inventory_summary(peer_id("A")) == (2, inventory_digest(held))
     assert not cluster.ask("A", hello(held=held)).inventory_wanted
 
@@ -628,7 +640,7 @@ def test_heartbeats_keep_a_node_up_and_silence_ends_it(cluster: Cluster) -> None
     cluster.up("A", "B")
     for _ in range(6):
         cluster.advance(1.0)
-        assert cluster.ask("A", beat()) == Beat(epoch="e1", seq=cluster.core.seq)
+        assert cluster.ask("A", beat()) == Beat(epoch="e1", seq=cluster.core.events.seq)
     assert cluster.topics() == ["peer.up", "peer.up", "peer.down"]
     gone = cluster.events[-1 - [e.topic for e in cluster.events][::-1].index("peer.down")]
     assert gone.fields["name"] == "B"
@@ -964,7 +976,7 @@ def test_space_of_a_revoked_member_is_free_at_once(cluster: Cluster) -> None:
     cluster.ask("client", plan())
     late = cluster.send("client", plan(upload_id="c" * 32))
     cluster.membership.revoke(peer_id("client"))
-    cluster.perform(cluster.core.members_changed(read(cluster.clock)))
+    cluster.look_at_members()
     cluster.work()
     assert cluster.answer("client", late).code in {"no_space", "not_allowed"}  # type: ignore[union-attr]
     assert isinstance(cluster.ask("A", plan(upload_id=OTHER_UPLOAD)), Planned)
@@ -974,7 +986,7 @@ def test_a_plan_that_was_made_when_its_member_was_revoked_is_no_promise(cluster:
     full_but_for_one_file(cluster)
     late = cluster.send("client", plan())
     cluster.membership.revoke(peer_id("client"))
-    cluster.perform(cluster.core.members_changed(read(cluster.clock)))
+    cluster.look_at_members()
     cluster.work()
     assert cluster.answer("client", late).code == "not_allowed"  # type: ignore[union-attr]
     assert isinstance(cluster.ask("A", plan(upload_id=OTHER_UPLOAD)), Planned)
@@ -1056,7 +1068,7 @@ def test_patience_ends(cluster: Cluster) -> None:
     assert isinstance(reply, ErrorReply)
     assert reply.code == "not_yet_stored"
     assert reply.details["first_missing"] == (1,) or reply.details["first_missing"] == [1]
-    assert not cluster.core._parked
+    assert not cluster.core.uploads._parked
 
 
 def test_asking_again_does_not_lengthen_the_patience(cluster: Cluster) -> None:
@@ -1406,7 +1418,7 @@ def test_who_keeps_a_nodes_memory_is_told_by_name_and_not_without_end(cluster: C
     }
     for _ in range(100):
         assert cluster.ask("A", replace(report, member="10.0.0.7")) == Ok()
-    assert cluster.topics().count("budget.held") == core._HELD_AT_ONCE
+    assert cluster.topics().count("budget.held") == damage._HELD_AT_ONCE
     assert cluster.events[-1].fields["held_by_name"] == "10.0.0.7"
 
 
@@ -1521,7 +1533,6 @@ def test_a_store_that_fails_in_a_slice_is_asked_again(cluster: Cluster) -> None:
 
 def test_a_snapshot_shows_nobody_up_before_that_is_told(cluster: Cluster) -> None:
     cluster.direct("A", hello())
-    cluster.work(1)
     snapshot = cluster.direct("observer", GetSnapshot())[0].message  # type: ignore[union-attr]
     assert isinstance(snapshot, Snapshot)
     assert [(record.status, snapshot.seq) for record in snapshot.peers] == [("down", 0)]
@@ -1542,7 +1553,7 @@ def changed(cluster: Cluster, change: Callable[[Membership], object]) -> list[st
     """Another process changes the list, and says so; what the core does."""
     cluster.log.clear()
     change(Membership(cluster.membership._path, cluster.clock))
-    cluster.perform(cluster.core.members_changed(read(cluster.clock)))
+    cluster.look_at_members()
     cluster.work()
     return [what for what in cluster.log if what != "work"]
 
@@ -1614,7 +1625,7 @@ def test_a_list_that_cannot_be_read_cuts_nobody_off(cluster: Cluster) -> None:
     cluster.up("A", "B")
     cluster.membership._path.write_bytes(b"{")
     with pytest.raises(StorageFailure):
-        cluster.core.members_changed(read(cluster.clock))
+        cluster.membership.refresh()
     cluster.advance(1.0)
     assert cluster.cut_off == []
     assert isinstance(cluster.ask("A", beat()), Beat)
@@ -1624,24 +1635,23 @@ def test_a_node_asks_whose_key_it_is(cluster: Cluster) -> None:
     known = cluster.ask("A", CheckKey(public_key=key("client"))).member
     assert (known.peer_id, known.role, known.revoked) == (peer_id("client"), "client", False)
     assert cluster.ask("A", CheckKey(public_key=key("nobody"))).member is None
-    cluster.membership.revoke(peer_id("client"))
+    changed(cluster, lambda listed: listed.revoke(peer_id("client")))
     assert cluster.ask("A", CheckKey(public_key=key("client"))).member is None
     with_token(cluster)
     assert cluster.ask("A", CheckKey(public_key=key("token"))).member is None, "a token's key is no member's"
 
 
-def test_a_key_that_is_asked_about_is_told_to_all_before_the_answer(cluster: Cluster) -> None:
-    """The list was changed by another process a moment ago."""
-    Membership(cluster.membership._path, cluster.clock).add_member(key("new"), "new", "client")
-    cluster.log.clear()
+def test_a_key_that_another_process_has_listed_is_known_once_it_is_told(cluster: Cluster) -> None:
+    assert changed(cluster, lambda listed: listed.add_member(key("new"), "new", "client")) == [
+        "member.joined"
+    ]
     assert cluster.ask("A", CheckKey(public_key=key("new"))).member.name == "new"
-    assert cluster.log == ["member.joined", "reply"]
 
 
 def test_the_list_is_told_page_by_page_revoked_members_too(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core, "_MEMBERS_PAGE", 2)
+    monkeypatch.setattr(members, "_MEMBERS_PAGE", 2)
     changed(cluster, lambda listed: listed.revoke(peer_id("B")))
     names, page = [], ""
     while True:
@@ -1726,7 +1736,7 @@ def test_whatever_comes_in_whatever_order_each_request_has_one_answer(
     records: tuple[PeerRecord, ...] = cluster.ask("observer", GetSnapshot()).peers
     for record in records:
         assert told.get(record.peer_id, "down") == record.status
-        assert (record.status == "up") == cluster.core._liveness.is_up(record.peer_id)
+        assert (record.status == "up") == cluster.core.peers.liveness.is_up(record.peer_id)
     cluster.store.close()
 
 
@@ -1773,12 +1783,12 @@ def test_commits_that_wait_are_so_many_of_a_member_and_then_refused_at_once(clus
     for number in range(200):
         cluster.send("client", commit(upload_id=f"{number:032x}"))
     cluster.work()
-    assert 0 < len(cluster.core._parked) <= 128
+    assert 0 < len(cluster.core.uploads._parked) <= 128
     asked = cluster.send("A", commit(upload_id="f" * 32))
     cluster.work()
     assert cluster.answer("A", asked) is None, "another member's waits"
     cluster.advance(6.0)
-    assert not cluster.core._parked
+    assert not cluster.core.uploads._parked
     assert cluster.answer("A", asked).code == "not_yet_stored"  # type: ignore[union-attr]
 
 
@@ -1794,7 +1804,7 @@ def test_a_commit_that_waits_is_not_pushed_out_by_another_members(cluster: Clust
 def test_inventories_under_way_are_so_large_together_and_end_with_their_node(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core, "_MAX_INVENTORY_BYTES", 32 * 10)
+    monkeypatch.setattr(inventories, "_MAX_BYTES", 32 * 10)
     page = Inventory(page=0, last=False, hashes=joined(range(6)))
     for name in "AB":
         assert cluster.ask(name, hello(held=[digest(1)])).inventory_wanted
@@ -1802,6 +1812,6 @@ def test_inventories_under_way_are_so_large_together_and_end_with_their_node(
     assert cluster.refused("B", page) == "busy"
     assert cluster.refused("A", replace(page, page=1, hashes=b"")) == "malformed", "pages without end"
     cluster.advance(2 * LEASE)
-    assert not cluster.core._inventories
+    assert not cluster.core.presence.inventories
     assert cluster.ask("B", hello(held=[digest(1)])).inventory_wanted
     assert cluster.ask("B", page) == Ok()

@@ -41,7 +41,7 @@ from zchunk.protocol.messages import (
     Request,
 )
 from zchunk.tracker import core, gate, health
-from zchunk.tracker.membership import Member as TrackerMember
+from zchunk.tracker.memberlist import Member as TrackerMember
 from zchunk.tracker.records import health_fields, held_fields
 from zchunk.tracker.server import Tracker, make_token
 from zchunk.transport.zeromq import ZmqTransport

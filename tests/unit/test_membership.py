@@ -26,7 +26,8 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.tracker import membership as module
-from zchunk.tracker.membership import Member, Membership, TokenEntry
+from zchunk.tracker.memberlist import Member, TokenEntry
+from zchunk.tracker.membership import Membership
 from zchunk.transport.keys import peer_id_of
 
 NOW = 1_700_000_000_000
@@ -66,18 +67,18 @@ def listed(path: Path, clock: ManualClock) -> Membership:
 
 def test_without_a_file_nobody_is_a_member(path: Path, clock: ManualClock) -> None:
     fresh = Membership(path, clock)
-    assert fresh.member("0" * 32) is None
-    assert fresh.token(TOKEN) is None
-    assert (dict(fresh.members), dict(fresh.tokens)) == ({}, {})
+    assert fresh.refresh().member("0" * 32) is None
+    assert fresh.refresh().token(TOKEN) is None
+    assert (dict(fresh.listed.members), dict(fresh.listed.tokens)) == ({}, {})
     assert not path.exists()
     assert fresh.is_new
 
 
 def test_a_list_whose_tokens_were_all_withdrawn_is_not_new(listed: Membership, path: Path) -> None:
     """The tracker makes a first token at a new one alone."""
-    listed.withdraw(list(listed.tokens))
+    listed.withdraw(list(listed.listed.tokens))
     again = Membership(path, ManualClock())
-    assert (dict(again.tokens), again.is_new) == ({}, False)
+    assert (dict(again.listed.tokens), again.is_new) == ({}, False)
 
 
 def test_everything_is_there_after_a_restart(listed: Membership, path: Path, clock: ManualClock) -> None:
@@ -85,12 +86,12 @@ def test_everything_is_there_after_a_restart(listed: Membership, path: Path, clo
     listed.join(ONCE, key(2), "B", NOW + 1)
     listed.revoke(listed.add_member(key(3), "C", "client").peer_id)
     again = Membership(path, clock)
-    assert dict(again.members) == dict(listed.members)
-    assert dict(again.tokens) == dict(listed.tokens)
-    assert again.member(joined.peer_id) == Member(
+    assert dict(again.listed.members) == dict(listed.listed.members)
+    assert dict(again.listed.tokens) == dict(listed.listed.tokens)
+    assert again.refresh().member(joined.peer_id) == Member(
         peer_id_of(key(1)), key(1), "Grüner PC", "node", NOW, revoked=False
     )
-    assert again.token(ONCE) == TokenEntry(ONCE, "node", LATER, True, (peer_id_of(key(2)),))
+    assert again.refresh().token(ONCE) == TokenEntry(ONCE, "node", LATER, True, (peer_id_of(key(2)),))
 
 
 def test_only_its_owner_may_read_the_file(listed: Membership, path: Path) -> None:
@@ -116,7 +117,7 @@ def test_the_file_is_replaced_in_one_durable_step(
         with pytest.raises(StorageFailure):
             listed.join(TOKEN, key(1), "A", NOW)
     assert path.read_bytes() == before
-    assert listed.member(peer_id_of(key(1))) is None
+    assert listed.refresh().member(peer_id_of(key(1))) is None
     assert sorted(os.listdir(path.parent)) == ["members.json", "members.json.lock"]
     assert listed.join(TOKEN, key(1), "A", NOW).name == "A"
 
@@ -162,14 +163,14 @@ def test_a_file_that_cannot_be_understood_is_named_and_never_overwritten(
     with pytest.raises(StorageFailure, match=r"members\.json"):
         Membership(path, clock)
     for call in (
-        lambda: listed.member("f" * 32),
+        lambda: listed.refresh().member("f" * 32),
         lambda: listed.join(TOKEN, key(2), "B", NOW),
         lambda: listed.add_token(key(9), "node", LATER, once=False),
     ):
         with pytest.raises(StorageFailure, match="restore it from a backup"):
             call()
     assert path.read_bytes() == broken
-    assert listed.member(peer_id_of(key(1))) is not None  # what was read before still holds
+    assert listed.listed.member(peer_id_of(key(1))) is not None  # what was read before still holds
 
 
 def test_a_list_that_vanished_is_not_taken_for_an_empty_one(listed: Membership, path: Path) -> None:
@@ -182,24 +183,24 @@ def test_a_list_that_vanished_is_not_taken_for_an_empty_one(listed: Membership, 
 # -- several processes --------------------------------------------------------------------
 
 
-def test_a_token_made_by_another_process_is_seen_on_a_miss(
+def test_a_token_made_by_another_process_is_seen_by_the_next_look(
     listed: Membership, path: Path, clock: ManualClock
 ) -> None:
     Membership(path, clock).add_token(key(9), "observer", LATER, once=False)
-    assert key(9) not in {entry.public_key for entry in listed.tokens.values()}
-    assert listed.token(key(9)) == TokenEntry(key(9), "observer", LATER, False)
+    assert key(9) not in {entry.public_key for entry in listed.listed.tokens.values()}
+    assert listed.refresh().token(key(9)) == TokenEntry(key(9), "observer", LATER, False)
     assert listed.join(key(9), key(1), "A", NOW).role == "observer"
 
 
-def test_a_member_made_by_another_process_is_seen_on_a_miss(
+def test_a_member_made_by_another_process_is_seen_by_the_next_look(
     listed: Membership, path: Path, clock: ManualClock
 ) -> None:
     member = Membership(path, clock).join(TOKEN, key(1), "A", NOW)
-    assert member.peer_id not in listed.members
-    assert listed.member(member.peer_id) == member
+    assert member.peer_id not in listed.listed.members
+    assert listed.refresh().member(member.peer_id) == member
 
 
-def test_a_miss_reads_the_file_only_when_it_changed(
+def test_a_look_reads_the_file_only_when_it_changed(
     listed: Membership, path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stranger that knocks again and again costs a stat, not a parse."""
@@ -207,12 +208,12 @@ def test_a_miss_reads_the_file_only_when_it_changed(
     read = Membership._read
     monkeypatch.setattr(Membership, "_read", lambda self: reads.append(self) or read(self))
     for _ in range(3):
-        assert listed.member("f" * 32) is None
-        assert listed.token(key(99)) is None
+        assert listed.refresh().member("f" * 32) is None
+        assert listed.refresh().token(key(99)) is None
     assert reads == []
     other.join(TOKEN, key(1), "A", NOW)
-    assert listed.member("f" * 32) is None
-    assert listed.member("e" * 32) is None
+    assert listed.refresh().member("f" * 32) is None
+    assert listed.refresh().member("e" * 32) is None
     assert reads.count(listed) == 1
 
 
@@ -221,11 +222,11 @@ def test_a_revocation_by_another_process_is_seen_by_refresh(
 ) -> None:
     member = listed.join(TOKEN, key(1), "A", NOW)
     Membership(path, clock).revoke(member.peer_id)
-    assert listed.refresh() is True
-    assert listed.refresh() is False
-    found = listed.member(member.peer_id)
+    assert not listed.is_current()
+    found = listed.refresh().member(member.peer_id)
     assert found is not None
     assert found.revoked
+    assert listed.is_current()
 
 
 def test_changes_of_two_processes_both_stand(listed: Membership, path: Path, clock: ManualClock) -> None:
@@ -234,7 +235,7 @@ def test_changes_of_two_processes_both_stand(listed: Membership, path: Path, clo
     other.join(TOKEN, key(2), "B", NOW)
     with pytest.raises(NameTaken):
         listed.join(TOKEN, key(3), "B", NOW)
-    assert {m.name for m in Membership(path, clock).members.values()} == {"A", "B"}
+    assert {m.name for m in Membership(path, clock).listed.members.values()} == {"A", "B"}
 
 
 def test_joins_at_the_same_time_all_stand(listed: Membership, path: Path, clock: ManualClock) -> None:
@@ -251,10 +252,10 @@ def test_joins_at_the_same_time_all_stand(listed: Membership, path: Path, clock:
     for thread in threads:
         thread.join()
     again = Membership(path, clock)
-    assert {m.name for m in again.members.values()} == {f"PC{number}" for number in range(8)}
-    entry = again.token(TOKEN)
+    assert {m.name for m in again.listed.members.values()} == {f"PC{number}" for number in range(8)}
+    entry = again.refresh().token(TOKEN)
     assert entry is not None
-    assert set(entry.used_by) == set(again.members)
+    assert set(entry.used_by) == set(again.listed.members)
 
 
 def test_one_of_two_takes_a_token_for_one(listed: Membership, path: Path, clock: ManualClock) -> None:
@@ -292,14 +293,14 @@ def test_a_file_that_another_process_keeps_locked_is_busy(
 def test_joining_makes_a_member_with_the_tokens_role(listed: Membership) -> None:
     member = listed.join(TOKEN, key(1), "A", NOW)
     assert member == Member(peer_id_of(key(1)), key(1), "A", "node", NOW, False)
-    assert listed.member(member.peer_id) == member
+    assert listed.refresh().member(member.peer_id) == member
     assert listed.join(CLIENTS, key(2), "A", NOW).role == "client"
 
 
 def test_a_token_goes_by_its_key_or_that_keys_id(listed: Membership) -> None:
-    assert listed.token(peer_id_of(TOKEN)) == listed.token(TOKEN)
+    assert listed.refresh().token(peer_id_of(TOKEN)) == listed.refresh().token(TOKEN)
     assert listed.join(peer_id_of(TOKEN), key(1), "A", NOW).role == "node"
-    entry = listed.token(TOKEN)
+    entry = listed.refresh().token(TOKEN)
     assert entry is not None
     assert entry.used_by == (peer_id_of(key(1)),)
 
@@ -310,7 +311,7 @@ def test_joining_again_is_the_same_member(listed: Membership) -> None:
     assert listed.join(TOKEN, key(1), "Other name", NOW + 5) == first
     assert listed.join(CLIENTS, key(1), "A", NOW + 5) == first
     assert listed.join(TOKEN, key(1), "A", LATER + 5) == first  # expired: the first answer was lost
-    entry = listed.token(TOKEN)
+    entry = listed.refresh().token(TOKEN)
     assert entry is not None
     assert entry.used_by == (first.peer_id,)
 
@@ -322,13 +323,13 @@ def test_a_token_for_one_serves_the_one_again_and_no_other(listed: Membership) -
         TokenRefused, match=r"one join, and A has used it; ask for a new one with `zchunk token`"
     ):
         listed.join(ONCE, key(2), "B", NOW)
-    assert listed.member(peer_id_of(key(2))) is None
+    assert listed.refresh().member(peer_id_of(key(2))) is None
 
 
 def test_a_token_for_several_serves_several(listed: Membership) -> None:
     for number in range(5):
         listed.join(TOKEN, key(number), f"PC{number}", NOW)
-    assert len(listed.members) == 5
+    assert len(listed.listed.members) == 5
 
 
 def test_a_token_that_is_withdrawn_makes_no_more_members_and_those_it_made_stay(listed: Membership) -> None:
@@ -337,16 +338,18 @@ def test_a_token_that_is_withdrawn_makes_no_more_members_and_those_it_made_stay(
     assert listed.withdraw([peer_id_of(TOKEN)]) == []
     with pytest.raises(TokenRefused, match="withdrawn"):
         listed.join(TOKEN, key(2), "B", NOW)
-    assert listed.member(member.peer_id) == member
+    assert listed.refresh().member(member.peer_id) == member
     assert listed.join(ONCE, key(3), "C", NOW).name == "C"
 
 
 def test_a_token_is_open_until_it_is_used_up_or_expires(listed: Membership) -> None:
     listed.join(TOKEN, key(1), "A", NOW)
     listed.join(ONCE, key(2), "B", NOW)
-    states = [entry.state(NOW) for public in (TOKEN, ONCE, CLIENTS) if (entry := listed.token(public))]
+    states = [
+        entry.state(NOW) for public in (TOKEN, ONCE, CLIENTS) if (entry := listed.refresh().token(public))
+    ]
     assert states == ["open", "used", "open"]
-    entry = listed.token(TOKEN)
+    entry = listed.refresh().token(TOKEN)
     assert entry is not None
     assert entry.state(LATER) == "expired"
 
@@ -371,7 +374,7 @@ def test_a_tokens_own_key_becomes_no_member(listed: Membership, token: bytes) ->
         listed.join(TOKEN, token, "A", NOW)
     with pytest.raises(InvalidUsage, match="a key of its own"):
         listed.add_member(token, "A", "client")
-    assert not listed.members
+    assert not listed.listed.members
 
 
 @pytest.mark.parametrize(("late_ms", "refused"), [(-1, False), (0, True), (DAY, True)])
@@ -397,10 +400,10 @@ def test_each_refusal_of_a_token_has_a_sentence_of_its_own(listed: Membership) -
 def test_old_tokens_leave_the_list(listed: Membership, clock: ManualClock) -> None:
     clock.advance(20 * 24 * 3600)
     listed.add_token(key(9), "node", NOW + 90 * DAY, once=False)
-    assert listed.token(TOKEN) is not None
+    assert listed.refresh().token(TOKEN) is not None
     clock.advance(20 * 24 * 3600)
     listed.add_token(key(8), "node", NOW + 90 * DAY, once=False)
-    assert set(listed.tokens) == {peer_id_of(key(9)), peer_id_of(key(8))}
+    assert set(listed.listed.tokens) == {peer_id_of(key(9)), peer_id_of(key(8))}
 
 
 # -- names --------------------------------------------------------------------------------
@@ -411,7 +414,7 @@ def test_a_second_node_of_a_name_is_refused_with_a_suggestion(listed: Membership
     with pytest.raises(NameTaken, match=r"named A; .* `--name A-2`") as caught:
         listed.join(TOKEN, key(2), "A", NOW)
     assert caught.value.details == {"suggestion": "A-2"}
-    assert listed.member(peer_id_of(key(2))) is None
+    assert listed.refresh().member(peer_id_of(key(2))) is None
     listed.join(TOKEN, key(2), "A-2", NOW)
     with pytest.raises(NameTaken) as caught:
         listed.join(TOKEN, key(3), "A", NOW)
@@ -430,7 +433,7 @@ def test_only_nodes_need_a_name_of_their_own(listed: Membership) -> None:
     listed.join(CLIENTS, key(2), "A", NOW)
     listed.join(TOKEN, key(3), "A", NOW)
     listed.join(CLIENTS, key(4), "A", NOW)
-    assert len(listed.members) == 4
+    assert len(listed.listed.members) == 4
 
 
 @pytest.mark.parametrize(
@@ -476,7 +479,7 @@ def test_a_revoked_key_cannot_come_back_by_a_token(listed: Membership) -> None:
     member = listed.join(TOKEN, key(1), "A", NOW)
     revoked = listed.revoke(member.peer_id).member
     assert revoked.revoked
-    assert listed.member(member.peer_id) == revoked
+    assert listed.refresh().member(member.peer_id) == revoked
     for call in (
         lambda: listed.join(TOKEN, key(1), "A", NOW),
         lambda: listed.join(CLIENTS, key(1), "A", NOW),
@@ -499,10 +502,12 @@ def test_the_token_that_a_revoked_member_joined_with_is_withdrawn_in_the_same_st
     assert [t.public_key for t in listed.revoke(member.peer_id).tokens] == [TOKEN]
     with pytest.raises(TokenRefused, match="withdrawn"):
         listed.join(TOKEN, key(9), "A", NOW)
-    assert set(listed.tokens) == {peer_id_of(ONCE), peer_id_of(CLIENTS)}
-    assert [listed.member(m.peer_id) for m in (other, third)] == [other, third], "who else joined by it"
+    assert set(listed.listed.tokens) == {peer_id_of(ONCE), peer_id_of(CLIENTS)}
+    assert [listed.refresh().member(m.peer_id) for m in (other, third)] == [other, third], (
+        "who else joined by it"
+    )
     listed.allow(member.peer_id)
-    assert listed.token(TOKEN) is None, "it does not come back with its member"
+    assert listed.refresh().token(TOKEN) is None, "it does not come back with its member"
     assert listed.revoke(member.peer_id).tokens == []
     assert json.loads(path.read_bytes()).keys() == before.keys(), "read by the release before, too"
 
@@ -522,7 +527,7 @@ def test_a_revoked_nodes_name_is_free_until_it_is_let_in_again(listed: Membershi
     listed.join(ONCE, key(2), "A", NOW)
     with pytest.raises(NameTaken):
         listed.allow(old.peer_id)
-    found = listed.member(old.peer_id)
+    found = listed.refresh().member(old.peer_id)
     assert found is not None
     assert found.revoked
 
@@ -534,9 +539,9 @@ def test_revoking_a_stranger_is_not_found(listed: Membership) -> None:
 
 def test_what_is_handed_out_cannot_be_changed(listed: Membership) -> None:
     with pytest.raises(TypeError):
-        listed.members["x"] = None  # type: ignore[index]
+        listed.listed.members["x"] = None  # type: ignore[index]
     with pytest.raises(TypeError):
-        listed.tokens["x"] = None  # type: ignore[index]
+        listed.listed.tokens["x"] = None  # type: ignore[index]
 
 
 def test_a_failing_change_lets_go_of_the_lock(listed: Membership, path: Path) -> None:
@@ -569,8 +574,8 @@ def test_a_new_key_is_the_members_under_its_old_id(
     assert (rotated.peer_id, rotated.public_key) == (member.peer_id, key(2))
     assert listed.rotate(member.peer_id, key(2)) == rotated, "idempotent"
     for known in (listed, Membership(path, clock)):
-        assert known.owner_of(key(1)) is None
-        assert known.owner_of(key(2)) == rotated
+        assert known.refresh().owner_of(key(1)) is None
+        assert known.refresh().owner_of(key(2)) == rotated
 
 
 def test_a_replaced_key_makes_no_member_again(listed: Membership) -> None:
@@ -588,7 +593,7 @@ def test_a_key_that_is_in_use_is_no_new_key(listed: Membership, taken: bytes) ->
     listed.rotate(member.peer_id, key(3))
     with pytest.raises(InvalidUsage):
         listed.rotate(member.peer_id, taken)
-    assert listed.members[member.peer_id].public_key == key(3)
+    assert listed.listed.members[member.peer_id].public_key == key(3)
 
 
 def test_who_is_no_member_has_no_key_to_replace(listed: Membership) -> None:

@@ -322,7 +322,7 @@ def _told_addresses(world: World) -> tuple[tuple[str, ...], tuple[str, ...]]:
     world.patch.setattr(tracker_server, "interface_addresses", lambda: ["192.168.1.5"])
     tracker = world.tracker()
     token = make_token(tracker.files, ManualClock(), role="node", expires_s=60, once=False, transport="plain")
-    return token.addresses, tracker.server.core._events_at
+    return token.addresses, tracker.server.core.presence.events_at
 
 
 @observes(
@@ -377,7 +377,7 @@ def where_a_node_serves(world: World) -> str:
 def _known(world: World) -> PeerRecord:
     """A node as the tracker tells others of it."""
     cluster = world.cluster(nodes=1)
-    return cluster.tracker.server.core._records[cluster.nodes[0].membership.peer_id]
+    return cluster.tracker.server.core.peers.records[cluster.nodes[0].membership.peer_id]
 
 
 @observes(

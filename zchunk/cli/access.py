@@ -24,7 +24,8 @@ from zchunk.errors import Interrupted, InvalidUsage, NotFound, NotJoined
 
 if TYPE_CHECKING:
     from zchunk.tracker.administration import Stopped
-    from zchunk.tracker.membership import Member, Membership
+    from zchunk.tracker.memberlist import Member
+    from zchunk.tracker.membership import Membership
     from zchunk.tracker.server import TrackerFiles
 
 _SHOWN = 20

@@ -151,7 +151,9 @@ def list_peers(invocation: Invocation, everyone: bool) -> None:
 def _list_members(invocation: Invocation) -> None:
     from zchunk.cli.access import member_json, members_here
 
-    members = sorted(members_here(invocation).members.values(), key=lambda m: (m.role, m.name, m.peer_id))
+    members = sorted(
+        members_here(invocation).listed.members.values(), key=lambda m: (m.role, m.name, m.peer_id)
+    )
     if invocation.json:
         emit_json([member_json(member) for member in members])
     else:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from zchunk.node.jobs import JobStatus
     from zchunk.protocol.messages import FileRecord, PeerRecord
-    from zchunk.tracker.membership import Member
+    from zchunk.tracker.memberlist import Member
 
 #: Digits of a file id that a listing shows: enough to tell files apart, and to ask by.
 SHORT_ID = 12

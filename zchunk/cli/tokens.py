@@ -13,7 +13,8 @@ from zchunk.cli.output import emit_json
 from zchunk.errors import InvalidUsage
 
 if TYPE_CHECKING:
-    from zchunk.tracker.membership import Membership, TokenEntry
+    from zchunk.tracker.memberlist import TokenEntry
+    from zchunk.tracker.membership import Membership
 
 
 @click.group(invoke_without_command=True)
@@ -54,7 +55,7 @@ def withdraw(invocation: Invocation, token_id: str | None, everything: bool) -> 
     if everything == (token_id is not None):
         raise InvalidUsage("say which token, by its id, or --all")
     membership = members_here(invocation)
-    meant = list(membership.tokens) if token_id is None else [find_token(membership, token_id).key_id]
+    meant = list(membership.listed.tokens) if token_id is None else [find_token(membership, token_id).key_id]
     withdrawn = membership.withdraw(meant)
     in_force(invocation)
     if invocation.json:
@@ -66,7 +67,7 @@ def withdraw(invocation: Invocation, token_id: str | None, everything: bool) -> 
 
 def _list(invocation: Invocation, everything: bool) -> None:
     membership = members_here(invocation)
-    entries = sorted(membership.tokens.values(), key=lambda t: (t.expires_ms, t.key_id))
+    entries = sorted(membership.listed.tokens.values(), key=lambda t: (t.expires_ms, t.key_id))
     listed = [token_json(membership, entry) for entry in entries]
     shown = [entry for entry in listed if everything or entry["state"] == "open"]
     if invocation.json:
@@ -81,7 +82,7 @@ def token_json(membership: Membership, entry: TokenEntry) -> dict[str, Any]:
     """`used_by` are the members that it made, by name where one is known."""
     from zchunk.clock import SystemClock, iso_utc
 
-    members = membership.members
+    members = membership.listed.members
     return {
         "token_id": entry.key_id,
         "role": entry.role,

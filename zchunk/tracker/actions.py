@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zchunk.clock import Now
 from zchunk.errors import Busy, NoSpace, StorageFailure, ZchunkError
 from zchunk.protocol.messages import Event, Message
 from zchunk.protocol.wire import error_reply
-from zchunk.tracker.store import TrackerStore
+
+if TYPE_CHECKING:
+    from zchunk.tracker.store import TrackerStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,12 @@ class CutOff:
     peer_id: str
 
 
-Action = Reply | Publish | Work | CutOff
+@dataclass(frozen=True, slots=True)
+class LookAtMembers:
+    """Read the allow list, if it is another than last time, and tell `members_changed` of it."""
+
+
+Action = Reply | Publish | Work | CutOff | LookAtMembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,19 @@ class Ask:
 
     def reply(self, message: Message) -> list[Action]:
         return [Reply(self.sender.connection, self.request_id, message)]
+
+    def work(
+        self,
+        run: Callable[[TrackerStore], T],
+        reply: Callable[[T, Now], list[Action]],
+        reads: bool = False,
+    ) -> list[Action]:
+        """`Work` whose error is the answer; else `reply` makes it."""
+
+        def then(value: T, error: ZchunkError | None, now: Now) -> list[Action]:
+            return reply(value, now) if error is None else self.refuse(error)
+
+        return [Work(run, then, reads)]
 
     def refuse(self, error: ZchunkError) -> list[Action]:
         return self.reply(error_reply(told_abroad(error)))

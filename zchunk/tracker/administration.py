@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from zchunk.errors import AmbiguousName, NotFound
 from zchunk.tracker.health import Slice
-from zchunk.tracker.membership import Member, Membership, TokenEntry
+from zchunk.tracker.memberlist import Member, TokenEntry
+from zchunk.tracker.membership import Membership
 from zchunk.tracker.store import TrackerStore
 
 #: Files that are looked at in one go.
@@ -29,7 +30,7 @@ def find_member(membership: Membership, text: str) -> Member:
 
     Raises NotFound, AmbiguousName (`details["candidates"]`: ids).
     """
-    members = membership.members.values()
+    members = membership.listed.members.values()
     found = [m for m in members if m.name == text] or [
         m for m in members if len(text) >= _PREFIX and m.peer_id.startswith(text.lower())
     ]
@@ -43,7 +44,9 @@ def find_member(membership: Membership, text: str) -> Member:
 
 def find_token(membership: Membership, text: str) -> TokenEntry:
     """By its id, or the beginning of it (8 digits). Raises NotFound, AmbiguousName."""
-    found = [t for i, t in membership.tokens.items() if len(text) >= _PREFIX and i.startswith(text.lower())]
+    found = [
+        t for i, t in membership.listed.tokens.items() if len(text) >= _PREFIX and i.startswith(text.lower())
+    ]
     if not found:
         raise NotFound(f"no token has the id {text!r}; `zchunk tokens --all` here lists them")
     if len(found) > 1:
@@ -55,7 +58,7 @@ def find_token(membership: Membership, text: str) -> TokenEntry:
 def files_that_stop(store: TrackerStore, membership: Membership, peer_id: str) -> list[Stopped]:
     """Files that cannot be had any more without this node, however many others are up; by
     name. Those that cannot be had with it either are left out."""
-    others = {m.peer_id for m in membership.members.values() if m.role == "node" and not m.revoked}
+    others = {m.peer_id for m in membership.listed.members.values() if m.role == "node" and not m.revoked}
     others.discard(peer_id)
     try:
         held = store.files_on(peer_id)

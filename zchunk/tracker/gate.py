@@ -1,20 +1,15 @@
-"""Which keys come in at which of the tracker's doors."""
+"""Which keys come in at which of the tracker's doors. Pure."""
 
 from __future__ import annotations
 
-import logging
-
 from zchunk.clock import Now
-from zchunk.errors import ZchunkError
-from zchunk.tracker.membership import Membership
-
-log = logging.getLogger(__name__)
+from zchunk.tracker.memberlist import MemberList
 
 REQUESTS = "zchunk.tracker"
 EVENTS = "zchunk.events"
 
 
-def admitted(membership: Membership, door: str, public_key: bytes, now: Now) -> str | None:
+def admitted(listed: MemberList, door: str, public_key: bytes, now: Now) -> str | None:
     """The id under which this key comes in, None where it does not.
 
     A member comes in everywhere; a token's key only where requests are answered, until it
@@ -22,14 +17,10 @@ def admitted(membership: Membership, door: str, public_key: bytes, now: Now) -> 
     """
     if door not in (REQUESTS, EVENTS):
         return None
-    try:
-        member = membership.owner_of(public_key)
-        if member is not None:
-            return None if member.revoked else member.peer_id
-        token = membership.token(public_key)
-    except ZchunkError as error:
-        log.warning("a key is refused, since the allow list cannot be read: %s", error.message)
-        return None
+    member = listed.owner_of(public_key)
+    if member is not None:
+        return None if member.revoked else member.peer_id
+    token = listed.token(public_key)
     if token is None or door != REQUESTS or now.wall_ms >= token.expires_ms:
         return None
     return token.key_id

@@ -3,9 +3,8 @@
 A JSON file beside the tracker's store, not in it, so that a lost or restored store
 locks nobody out. It holds no secret, but it decides who is let in, so only its owner
 may read or write it. `zchunk token` changes it while the tracker runs: each change
-takes a lock file, reads anew, and replaces the file in one durable step; each miss
-looks whether the file has changed. The tracker and the commands on its home call this;
-any thread may.
+takes a lock file, reads anew, and replaces the file in one durable step. The tracker and the
+commands on its home call this; any thread may.
 
 All methods that read the file raise StorageFailure where it cannot be understood (it is
 never overwritten then) or where it has vanished under a running tracker; those that
@@ -17,9 +16,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from zchunk import disk, jsonfiles
 from zchunk.clock import MAX_WALL_MS, Clock, iso_utc
 from zchunk.errors import Busy, InvalidUsage, NameTaken, NotAllowed, NotFound, StorageFailure, TokenRefused
 from zchunk.locks import Timeout, locked
+from zchunk.tracker.memberlist import Member, MemberList, TokenEntry, token_id
 from zchunk.transport.auth import ROLES
 from zchunk.transport.keys import peer_id_of
 
@@ -44,41 +44,8 @@ _PEER_ID = "[0-9a-f]{32}"
 _NEW_TOKEN = "ask for a new one with `zchunk token` on the tracker's PC"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """`peer_id` is made of the public key at the first join and never changes; `public_key`
-    does when the member takes a new one. `role` is node, client or observer."""
-
-    peer_id: str
-    public_key: bytes
-    name: str
-    role: str
-    added_ms: int
-    revoked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEntry:
-    """A key that may `join`, and nothing else, until `expires_ms`; with `once` only one
-    peer. `used_by` are the ids of the peers that joined with it, also of those that were members
-    before: whoever has it may come back by it."""
-
-    public_key: bytes
-    role: str
-    expires_ms: int
-    once: bool
-    used_by: tuple[str, ...] = ()
-
-    @property
-    def key_id(self) -> str:
-        """By which its holder is known while it joins."""
-        return peer_id_of(self.public_key)
-
-    def state(self, now_ms: int) -> str:
-        """`open`: it makes members; else `used` or `expired`."""
-        if now_ms >= self.expires_ms:
-            return "expired"
-        return "used" if self.once and self.used_by else "open"
+#: differs for each content of the file
+Stamp = tuple[int, ...]
 
 
 class Revocation(NamedTuple):
@@ -88,25 +55,15 @@ class Revocation(NamedTuple):
     tokens: list[TokenEntry]
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """The file's content. Never changed but replaced, so that readers need no lock."""
-
-    members: Mapping[str, Member] = field(default_factory=dict)
-    tokens: Mapping[str, TokenEntry] = field(default_factory=dict)
-    #: public key -> id of the member that has it now
-    owners: Mapping[bytes, str] = field(default_factory=dict)
-    #: What stat said of the file it was read from; None without a file.
-    stamp: tuple[int, ...] | None = None
-
-
 class Membership:
     """The allow list at `path`, which need not exist yet: then nobody is a member."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._clock = clock
-        self._listed = _Listed()
+        #: what was read last, and what stat said of the file then; None without a file. Replaced
+        #: together: any thread may.
+        self._content: tuple[MemberList, Stamp | None] = (MemberList(), None)
         self.refresh()
 
     # -- asking -----------------------------------------------------------------------
@@ -114,45 +71,22 @@ class Membership:
     @property
     def is_new(self) -> bool:
         """Whether nobody was ever listed: no member, and no token either."""
-        return self._listed.stamp is None
+        return self._content[1] is None
 
     @property
-    def members(self) -> Mapping[str, Member]:
-        """peer id -> member, revoked ones too, as last read."""
-        return MappingProxyType(self._listed.members)
+    def listed(self) -> MemberList:
+        """As last read. A change by another process is seen after `refresh`."""
+        return self._content[0]
 
-    @property
-    def tokens(self) -> Mapping[str, TokenEntry]:
-        """id of the token's key (auth.peer_id_of) -> token, as last read."""
-        return MappingProxyType(self._listed.tokens)
+    def is_current(self) -> bool:
+        """Whether the file is the one that was last read: a look at its inode."""
+        return self._stamp() == self._content[1]
 
-    def member(self, peer_id: str) -> Member | None:
-        """Revoked ones too. A change by another process is seen on a miss, else after
-        `refresh`."""
-        if peer_id not in self._listed.members:
-            self.refresh()
-        return self._listed.members.get(peer_id)
-
-    def owner_of(self, public_key: bytes) -> Member | None:
-        """The member whose present key it is, a revoked one too."""
-        if public_key not in self._listed.owners:
-            self.refresh()
-        peer_id = self._listed.owners.get(public_key)
-        return None if peer_id is None else self._listed.members.get(peer_id)
-
-    def token(self, token: bytes | str) -> TokenEntry | None:
-        """By its public key or that key's id; expired and used ones too."""
-        token_id = _token_id(token)
-        if token_id not in self._listed.tokens:
-            self.refresh()
-        return self._listed.tokens.get(token_id)
-
-    def refresh(self) -> bool:
-        """Read the file if it is another one than last time; returns whether it was."""
-        if self._stamp() == self._listed.stamp:
-            return False
-        self._listed = self._read()
-        return True
+    def refresh(self) -> MemberList:
+        """Reads the file if it is another one than last time."""
+        if not self.is_current():
+            self._read()
+        return self.listed
 
     def free_name(self, name: str) -> str:
         """`name` itself if no node has it, else the first free one of `A-2`, `A-3`, ..."""
@@ -179,7 +113,7 @@ class Membership:
         entry = TokenEntry(public_key, role, expires_ms, once)
         with self._change() as change:
             oldest = self._now_ms() - _KEEP_EXPIRED_MS
-            change.keep_tokens(t for t in self._listed.tokens.values() if t.expires_ms > oldest)
+            change.keep_tokens(t for t in self.listed.tokens.values() if t.expires_ms > oldest)
             change.tokens[peer_id_of(public_key)] = entry
         return entry
 
@@ -200,10 +134,10 @@ class Membership:
         name that cannot be shown on one line, and for a token's own key; NotAllowed for a
         revoked key.
         """
-        token_id = _token_id(token)
+        of = token_id(token)
         with self._change() as change:
             member = self._known(public_key)
-            entry = self._listed.tokens.get(token_id)
+            entry = self.listed.tokens.get(of)
             if entry is None:
                 raise TokenRefused(
                     f"this join token is not known to the tracker, or was withdrawn; {_NEW_TOKEN}"
@@ -212,7 +146,7 @@ class Membership:
                 self._check_usable(entry, now_ms)
                 member = change.add(self._new(public_key, name, entry.role, now_ms))
             if member.peer_id not in entry.used_by:
-                change.tokens[token_id] = replace(entry, used_by=(*entry.used_by, member.peer_id))
+                change.tokens[of] = replace(entry, used_by=(*entry.used_by, member.peer_id))
             return member
 
     def rotate(self, peer_id: str, public_key: bytes) -> Member:
@@ -221,7 +155,7 @@ class Membership:
         Raises InvalidUsage for a key that another member or a token has, or this one had
         first; NotFound and NotAllowed for who is no member."""
         with self._change() as change:
-            member = self._listed.members.get(peer_id)
+            member = self.listed.members.get(peer_id)
             if member is None:
                 raise NotFound(f"peer {peer_id} is no member", peer_id=peer_id)
             if member.revoked:
@@ -230,9 +164,9 @@ class Membership:
                 return member
             new_id = peer_id_of(public_key)
             if (
-                new_id in self._listed.members
-                or new_id in self._listed.tokens
-                or public_key in self._listed.owners
+                new_id in self.listed.members
+                or new_id in self.listed.tokens
+                or public_key in self.listed.owners
             ):
                 raise InvalidUsage("that key is in use, or was; make a new one")
             return change.add(replace(member, public_key=public_key))
@@ -243,7 +177,7 @@ class Membership:
         free while it is cut off. Raises NotFound for a peer that is no member."""
         with self._change() as change:
             member = self._member_there(peer_id)
-            tokens = [entry for entry in self._listed.tokens.values() if peer_id in entry.used_by]
+            tokens = [entry for entry in self.listed.tokens.values() if peer_id in entry.used_by]
             for entry in tokens:
                 del change.tokens[entry.key_id]
             return Revocation(change.add(replace(member, revoked=True)), tokens)
@@ -260,7 +194,7 @@ class Membership:
     # -- rules ------------------------------------------------------------------------
 
     def _member_there(self, peer_id: str) -> Member:
-        member = self._listed.members.get(peer_id)
+        member = self.listed.members.get(peer_id)
         if member is None:
             raise NotFound(
                 f"peer {peer_id} is no member; `zchunk peers list --all` lists who is", peer_id=peer_id
@@ -268,8 +202,8 @@ class Membership:
         return member
 
     def _known(self, public_key: bytes) -> Member | None:
-        owner = self._listed.owners.get(public_key)
-        member = self._listed.members.get(owner or peer_id_of(public_key))
+        owner = self.listed.owners.get(public_key)
+        member = self.listed.members.get(owner or peer_id_of(public_key))
         if member is not None and member.revoked:
             raise _cut_off(member)
         if member is not None and member.public_key != public_key:
@@ -283,10 +217,10 @@ class Membership:
     def _new(self, public_key: bytes, name: str, role: str, now_ms: int) -> Member:
         if not (name.isprintable() and name.strip() and len(name) <= _NAME_LENGTH):
             raise InvalidUsage(f"a name has 1 to {_NAME_LENGTH} printable characters, which {name!r} has not")
-        if peer_id_of(public_key) in self._listed.tokens:
+        if peer_id_of(public_key) in self.listed.tokens:
             # Else all who ever had the token would be that member, also when it has expired.
             raise InvalidUsage("a join token's key is no member's; a PC joins with a key of its own")
-        if len(self._listed.members) >= MAX_MEMBERS:
+        if len(self.listed.members) >= MAX_MEMBERS:
             raise NotAllowed(
                 f"this cluster has {MAX_MEMBERS} members, revoked ones with them, and takes no more"
             )
@@ -297,7 +231,7 @@ class Membership:
         if now_ms >= entry.expires_ms:
             raise TokenRefused(f"this join token expired at {iso_utc(entry.expires_ms / 1000)}; {_NEW_TOKEN}")
         if entry.once and entry.used_by:
-            user = self._listed.members.get(entry.used_by[0])
+            user = self.listed.members.get(entry.used_by[0])
             name = entry.used_by[0] if user is None else user.name
             raise TokenRefused(f"this join token was good for one join, and {name} has used it; {_NEW_TOKEN}")
 
@@ -311,7 +245,7 @@ class Membership:
             )
 
     def _node_names(self) -> frozenset[str]:
-        members = self._listed.members.values()
+        members = self.listed.members.values()
         return frozenset(m.name for m in members if m.role == "node" and not m.revoked)
 
     def _now_ms(self) -> int:
@@ -325,11 +259,11 @@ class Membership:
         An error in the body changes nothing."""
         with self._locked():
             self.refresh()
-            change = _Change(dict(self._listed.members), dict(self._listed.tokens))
+            change = _Change(dict(self.listed.members), dict(self.listed.tokens))
             yield change
-            if (change.members, change.tokens) != (self._listed.members, self._listed.tokens):
+            if (change.members, change.tokens) != (self.listed.members, self.listed.tokens):
                 disk.write_durable(self._path, _encode(change), mode=_OWNER_ONLY)
-                self._listed = self._read()
+                self._read()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -346,7 +280,7 @@ class Membership:
         finally:
             lock.release()
 
-    def _stamp(self) -> tuple[int, ...] | None:
+    def _stamp(self) -> Stamp | None:
         try:  # each second: the usual case takes no more than it must
             return _stamp_of(os.stat(self._path))
         except FileNotFoundError:
@@ -355,7 +289,7 @@ class Membership:
             with disk.storage_errors(self._path, "reading"):
                 raise
 
-    def _read(self) -> _Listed:
+    def _read(self) -> None:
         with disk.storage_errors(self._path, "reading"):
             try:
                 with open(self._path, "rb") as file:
@@ -368,7 +302,7 @@ class Membership:
                 path=str(self._path),
             )
         try:
-            return _decode(data, stamp)
+            self._content = (_decode(data), stamp)
         except (ValueError, KeyError):
             raise StorageFailure(
                 f"{self._path} is no list of members that this zchunk can read; restore it from a backup",
@@ -399,11 +333,7 @@ def _cut_off(member: Member) -> NotAllowed:
     )
 
 
-def _token_id(token: bytes | str) -> str:
-    return token if isinstance(token, str) else peer_id_of(token)
-
-
-def _stamp_of(stat: os.stat_result) -> tuple[int, ...]:
+def _stamp_of(stat: os.stat_result) -> Stamp:
     """Differs for each content, since each comes as a new file."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
@@ -415,7 +345,7 @@ def _encode(change: _Change) -> bytes:
     return json.dumps(content, indent=1).encode() + b"\n"
 
 
-def _decode(data: bytes, stamp: tuple[int, ...]) -> _Listed:
+def _decode(data: bytes) -> MemberList:
     """Raises ValueError or KeyError for anything else."""
     content = jsonfiles.record(jsonfiles.parse(data))
     if jsonfiles.count(content["format"]) != _FORMAT:
@@ -424,7 +354,9 @@ def _decode(data: bytes, stamp: tuple[int, ...]) -> _Listed:
     tokens = [_token(_exactly(entry, TokenEntry)) for entry in jsonfiles.items(content["tokens"])]
     by_key = {token.key_id: token for token in tokens}
     owners = {member.public_key: member.peer_id for member in members}
-    return _Listed({member.peer_id: member for member in members}, by_key, owners, stamp)
+    return MemberList(
+        MappingProxyType({member.peer_id: member for member in members}), MappingProxyType(by_key), owners
+    )
 
 
 def _exactly(value: Any, cls: type) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 
 from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord, ReportHeld
 from zchunk.tracker.health import Copies
-from zchunk.tracker.membership import Member
-from zchunk.tracker.store import StoredPeer, TrackerStore
+from zchunk.tracker.memberlist import Member
+
+if TYPE_CHECKING:
+    from zchunk.tracker.store import TrackerStore
+    from zchunk.tracker.storedpeers import StoredPeer
 
 
 def restored(peer: StoredPeer, member: Member | None) -> PeerRecord:

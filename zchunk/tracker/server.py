@@ -37,11 +37,13 @@ from zchunk.protocol.messages import ErrorReply, MembersChanged, Message, Ok
 from zchunk.refusals import Refusals
 from zchunk.tracker import commanddoor
 from zchunk.tracker import gate as gates
-from zchunk.tracker.actions import Action, CutOff, Publish, Reply, Sender, Work, is_own
-from zchunk.tracker.core import Timing, TrackerCore
+from zchunk.tracker.actions import Action, CutOff, LookAtMembers, Publish, Reply, Sender, Work, is_own
+from zchunk.tracker.core import TrackerCore
 from zchunk.tracker.gate import admitted
 from zchunk.tracker.membership import Membership
+from zchunk.tracker.requests.presence import Timing
 from zchunk.tracker.store import TrackerStore
+from zchunk.tracker.storemark import StoreMark
 from zchunk.tracker.storequeue import StoreQueue
 from zchunk.transport.auth import Token, load_key, make_key, new_key_pair
 from zchunk.transport.base import (
@@ -288,6 +290,8 @@ class TrackerServer:
         self._misuse = Misuse()
         #: what was said last of our own files, and when it is said again
         self._problem_told, self._problem_again = "", 0.0
+        #: why the allow list cannot be read
+        self._members_problem = ""
         self._outstanding = Outstanding()
         self._disconnects = Disconnects(loop, router, self._gone)
         if gate is not None:
@@ -309,20 +313,24 @@ class TrackerServer:
     def _on_command(self, door: Socket, received: Arrival) -> None:
         if not isinstance(received, Received):
             return
-        answer: Message = Ok()
         request_id: int | None = None
         try:
             envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
             request_id = envelope.request_id
             if not isinstance(envelope.message, MembersChanged):
                 raise UnknownMessage(f"{envelope.message.TYPE!r} is nothing that a command says here")
-            self._perform(self.core.members_changed(self._now()))
         except ZchunkError as error:
-            request_id = error.details.get("request_id", request_id)
-            answer = wire.error_reply(error)
+            self._answer_command(door, received, error.details.get("request_id", request_id), error)
+        else:
+            self._read_members(partial(self._answer_command, door, received, request_id))
+
+    def _answer_command(
+        self, door: Socket, received: Received, request_id: int | None, error: ZchunkError | None
+    ) -> None:
         if request_id is None:
             door.reject(received)  # it cannot be answered
         else:
+            answer: Message = Ok() if error is None else wire.error_reply(error)
             door.send(wire.encode(answer, request_id), received.connection)
 
     def deadline(self) -> float | None:
@@ -337,13 +345,57 @@ class TrackerServer:
     def _gone(self, connection: bytes) -> None:
         self._perform(self.core.connection_gone(connection, self._now()))
 
+    # -- the allow list ---------------------------------------------------------------
+
+    def _read_members(self, then: Callable[[ZchunkError | None], None]) -> None:
+        """In the store's thread, since it may block; what follows of it is carried out before `then`."""
+
+        def done(outcome: Outcome) -> None:
+            listed, error = outcome
+            if error is None:
+                self._perform(self.core.members_changed(listed, self._now()))
+            then(error)
+
+        self._store.submit(lambda _: self._membership.refresh(), done)
+
+    def look_at_members(self, then: Callable[[], None] = lambda: None) -> None:
+        """Reads the list if it is another than last time. Until it can be read it stays as it was."""
+
+        def looked(error: ZchunkError | None) -> None:
+            if error is not None and error.message != self._members_problem:
+                log.warning("the allow list stays as it was: %s", error.message)
+            self._members_problem = "" if error is None else error.message
+            then()
+
+        try:
+            is_current = self._membership.is_current()
+        except ZchunkError as error:
+            looked(error)
+        else:
+            if not is_current:
+                self._read_members(looked)
+                return
+            self._perform(self.core.members_changed(self._membership.listed, self._now()))
+            looked(None)
+
     def _on_knock(self, knock: Knock) -> None:
+        if self._admitted(knock) is None:  # perhaps of a list that was put back by hand
+            self.look_at_members(partial(self._answer_knock, knock))
+        else:
+            self._answer_knock(knock)
+
+    def _admitted(self, knock: Knock) -> str | None:
+        return admitted(self.core.peers.listed, knock.door, knock.public_key, self._now())
+
+    def _answer_knock(self, knock: Knock) -> None:
         assert self._gate is not None
-        peer_id = admitted(self._membership, knock.door, knock.public_key, self._now())
+        peer_id = self._admitted(knock)
         if peer_id is None:
             error = NotAllowed(f"a key at {knock.door}")
             self._refused_keys.tell(error, knock.address, self._now().mono, log.info)
         self._gate.answer(knock, peer_id)
+
+    # -- requests ---------------------------------------------------------------------
 
     def _on_message(self, received: Arrival) -> None:
         if isinstance(received, Suspects):
@@ -402,6 +454,8 @@ class TrackerServer:
             elif isinstance(action, CutOff):
                 self._router.end(action.peer_id)
                 self._publisher.end(action.peer_id)
+            elif isinstance(action, LookAtMembers):
+                self.look_at_members()
             else:
                 self._work(action, ticket, sender)
 
@@ -464,12 +518,11 @@ class Tracker:
         router, publisher = self._sockets(transport, self.key if encrypts else None)
         self.endpoint, self.events = router.endpoint, publisher.endpoint
         core = TrackerCore(
-            membership=self.membership,
+            members=self.membership,
             peers=store.peers(),
             timing=Timing(settings.tracker.heartbeat_interval_s, settings.tracker.lease_s),
             epoch=secrets.token_hex(8),
-            store_id=store.store_id,
-            commit_number=store.commit_number,
+            mark=StoreMark(store.store_id, store.commit_number),
             events_at=self.reachable_at(publisher.endpoint),
             now=read(clock),
         )
