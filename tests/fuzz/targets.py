@@ -60,8 +60,8 @@ from zchunk.protocol.messages import (
     Welcome,
     record_in,
 )
+from zchunk.tracker.home import load_endpoints
 from zchunk.tracker.membership import Membership
-from zchunk.tracker.server import load_endpoints
 from zchunk.transport.auth import Token, load_or_make_key, parse_token
 from zchunk.transport.keys import KeyPair, peer_id_of
 

@@ -41,7 +41,7 @@ from zchunk.oserrors import as_ours
 from zchunk.protocol import columns
 from zchunk.protocol.messages import Locate, Plan, Remove, Request
 from zchunk.sealing import Secret, open_manifest
-from zchunk.tracker.server import Tracker
+from zchunk.tracker.process import Tracker
 from zchunk.tracker.store import TrackerStore
 from zchunk.transport.base import Arrival, Socket
 from zchunk.transport.keys import peer_id_of

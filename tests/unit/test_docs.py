@@ -21,7 +21,7 @@ import yaml
 from blake3 import blake3
 
 from zchunk import config
-from zchunk.clock import SystemClock
+from zchunk.clock import Now, SystemClock
 from zchunk.errors import BY_CODE
 from zchunk.loop import LoopThread
 from zchunk.manifest import IDENTITY, ChunkRow, Manifest, parse
@@ -41,9 +41,13 @@ from zchunk.protocol.messages import (
     Request,
 )
 from zchunk.tracker import core, gate, health
+from zchunk.tracker.home import make_token
 from zchunk.tracker.memberlist import Member as TrackerMember
+from zchunk.tracker.memberlist import MemberList
+from zchunk.tracker.process import Tracker
 from zchunk.tracker.records import health_fields, held_fields
-from zchunk.tracker.server import Tracker, make_token
+from zchunk.tracker.requests.presence import Timing
+from zchunk.tracker.storemark import StoreMark
 from zchunk.transport.zeromq import ZmqTransport
 
 ROOT = Path(__file__).parents[2]
@@ -132,10 +136,16 @@ def test_roles_are_those_of_the_tracker() -> None:
 
 def _handlers() -> dict[str, frozenset[str]]:
     """What the tracker answers -> who may ask."""
-    source = Path(core.__file__).read_text()
-    found = re.findall(r"^ {12}(\w+): \((_\w+), self\._\w+\),$", source, flags=re.MULTILINE)
-    assert len(found) > 10
-    return {getattr(core, name).TYPE: getattr(core, roles) for name, roles in found}
+    made = core.TrackerCore(
+        members=SimpleNamespace(listed=MemberList()),  # type: ignore[arg-type]
+        peers=(),
+        timing=Timing(1.0, 3.0),
+        epoch="",
+        mark=StoreMark("", 0),
+        events_at=(),
+        now=Now(0.0, 0),
+    )
+    return {request.TYPE: roles for request, (roles, _) in made._handlers.items()}
 
 
 # -- names in backticks --------------------------------------------------------------------
@@ -212,8 +222,9 @@ def test_the_manifest_example_is_what_the_code_computes() -> None:
 
 
 def test_the_published_topics_are_documented_and_no_other() -> None:
-    source = Path(core.__file__).read_text()
-    published = set(re.findall(r'self\._(?:publish|event)\("([a-z.]+)"', source))
+    rooms = Path(core.__file__).parent
+    source = "".join(path.read_text() for path in rooms.rglob("*.py"))
+    published = set(re.findall(r'(?:events\.publish|self\._event)\("([a-z.]+)"', source))
     for pair in re.findall(r'topic = "([a-z.]+)" if .* else "([a-z.]+)"', source):
         published |= set(pair)
     assert {*published, *health.TOPICS} == set(TOPICS)

@@ -18,7 +18,7 @@ from zchunk.errors import OpenDoor
 from zchunk.loop import Loop, LoopThread
 from zchunk.node.membership import Membership
 from zchunk.node.process import NodeProcess
-from zchunk.tracker.server import Tracker
+from zchunk.tracker.process import Tracker
 from zchunk.transport import selftest
 from zchunk.transport.auth import new_key_pair
 from zchunk.transport.base import Knock, SocketOptions

@@ -34,8 +34,9 @@ from zchunk.node.membership import Identity, Membership, save
 from zchunk.node.planes import bulk_plane
 from zchunk.node.put import assignment
 from zchunk.protocol.messages import FileRecord, PeerRecord, Plan, Planned
-from zchunk.tracker import server as tracker_server
-from zchunk.tracker.server import Tracker, make_token
+from zchunk.tracker import process as tracker_process
+from zchunk.tracker.home import make_token
+from zchunk.tracker.process import Tracker
 from zchunk.transport.auth import Token, new_key_pair
 from zchunk.transport.memory import Faults, MemoryTransport, Network
 
@@ -319,7 +320,7 @@ def where_the_tracker_publishes(world: World) -> str:
 
 def _told_addresses(world: World) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a token says, and what members are told of events."""
-    world.patch.setattr(tracker_server, "interface_addresses", lambda: ["192.168.1.5"])
+    world.patch.setattr(tracker_process, "interface_addresses", lambda: ["192.168.1.5"])
     tracker = world.tracker()
     token = make_token(tracker.files, ManualClock(), role="node", expires_s=60, once=False, transport="plain")
     return token.addresses, tracker.server.core.presence.events_at

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from zchunk.loop import Loop
-from zchunk.tracker.server import Outcome, StoreThread
 from zchunk.tracker.store import TrackerStore
 from zchunk.tracker.storequeue import StoreQueue
+from zchunk.tracker.storethread import Outcome, StoreThread
 
 
 def test_changes_keep_their_order_and_members_take_turns_at_reads() -> None:

@@ -24,9 +24,9 @@ from zchunk.errors import Interrupted, InvalidUsage, NotFound, NotJoined
 
 if TYPE_CHECKING:
     from zchunk.tracker.administration import Stopped
+    from zchunk.tracker.home import TrackerFiles
     from zchunk.tracker.memberlist import Member
     from zchunk.tracker.membership import Membership
-    from zchunk.tracker.server import TrackerFiles
 
 _SHOWN = 20
 
@@ -34,7 +34,7 @@ _SHOWN = 20
 def tracker_here(invocation: Invocation) -> TrackerFiles:
     """Those of the tracker of this home. Raises NotFound where there is none."""
     from zchunk.homestate import is_there
-    from zchunk.tracker.server import TrackerFiles
+    from zchunk.tracker.home import TrackerFiles
 
     files = TrackerFiles(invocation.home / "tracker")
     if not is_there(files.folder):

@@ -91,7 +91,7 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
     with importing():
         from zchunk.cli.access import in_force, tracker_here
         from zchunk.clock import SystemClock, iso_utc
-        from zchunk.tracker.server import make_token
+        from zchunk.tracker.home import make_token
 
     made = make_token(
         tracker_here(invocation),

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from zchunk.config import Settings
     from zchunk.node.membership import Membership
     from zchunk.node.process import NodeProcess
-    from zchunk.tracker.server import Tracker
+    from zchunk.tracker.process import Tracker
     from zchunk.transport.auth import Token
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def tracker(
     settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
     with importing():
         from zchunk.clock import SystemClock
-        from zchunk.tracker.server import Tracker
+        from zchunk.tracker.process import Tracker
         from zchunk.transport.zeromq import ZmqTransport
 
     transport = ZmqTransport()
@@ -186,7 +186,7 @@ def _introduce_tracker(running: Tracker, home: Path) -> None:
 
 def _show_first_token(running: Tracker) -> None:
     from zchunk.clock import SystemClock
-    from zchunk.tracker.server import make_token
+    from zchunk.tracker.home import make_token
 
     transport = running.settings.security.transport
     made = make_token(
