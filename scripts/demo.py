@@ -96,7 +96,7 @@ class Demo:
         return get, waiting
 
     def status(self, name: str) -> str:
-        return next(p["status"] for p in self.cluster.json("peers")[0] if p["name"] == name)
+        return str(next(p["status"] for p in self.cluster.json("peers")[0] if p["name"] == name))
 
     def event(self, process: subprocess.Popen[str], kind: str, at_least: int = 0) -> dict[str, Any]:
         """The next event of that kind (with so many chunks) of a command that runs."""

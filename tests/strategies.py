@@ -106,7 +106,8 @@ def messages(cls: type[Struct]) -> st.SearchStrategy[Any]:
 @functools.cache
 def simplest(cls: type[S]) -> S:
     """A valid one of which the content does not matter: the first, since to shrink it takes seconds."""
-    return find(messages(cls), lambda message: True, settings=_FIRST)
+    first: S = find(messages(cls), lambda message: True, settings=_FIRST)
+    return first
 
 
 # -- what nobody expects ------------------------------------------------------------------------

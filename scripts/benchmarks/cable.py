@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lan import NotAllowed, lan_of
 from servers import Failed
 
 from benchmarks.figures import Figure
-from scripts.lan import NotAllowed, lan_of
 from tests.integration.cluster import MIB, make_file, sha256_of
 from tests.integration.lan import LanCluster
 

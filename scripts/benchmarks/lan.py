@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.lan import NotAllowed, lan_of
+from lan import NotAllowed, lan_of
+
 from tests.faults.speeds import Run, Speeds, speeds
 
 MIB = 1024**2

@@ -111,9 +111,9 @@ def instrument(client: zchunk.Client, victim: str, moments: Moments) -> None:
         write(part, index, view)
         moments.note("written")
 
-    session.event = event  # type: ignore[method-assign]
+    session.event = event  # type: ignore[method-assign,assignment]
     links.get_block = ask  # type: ignore[method-assign,assignment]
-    PartFile.write_chunk = written  # type: ignore[method-assign]
+    PartFile.write_chunk = written  # type: ignore[method-assign,assignment]
 
 
 def logged(server: Server, text: str) -> float:

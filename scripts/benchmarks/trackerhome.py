@@ -64,7 +64,8 @@ def kept(folder: Path, stores: Path, nodes: int, chunks: int) -> Home:
         home = make(template, nodes, chunks)
         (template / "home").write_bytes(pickle.dumps(home))
     shutil.copytree(template, folder)
-    return replace(pickle.loads((template / "home").read_bytes()), folder=folder)
+    made: Home = pickle.loads((template / "home").read_bytes())
+    return replace(made, folder=folder)
 
 
 def make(folder: Path, nodes: int, chunks: int, file_chunks: int = FILE_CHUNKS) -> Home:

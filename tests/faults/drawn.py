@@ -16,7 +16,7 @@ _READS, _WRITES = "preadv,preadv2", "pwrite64"
 _SYNCS, _RENAMES = "fsync,fdatasync", "rename,renameat,renameat2"
 #: process -> calls -> what they fail with. Of the commands, `put` and `get`, only calls on the file
 #: itself are meant: they load their own program by the same calls.
-_FAULTS = {
+_FAULTS: dict[str, dict[str, tuple[str, ...]]] = {
     "node": {
         _READS: ("EIO", "ESTALE", "ENOMEM", "EACCES", SHORT),
         "openat": ("EMFILE", "ENFILE", "EACCES", "ENOMEM"),

@@ -23,6 +23,6 @@ def flock(fd: int, how: int) -> None:
 
 
 if __name__ == "__main__":
-    fcntl.flock = flock
+    fcntl.flock = flock  # type: ignore[assignment]
     sys.argv = ["zchunk", *sys.argv[4:]]
     main()

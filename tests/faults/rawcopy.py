@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 
-from scripts.lan import Lan
+from lan import Lan
 
 _PIECE = 1024**2
 _PATIENCE_S = 120.0

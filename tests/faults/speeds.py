@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.lan import Lan
+from lan import Lan
+
 from tests.faults.rawcopy import raw_copy
 from tests.integration.cluster import Event, Source, make_file, sha256_of
 from tests.integration.lan import LanCluster

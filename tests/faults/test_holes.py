@@ -55,7 +55,7 @@ def done(cluster: Cluster, image: Source) -> Event:
     done = put.last
     assert done["sha256"] == image.sha256
     assert done["chunks_count"] == 205
-    return done
+    return dict(done)
 
 
 def used(path: Path) -> int:

@@ -41,7 +41,7 @@ def refused(result: Result, *words: str) -> None:
 def start_tracker(cluster: Cluster, *options: str) -> Result:
     """One that is expected to refuse."""
     at = cluster.tracker
-    words = ["tracker", "--home", at.home, "--bind", at.endpoint, "--events", at.events]
+    words: list[str | Path] = ["tracker", "--home", at.home, "--bind", at.endpoint, "--events", at.events]
     return run(cluster, *words, *options)
 
 
@@ -99,7 +99,15 @@ def test_an_empty_database_is_begun_where_that_is_asked_for(cluster: Cluster, fo
     assert "--new-database is for a lost one" in refuses.stderr, "what is there is never replaced"
     take(cluster.tracker.home / "tracker" / "tracker.sqlite")
     at = cluster.tracker
-    words = ["--home", at.home, "--bind", at.endpoint, "--events", at.events, "--new-database"]
+    words: list[str | Path] = [
+        "--home",
+        at.home,
+        "--bind",
+        at.endpoint,
+        "--events",
+        at.events,
+        "--new-database",
+    ]
     at.process = cluster.spawn(["tracker", *map(str, words)])
     at.process.ready()
     cluster.await_all_up()
@@ -160,7 +168,7 @@ def test_another_key_is_made_where_that_is_asked_for(cluster: Cluster, folder: P
     cluster.stop_tracker()
     take(cluster.tracker.home / "tracker" / "key.json")
     at = cluster.tracker
-    words = ["--home", at.home, "--bind", at.endpoint, "--events", at.events, "--new-key"]
+    words: list[str | Path] = ["--home", at.home, "--bind", at.endpoint, "--events", at.events, "--new-key"]
     at.process = cluster.spawn(["tracker", *map(str, words)])
     at.process.ready()
     assert cluster.client.run("ls", code=7).last["code"] == "wrong_server"
@@ -190,7 +198,15 @@ def test_an_empty_list_is_begun_where_that_is_asked_for(cluster: Cluster, folder
     cluster.stop_tracker()
     take(cluster.tracker.home / "tracker" / "members.json")
     at = cluster.tracker
-    words = ["--home", at.home, "--bind", at.endpoint, "--events", at.events, "--new-members"]
+    words: list[str | Path] = [
+        "--home",
+        at.home,
+        "--bind",
+        at.endpoint,
+        "--events",
+        at.events,
+        "--new-members",
+    ]
     at.process = cluster.spawn(["tracker", *map(str, words)])
     at.process.ready()
     assert "zchunk node --join" in at.process.stderr, "as at the first start"
@@ -242,7 +258,7 @@ def test_a_node_whose_key_is_lost_goes_on_as_another_member(cluster: Cluster) ->
     assert (still_there.code, "move it away first" in still_there.stderr) == (2, True)
     take(node.home / "node" / "key.json")
     run(cluster, "peers", "revoke", "A", "--yes", "--home", cluster.tracker.home).expect(0)
-    words = ["node", "--home", str(node.home), "--bind", "127.0.0.1:0", "--join", token]
+    words: list[str] = ["node", "--home", str(node.home), "--bind", "127.0.0.1:0", "--join", token]
     anew = cluster.spawn([*words, "--name", "A-again", "--new-key"])
     assert anew.ready()["peer_id"] != node.peer_id
     wait_for(lambda: cluster.statuses().get("A-again") == "up", PATIENCE_S, "it is up")
@@ -259,7 +275,15 @@ def test_a_node_without_its_membership_says_how_it_is_had_again(cluster: Cluster
     path = node.home / "node" / "membership.json"
     take(path)
     refused(start_node(cluster, "A"), str(path), "zchunk node --join -")
-    words = ["node", "--home", str(node.home), "--bind", "127.0.0.1:0", "--join", cluster.token()]
+    words = [
+        "node",
+        "--home",
+        str(node.home),
+        "--bind",
+        "127.0.0.1:0",
+        "--join",
+        cluster.token(),
+    ]
     again = cluster.spawn([*words, "--name", "A"])
     assert again.ready()["peer_id"] == node.peer_id
     again.end()

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.conftest import Figure
 from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of
 from tests.integration.conftest import SMALL
-from zchunk.protocol.messages import EventRecord, GetEvents, GetSnapshot
+from zchunk.protocol.messages import EventList, EventRecord, GetEvents, GetSnapshot, Snapshot
 
 #: Longer than a lease and than every heartbeat's timeout.
 _STOPPED_S = 4.0
@@ -29,11 +29,13 @@ class History:
         self._cluster = cluster
         with cluster.watcher() as client:
             now = client.ask(GetSnapshot(), PATIENCE_S)
+        assert isinstance(now, Snapshot)
         self._epoch, self._since = now.epoch, now.seq
 
     def of_peers(self) -> list[EventRecord]:
         with self._cluster.watcher() as client:
             reply = client.ask(GetEvents(epoch=self._epoch, since=self._since), PATIENCE_S)
+        assert isinstance(reply, EventList)
         assert reply.epoch == self._epoch, "the same run of the tracker"
         return [event for event in reply.events if event.topic in ("peer.up", "peer.down")]
 

@@ -85,7 +85,8 @@ def requests(draw: st.DrawFn, classes: Sequence[type[Message]] = REQUESTS) -> Me
     if {"file_id", "manifest"} <= {*message.__struct_fields__}:
         manifest = draw(st.sampled_from(MANIFESTS))
         changes |= {"file_id": manifest.file_id, "manifest": manifest.canonical}
-    return replace(message, **changes)
+    changed: Message = replace(message, **changes)
+    return changed
 
 
 class _Shell:

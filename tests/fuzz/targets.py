@@ -35,7 +35,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.homestate import HomeState
-from zchunk.manifest import ChunkRow, Manifest
+from zchunk.manifest import TAG_BYTES, ChunkRow, Manifest
 from zchunk.node import allowlist, jobs, membership, options, partfile
 from zchunk.node.located import found_holders, location
 from zchunk.node.server import raise_incarnation
@@ -173,7 +173,8 @@ def joined(frames: Sequence[Any]) -> bytes:
 
 def parted(data: bytes) -> list[bytes]:
     """The inverse; of what remains anything goes, since frames have no form to keep."""
-    frames, at = [], 0
+    frames: list[bytes] = []
+    at = 0
     while at < len(data) and len(frames) < 12:
         length = int.from_bytes(data[at : at + 4], "big")
         frames.append(data[at + 4 : at + 4 + length])
@@ -312,11 +313,11 @@ def _membership(data: bytes) -> None:
 
 def _members(data: bytes) -> None:
     listed = Membership(_file("members.json", data), ManualClock())
-    for member in listed.members.values():
+    for member in listed.listed.members.values():
         PeerRecord(
             **{**asdict(PEER), "peer_id": member.peer_id, "name": member.name or "x", "role": member.role}
         )
-    for token in listed.tokens.values():
+    for token in listed.listed.tokens.values():
         iso_utc(token.expires_ms / 1000)
     listed.free_name("A")
 
@@ -477,7 +478,7 @@ def _manifest_seeds() -> list[bytes]:
 
 
 def _sealed_seeds() -> list[bytes]:
-    salt, wrapped = b"s" * sealing.SALT_BYTES, b"w" * (sealing.KEY_BYTES + sealing.TAG_BYTES)
+    salt, wrapped = b"s" * sealing.SALT_BYTES, b"w" * (sealing.KEY_BYTES + TAG_BYTES)
     locks = (
         sealing.Lock(salt, cost=sealing.COST),
         sealing.Lock(salt, key_id=b"k" * sealing.KEY_ID_BYTES),

@@ -50,7 +50,8 @@ HELLO = Hello(
 @st.composite
 def answers(draw: st.DrawFn) -> Message:
     message: Any = draw(messages(draw(st.sampled_from((*OFTEN * 6, *ANSWERS)))))
-    return near(draw, message)
+    answer: Message = near(draw, message)
+    return answer
 
 
 @st.composite
@@ -59,7 +60,8 @@ def events(draw: st.DrawFn) -> Event:
     record = draw(messages(PeerRecord))
     fields = draw(st.sampled_from((event.fields, {"peer": asdict(record)}, {"peer": {}}, {"peer": 3})))
     topic = draw(st.sampled_from(("tick", "peer.up", "peer.down", "file.removed", event.topic)))
-    return near(draw, replace(event, fields=fields, topic=topic))
+    changed: Event = near(draw, replace(event, fields=fields, topic=topic))
+    return changed
 
 
 def near(draw: st.DrawFn, message: Any) -> Any:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import zmq
@@ -377,7 +378,7 @@ class _Taker:
     def ask(self, wanted: Iterator[tuple[str, int]]) -> None:
         while len(self.asked) < 64:
             sha256, size = next(wanted)
-            what = {"sha256": bytes.fromhex(sha256), "offset": 0, "length": size}
+            what: dict[str, Any] = {"sha256": bytes.fromhex(sha256), "offset": 0, "length": size}
             self.asked[self.line.send("get_block", **what, received=self.received)] = size
 
     def take(self) -> int:
@@ -423,7 +424,12 @@ class _Sender:
             self.content[:16] = os.urandom(16)
             data = bytes(self.content)
             sha256, blake3 = hashing.sha256(data), hashing.blake3(data)
-            what = {"upload_id": self.upload, "sha256": sha256, "blake3": blake3, "size": len(data)}
+            what: dict[str, Any] = {
+                "upload_id": self.upload,
+                "sha256": sha256,
+                "blake3": blake3,
+                "size": len(data),
+            }
             self.offered[self.line.send("offer", **what)] = (sha256, data)
 
     def send(self) -> int:

@@ -7,6 +7,7 @@ import os
 import random
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgpack
 
@@ -52,7 +53,18 @@ def local_script(rng: random.Random, messages: Messages) -> Script:
 
 
 def _array(rng: random.Random, messages: Messages) -> bytes:
-    odd = (None, 0, "text", {}, [[]] * 5, [b""] * 9, [b"x" * 70_000], [_deep(500)], [b"", 1], [])
+    odd: tuple[Any, ...] = (
+        None,
+        0,
+        "text",
+        {},
+        [[]] * 5,
+        [b""] * 9,
+        [b"x" * 70_000],
+        [_deep(500)],
+        [b"", 1],
+        [],
+    )
     value = list(messages(rng)) if rng.random() < 0.7 else rng.choice(odd)
     packed: bytes = msgpack.packb(value)
     return (

@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -59,17 +60,17 @@ def test_it_is_told_who_holds_what(made: Shared) -> None:
     watch.close()
 
 
-def _held_while_others_ask(made: Shared, until: Callable[..., dict[str, object]]) -> dict[str, object]:
+def _held_while_others_ask(made: Shared, until: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """It is told as others ask: again and again here, until it has held for long enough."""
 
-    def told() -> dict[str, object] | None:
+    def told() -> dict[str, Any] | None:
         made.get()
         try:
             return until(lambda event: event.get("topic") == "budget.held", 0.5)
         except AssertionError:
             return None
 
-    found: dict[str, object] = wait_for(told, PATIENCE_S, "it is told that memory is held")
+    found: dict[str, Any] = wait_for(told, PATIENCE_S, "it is told that memory is held")
     return found
 
 

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import zchunk
 from tests.waiting import wait_for
@@ -246,7 +246,8 @@ class Process:
             line = self.next_line(end - time.monotonic())
             assert line is not None, f"ended without {wanted}: {self}"
             if len(self.events) > known and matches(self.events[-1]):
-                return self.events[-1]
+                found: Event = self.events[-1]
+                return found
 
     def ready(self) -> Event:
         """What a server's `ready` line says."""
@@ -475,7 +476,7 @@ class Cluster:
         #: something was stopped, frozen or started again since all was known to be up
         self._disturbed = False
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         Cluster.running.add(self)
         try:
             self.start_tracker()

@@ -7,11 +7,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import lan as rig
 import pytest
+from lan import Lan
 
 import zchunk
-from scripts import lan as rig
-from scripts.lan import Lan
 from tests.integration.cluster import Cluster
 from zchunk.config import Settings
 

@@ -82,10 +82,8 @@ def test_a_tokens_key_comes_in_where_one_joins_and_nowhere_else(doors: Doors) ->
             assert time.monotonic() - line.opened < REFUSED_WITHIN_S
     with doors.inside("tracker", token) as line:
         for kind in ("get_snapshot", "heartbeat", "list_files"):
-            values: dict[str, Any] = {
-                "heartbeat": BEAT,
-                "list_files": {"page": ""},
-            }.get(kind, {})
+            requests: dict[str, dict[str, Any]] = {"heartbeat": BEAT, "list_files": {"page": ""}}
+            values = requests.get(kind, {})
             assert line.refusal(kind, **values) == "not_allowed"
         assert line.refusal("rotate_key", public_key=new_keys().public) == "not_allowed"
         joined = new_keys()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lan import Lan
 
-from scripts.lan import Lan
 from tests.integration.cluster import ROOT, Cluster, make_file
 from tests.integration.conftest import SMALL
 from tests.integration.lan import lan_of

@@ -194,7 +194,7 @@ def test_the_client_of_the_full_download_cannot_read_the_nodes_disks(
     """PROOF "Real sources": what `test_full_download` got came through sockets."""
     for node in lab.nodes.values():
         path = node.chunk_path(sorted(node.holds(published.hashes))[0])
-        command = [*stranger.prefix, "cat", path]
+        command = [*stranger.prefix, "cat", str(path)]
         assert subprocess.run(command, capture_output=True, timeout=20).returncode == 1
 
 

@@ -272,7 +272,7 @@ def killed_node(cluster: Cluster, source: Source, put: Process, rng: Random) -> 
 @pytest.mark.parametrize("fault", [killed_uploader, frozen_uploader, killed_node])
 def test_at_any_moment_the_file_ends_complete(fault: Fault, quad: Cluster, folder: Path) -> None:
     """U6, U7: at drawn moments over the whole length of the upload. ZCHUNK_ROUNDS=100 runs more."""
-    name = fault.__name__  # type: ignore[attr-defined]
+    name = fault.__name__
     rng, tries = Random(f"{SEED} {name}"), 0
     moments: list[int] = []
     while len(moments) < ROUNDS:

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
@@ -125,10 +125,10 @@ class Refusals:
 
     def _drawn(self, host: str) -> Trouble:
         rng = self.rng
-        calls = rng.choice(KINDS)
+        calls: Sequence[str] = rng.choice(KINDS)
         if rng.random() < 0.3:  # some of them alone: what goes before and after it works
             calls = rng.sample(calls, rng.randrange(1, len(calls) + 1))
-        errors = rng.sample((*NUMBERS, SHORT), rng.randrange(1, 4))
+        errors: list[int | str] = rng.sample((*NUMBERS, SHORT), rng.randrange(1, 4))
         return Trouble(host, frozenset(calls), tuple(errors), rng.choice(SHARES))
 
     def _over(self, trouble: Trouble) -> None:
@@ -220,7 +220,7 @@ class Refusals:
             if isinstance(error, int):
                 words, code = _SQLITE[error]
                 cause = sqlite3.OperationalError(words)
-                cause.sqlite_errorcode = code  # type: ignore[misc]
+                cause.sqlite_errorcode = code
                 raise _of_peewee(words, cause)
             return real(*args, **options)
 

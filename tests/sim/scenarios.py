@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome, SimNode
 from zchunk.errors import StaleIncarnation
@@ -14,7 +15,7 @@ from zchunk.protocol.messages import Offer
 from zchunk.transport.memory import Faults
 
 
-def _put(cluster: Cluster, path: Path, **options: int) -> str:
+def _put(cluster: Cluster, path: Path, **options: Any) -> str:
     """The file's id, once it is put; in that moment the tracker knows where all of it is."""
     outcome = cluster.client().put(path, **options)
     cluster.run(lambda: outcome.ended, f"the upload of {path.name}")

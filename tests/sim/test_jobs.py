@@ -28,7 +28,7 @@ class Asked(Counter[str]):
             self[peer_id] += 1
             get_block(peer_id, *args)
 
-        client.bulk.links.get_block = counted  # type: ignore[method-assign]
+        client.bulk.links.get_block = counted  # type: ignore[assignment, method-assign]
 
 
 def begun(root: Path, seed: int, *, auto_resume: bool = True) -> tuple[Cluster, SimClient, Path]:

@@ -127,7 +127,7 @@ def old_starts_welcome(patch: Patch) -> None:
     """A hello of an older start takes the newer one's place."""
     hello = Liveness.hello
 
-    def welcome(self: Liveness, peer_id: str, incarnation: int, *rest: Any) -> bool:
+    def welcome(self: Liveness, peer_id: str, incarnation: int, *rest: Any) -> Any:
         if peer_id in self._peers:
             known = self._peers[peer_id]
             known.incarnation, known.instance = min(incarnation, known.incarnation), rest[-1]

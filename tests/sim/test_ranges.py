@@ -62,7 +62,7 @@ class Reads:
             self.asked.setdefault(peer_id, Counter())[hashes[sha256]] += 1
             get_block(peer_id, sha256, *args)
 
-        self.client.bulk.links.get_block = counted  # type: ignore[method-assign]
+        self.client.bulk.links.get_block = counted  # type: ignore[assignment, method-assign]
 
     @property
     def touched(self) -> set[int]:
@@ -286,7 +286,7 @@ def test_whatever_happens_the_bytes_are_right(root: Path, seed: int) -> None:
             node.start()
         elif rng.random() < 0.2:
             node.crash()
-            cluster.network.schedule(rng.uniform(0.0, 5.0), lambda node=node: node.alive or node.start())
+            cluster.network.schedule(rng.uniform(0.0, 5.0), lambda node=node: node.alive or node.start())  # type: ignore[misc]
         if rng.random() < 0.2:
             reads.begin(*[rng.randrange(COUNT)])
             cluster.run_for(rng.uniform(0.0, 0.05))

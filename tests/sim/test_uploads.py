@@ -114,7 +114,7 @@ def test_the_same_file_again_is_hashed_here_and_nowhere_else(root: Path) -> None
 
 def test_an_undivided_file_goes_on_where_it_began(root: Path) -> None:
     """U1, U7: its first peer has less free by then, and the plan prefers another."""
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "chunking": {"chunk_size": CHUNK, "min_file_size_for_distribution": "1GiB"},
         "node": {"reserve": 0, "capacity": "1GiB"},
         "transfer": {"block_size_min": 16 * 1024, "block_size_max": 32 * 1024, "receive_budget": 6 * CHUNK},

@@ -19,7 +19,7 @@ from zchunk.clock import SystemClock
 from zchunk.loop import Loop, LoopThread
 from zchunk.transport.base import Arrival, Delivery, Rung
 from zchunk.transport.bell import Bell
-from zchunk.transport.zeromq import ZmqPoller
+from zchunk.transport.poller import ZmqPoller
 
 PATIENCE_S = 20.0
 #: CLONE_NEWNET of linux/sched.h
@@ -28,7 +28,9 @@ _NEWNET = 0x40000000
 
 @contextmanager
 def rung_by(fd: int) -> Iterator[list[Arrival]]:
-    loop, rung, failures = Loop(ZmqPoller(), SystemClock(), "test"), [], []
+    loop = Loop(ZmqPoller(), SystemClock(), "test")
+    rung: list[Arrival] = []
+    failures: list[BaseException] = []
     loop.add_socket(Bell(fd), rung.append)
     thread = LoopThread(loop, failures.append)
     thread.start()

@@ -17,23 +17,30 @@ from zchunk.disk import ALIGNMENT as PAGE
 from zchunk.errors import StorageUnavailable
 
 
+def reserved(pool: buffers.BufferPool, size: int) -> buffers.Buffer:
+    """Of a pool that has room for it."""
+    buffer = pool.try_reserve(size)
+    assert buffer is not None
+    return buffer
+
+
 def address(buffer: buffers.Buffer) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer.view(1)))
 
 
-def test_buffers_are_page_aligned_and_hold_what_was_asked():
+def test_buffers_are_page_aligned_and_hold_what_was_asked() -> None:
     pool = buffers.BufferPool(1 << 20)
     for size in (0, 1, PAGE, PAGE + 1, 100_000):
-        buffer = pool.try_reserve(size)
+        buffer = reserved(pool, size)
         assert buffer.capacity >= max(size, 1)
         assert buffer.capacity % PAGE == address(buffer) % PAGE == 0
         assert len(buffer.view(size)) == size
         buffer.release()
 
 
-def test_never_more_than_the_budget_is_reserved():
+def test_never_more_than_the_budget_is_reserved() -> None:
     pool = buffers.BufferPool(4 * PAGE)
-    first, second = pool.try_reserve(3 * PAGE), pool.try_reserve(PAGE)
+    first, second = reserved(pool, 3 * PAGE), reserved(pool, PAGE)
     assert pool.reserved == 4 * PAGE
     assert pool.try_reserve(1) is None
     second.release()
@@ -42,12 +49,12 @@ def test_never_more_than_the_budget_is_reserved():
     assert pool.try_reserve(4 * PAGE) is not None
 
 
-def test_one_buffer_larger_than_the_budget_may_stand_alone():
+def test_one_buffer_larger_than_the_budget_may_stand_alone() -> None:
     pool = buffers.BufferPool(2 * PAGE)
-    small = pool.try_reserve(PAGE)
+    small = reserved(pool, PAGE)
     assert pool.try_reserve(9 * PAGE) is None
     small.release()
-    big = pool.try_reserve(9 * PAGE)
+    big = reserved(pool, 9 * PAGE)
     assert big.capacity == 9 * PAGE
     assert pool.kept == 0
     assert pool.try_reserve(1) is None
@@ -55,28 +62,29 @@ def test_one_buffer_larger_than_the_budget_may_stand_alone():
     assert (pool.reserved, pool.kept) == (0, 0)
 
 
-def test_memory_is_used_again_for_the_same_capacity():
+def test_memory_is_used_again_for_the_same_capacity() -> None:
     pool = buffers.BufferPool(8 * PAGE)
-    first = pool.try_reserve(2 * PAGE)
+    first = reserved(pool, 2 * PAGE)
     first.view(5)[:] = b"hello"
     where = address(first)
     first.release()
     assert pool.kept == 2 * PAGE
-    other = pool.try_reserve(3 * PAGE)
-    again = pool.try_reserve(2 * PAGE - 1)
+    other = reserved(pool, 3 * PAGE)
+    again = reserved(pool, 2 * PAGE - 1)
     assert address(again) == where
     assert again.view(5) == b"hello"
     assert address(other) != where
 
 
-def test_kept_and_reserved_memory_stay_within_the_budget():
+def test_kept_and_reserved_memory_stay_within_the_budget() -> None:
     rng = random.Random(5)
     pool = buffers.BufferPool(16 * PAGE)
     out: list[buffers.Buffer] = []
+    buffer: buffers.Buffer | None
     for _ in range(2000):
         if out and rng.random() < 0.5:
-            buffer = out.pop(rng.randrange(len(out)))
-            rng.choice([buffer.release, buffer.release, buffer.discard])()
+            back = out.pop(rng.randrange(len(out)))
+            rng.choice([back.release, back.release, back.discard])()
         elif (buffer := pool.try_reserve(rng.choice([1, 2, 2, 2, 3, 16, 20]) * PAGE)) is not None:
             out.append(buffer)
         assert pool.reserved == sum(b.capacity for b in out)
@@ -84,24 +92,24 @@ def test_kept_and_reserved_memory_stay_within_the_budget():
         assert pool.kept <= pool.budget
 
 
-def test_discarded_memory_is_never_lent_again_while_it_is_read():
+def test_discarded_memory_is_never_lent_again_while_it_is_read() -> None:
     pool = buffers.BufferPool(2 * PAGE)
-    sending = pool.try_reserve(2 * PAGE)
+    sending = reserved(pool, 2 * PAGE)
     view = sending.view(4)
     view[:] = b"data"
     sending.discard()
     assert (pool.reserved, pool.kept) == (0, 0)
     for _ in range(3):
-        other = pool.try_reserve(2 * PAGE)
+        other = reserved(pool, 2 * PAGE)
         other.view(4)[:] = b"####"
         other.release()
     gc.collect()
     assert view == b"data"
 
 
-def test_memory_dropped_for_room_stays_readable_for_who_still_has_a_view():
+def test_memory_dropped_for_room_stays_readable_for_who_still_has_a_view() -> None:
     pool = buffers.BufferPool(2 * PAGE)
-    buffer = pool.try_reserve(2 * PAGE)
+    buffer = reserved(pool, 2 * PAGE)
     view = buffer.view(4)
     view[:] = b"data"
     buffer.release()
@@ -110,9 +118,9 @@ def test_memory_dropped_for_room_stays_readable_for_who_still_has_a_view():
     assert view == b"data"
 
 
-def test_a_buffer_is_given_back_once_and_not_used_after():
+def test_a_buffer_is_given_back_once_and_not_used_after() -> None:
     pool = buffers.BufferPool(2 * PAGE)
-    buffer = pool.try_reserve(PAGE)
+    buffer = reserved(pool, PAGE)
     with pytest.raises(ValueError, match="do not fit"):
         buffer.view(PAGE + 1)
     buffer.release()
@@ -123,7 +131,7 @@ def test_a_buffer_is_given_back_once_and_not_used_after():
         buffer.view(1)
 
 
-def test_threads_never_share_a_buffer_nor_exceed_the_budget():
+def test_threads_never_share_a_buffer_nor_exceed_the_budget() -> None:
     pool = buffers.BufferPool(4 * PAGE)
     problems: list[str] = []
 
@@ -149,7 +157,7 @@ def test_threads_never_share_a_buffer_nor_exceed_the_budget():
     assert pool.reserved == 0
 
 
-def test_a_loan_comes_back_when_its_last_view_is_gone():
+def test_a_loan_comes_back_when_its_last_view_is_gone() -> None:
     pool = buffers.LoanPool(8 * PAGE)
     view = pool.lend(2 * PAGE)
     view[:4] = b"data"
@@ -163,7 +171,7 @@ def test_a_loan_comes_back_when_its_last_view_is_gone():
     assert pool.lend(2 * PAGE - 5)[:4] in (b"data", bytes(4))
 
 
-def test_what_is_lent_and_what_is_kept_stay_within_the_budget_of_loans():
+def test_what_is_lent_and_what_is_kept_stay_within_the_budget_of_loans() -> None:
     rng = random.Random(6)
     pool = buffers.LoanPool(16 * PAGE)
     out: list[memoryview] = []
@@ -179,7 +187,7 @@ def test_what_is_lent_and_what_is_kept_stay_within_the_budget_of_loans():
     assert pool.kept > 0
 
 
-def test_a_block_that_zeromq_still_sends_is_not_lent_again():
+def test_a_block_that_zeromq_still_sends_is_not_lent_again() -> None:
     pool = buffers.LoanPool(64 * PAGE)
     with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.PULL) as pull:
         port = push.bind_to_random_port("tcp://127.0.0.1")
@@ -195,8 +203,10 @@ def test_a_block_that_zeromq_still_sends_is_not_lent_again():
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError()])
-def test_where_the_system_has_no_memory_nothing_counts_as_lent(monkeypatch, error):
-    def refuse(capacity):
+def test_where_the_system_has_no_memory_nothing_counts_as_lent(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(capacity: int) -> None:
         raise error
 
     pool, loans = buffers.BufferPool(8 * PAGE), buffers.LoanPool(8 * PAGE)

@@ -10,8 +10,9 @@ import os
 import random
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -99,14 +100,14 @@ def flip_a_bit(path: Path, seed: int) -> None:
 
 
 def oserror(number: int) -> Callable[..., None]:
-    def fail(*_args, **_kwargs):
+    def fail(*_args: object, **_kwargs: object) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail
 
 
 @contextlib.contextmanager
-def replaced(module: object, name: str, new: object):
+def replaced(module: object, name: str, new: object) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, new)
         yield
@@ -169,7 +170,7 @@ class Stores:
 
 
 @pytest.fixture
-def stores(tmp_path):
+def stores(tmp_path: Path) -> Iterator[Stores]:
     opened = Stores(tmp_path / "store")
     yield opened
     for store in opened.open:
@@ -179,14 +180,14 @@ def stores(tmp_path):
 
 
 @pytest.fixture
-def store(stores):
+def store(stores: Stores) -> ChunkStore:
     return stores.create()
 
 
 # -- the folder -----------------------------------------------------------------------
 
 
-def test_a_new_store_has_its_marker_and_folders(stores, store):
+def test_a_new_store_has_its_marker_and_folders(stores: Stores, store: ChunkStore) -> None:
     about = json.loads((stores.root / MARKER).read_text())
     assert about == {"version": 1, "uuid": store.uuid, "created": "2023-11-14T22:13:20.000Z"}
     names = {"chunks", "tmp", "manifests", "trash", "index.sqlite", "lock", MARKER}
@@ -194,14 +195,16 @@ def test_a_new_store_has_its_marker_and_folders(stores, store):
     assert (store.count, store.used, store.hashes(), store.flag) == (0, 0, [], None)
 
 
-def test_the_uuid_stays(stores, store):
+def test_the_uuid_stays(stores: Stores, store: ChunkStore) -> None:
     uuid = store.uuid
     store.close()
     assert stores.create().uuid == uuid
 
 
 @pytest.mark.parametrize("what", ["index.sqlite", "chunks"])
-def test_a_store_without_its_marker_is_offline_and_untouched(stores, store, what):
+def test_a_store_without_its_marker_is_offline_and_untouched(
+    stores: Stores, store: ChunkStore, what: str
+) -> None:
     put(store, Chunk(1))
     store.close()
     os.unlink(stores.root / MARKER)
@@ -215,7 +218,9 @@ def test_a_store_without_its_marker_is_offline_and_untouched(stores, store, what
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_a_folder_of_chunks_that_is_not_mounted_is_offline(stores, store, clean):
+def test_a_folder_of_chunks_that_is_not_mounted_is_offline(
+    stores: Stores, store: ChunkStore, clean: bool
+) -> None:
     """Only `chunks` is a disk of its own: the marker and the index are there."""
     put(store, Chunk(1))
     store.close() if clean else stores.crash(store)
@@ -232,7 +237,7 @@ def test_a_folder_of_chunks_that_is_not_mounted_is_offline(stores, store, clean)
     assert stores.crash_and_reopen(again).hashes() == []
 
 
-def test_opening_never_makes_a_store_where_a_disk_is_missing(stores):
+def test_opening_never_makes_a_store_where_a_disk_is_missing(stores: Stores) -> None:
     with pytest.raises(StoreOffline):
         stores.reopen()
     assert not stores.root.exists()
@@ -242,7 +247,7 @@ def test_opening_never_makes_a_store_where_a_disk_is_missing(stores):
     assert os.listdir(stores.root) == []
 
 
-def test_a_kill_during_creation_is_no_offline_store(stores):
+def test_a_kill_during_creation_is_no_offline_store(stores: Stores) -> None:
     stores.root.mkdir(parents=True)
     (stores.root / "lock").touch()
     (stores.root / ".zchunk-0.tmp").write_bytes(b"{")
@@ -251,7 +256,7 @@ def test_a_kill_during_creation_is_no_offline_store(stores):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"uuid": 3}', "\xff"])
-def test_a_damaged_marker_is_said_not_replaced(stores, store, text):
+def test_a_damaged_marker_is_said_not_replaced(stores: Stores, store: ChunkStore, text: str) -> None:
     store.close()
     (stores.root / MARKER).write_text(text)
     with pytest.raises(StorageFailure, match="damaged"):
@@ -259,14 +264,14 @@ def test_a_damaged_marker_is_said_not_replaced(stores, store, text):
     assert (stores.root / MARKER).read_text() == text
 
 
-def test_a_store_of_a_later_version_is_refused(stores, store):
+def test_a_store_of_a_later_version_is_refused(stores: Stores, store: ChunkStore) -> None:
     store.close()
     (stores.root / MARKER).write_text(json.dumps({"version": 2, "uuid": "x"}))
     with pytest.raises(UnsupportedVersion):
         stores.reopen()
 
 
-def test_one_process_per_store(stores, store):
+def test_one_process_per_store(stores: Stores, store: ChunkStore) -> None:
     with pytest.raises(AlreadyRunning):
         stores.reopen()
     with pytest.raises(AlreadyRunning):
@@ -275,14 +280,14 @@ def test_one_process_per_store(stores, store):
     stores.reopen()
 
 
-def test_the_lock_goes_with_a_failed_opening(stores, store):
+def test_the_lock_goes_with_a_failed_opening(stores: Stores, store: ChunkStore) -> None:
     store.close()
     with replaced(disk, "sync_folder", oserror(errno.EIO)), pytest.raises(StorageFailure):
         stores.reopen()
     stores.reopen()
 
 
-def offline_calls(store: ChunkStore, chunk: Chunk, file_id: str):
+def offline_calls(store: ChunkStore, chunk: Chunk, file_id: str) -> list[Callable[[], object]]:
     made = manifest_of(Chunk(77))
     return [
         lambda: put(store, Chunk(99)),
@@ -307,7 +312,7 @@ def offline_calls(store: ChunkStore, chunk: Chunk, file_id: str):
 
 
 @pytest.mark.parametrize("call", range(18))
-def test_offline_every_path_refuses_and_changes_nothing(stores, store, call):
+def test_offline_every_path_refuses_and_changes_nothing(stores: Stores, store: ChunkStore, call: int) -> None:
     chunk, trashed = Chunk(1), Chunk(2)
     put(store, chunk, trashed)
     store.end_leases(UPLOAD)
@@ -324,7 +329,7 @@ def test_offline_every_path_refuses_and_changes_nothing(stores, store, call):
     assert store.read_block(chunk.sha256, 0, 5) == chunk.data[:5]
 
 
-def test_a_closed_store_refuses(store):
+def test_a_closed_store_refuses(store: ChunkStore) -> None:
     put(store, Chunk(1))
     store.close()
     store.close()
@@ -338,7 +343,9 @@ def test_a_closed_store_refuses(store):
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 300_000])
 @pytest.mark.parametrize("kind", [bytes, memoryview, bytearray])
-def test_a_stored_chunk_is_there(stores, store, size, kind):
+def test_a_stored_chunk_is_there(
+    stores: Stores, store: ChunkStore, size: int, kind: Callable[[bytes], bytes | bytearray | memoryview]
+) -> None:
     chunk = Chunk(size, size)
     store.put(chunk.sha256, chunk.blake3, kind(chunk.data), UPLOAD)
     assert store.has(chunk.sha256)
@@ -348,19 +355,20 @@ def test_a_stored_chunk_is_there(stores, store, size, kind):
     assert store.leased(chunk.sha256, stores.clock.wall())
 
 
-def test_a_pooled_buffer_is_stored(store):
+def test_a_pooled_buffer_is_stored(store: ChunkStore) -> None:
     chunk = Chunk(1, 3 * 4096 + 5)
     buffer = buffers.BufferPool(1 << 20).try_reserve(len(chunk.data))
+    assert buffer is not None
     buffer.view(len(chunk.data))[:] = chunk.data
     store.put(chunk.sha256, chunk.blake3, buffer.view(len(chunk.data)), UPLOAD)
     assert store.verify(chunk.sha256)
 
 
-def test_put_is_durable_step_by_step(store, monkeypatch):
+def test_put_is_durable_step_by_step(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """PITFALLS, write rule 1: bytes, sync, rename, folder; the parent first for a new folder."""
     calls = []
 
-    def spy(module, name, what):
+    def spy(module: object, name: str, what: Any) -> None:
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a: (calls.append(what(*a)), real(*a))[1])
 
@@ -386,7 +394,9 @@ def test_put_is_durable_step_by_step(store, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_flipped_bit_is_refused_by_the_prefilter_alone(stores, store, seed):
+def test_a_flipped_bit_is_refused_by_the_prefilter_alone(
+    stores: Stores, store: ChunkStore, seed: int
+) -> None:
     chunk, rng = Chunk(seed), random.Random(seed)
     data = bytearray(chunk.data)
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -398,7 +408,7 @@ def test_a_flipped_bit_is_refused_by_the_prefilter_alone(stores, store, seed):
     assert not store.has(chunk.sha256)
 
 
-def test_the_sha256_decides(store):
+def test_the_sha256_decides(store: ChunkStore) -> None:
     chunk, other = Chunk(1), Chunk(2)
     with pytest.raises(ChunkCorrupt, match="SHA-256"):
         store.put(other.sha256, chunk.blake3, chunk.data, UPLOAD)
@@ -406,7 +416,7 @@ def test_the_sha256_decides(store):
     assert store.flag is None
 
 
-def test_a_chunk_that_is_there_is_only_leased(stores, store):
+def test_a_chunk_that_is_there_is_only_leased(stores: Stores, store: ChunkStore) -> None:
     chunk = Chunk(1)
     put(store, chunk)
     stamp = chunk_path(stores.root, chunk).stat()
@@ -419,12 +429,12 @@ def test_a_chunk_that_is_there_is_only_leased(stores, store):
     assert store.count == 1
 
 
-def test_a_chunk_too_large_is_refused(store):
+def test_a_chunk_too_large_is_refused(store: ChunkStore) -> None:
     with pytest.raises(InvalidUsage):
         store.put(bytes(32), bytes(32), bytes(64 * 1024 * 1024 + 70_000), UPLOAD)
 
 
-def test_capacity_is_a_wall_behind_the_reservation(stores):
+def test_capacity_is_a_wall_behind_the_reservation(stores: Stores) -> None:
     stores.capacity = 10_000
     store = stores.create()
     put(store, Chunk(1, 6000))
@@ -434,7 +444,9 @@ def test_capacity_is_a_wall_behind_the_reservation(stores):
 
 
 @pytest.mark.parametrize("step", ["pwrite", "replace", "mkdir"])
-def test_a_full_disk_leaves_nothing_and_the_store_goes_on(stores, store, step):
+def test_a_full_disk_leaves_nothing_and_the_store_goes_on(
+    stores: Stores, store: ChunkStore, step: str
+) -> None:
     chunk = Chunk(1)
     with replaced(os, step, oserror(errno.ENOSPC)), pytest.raises(NoSpace, match="free some space"):
         put(store, chunk)
@@ -445,7 +457,9 @@ def test_a_full_disk_leaves_nothing_and_the_store_goes_on(stores, store, step):
 
 
 @pytest.mark.parametrize("next_step", ["put", "purge_trash"])
-def test_what_a_failed_write_left_is_removed_later_when_it_cannot_be_at_once(stores, store, next_step):
+def test_what_a_failed_write_left_is_removed_later_when_it_cannot_be_at_once(
+    stores: Stores, store: ChunkStore, next_step: str
+) -> None:
     full = oserror(errno.ENOSPC)
     with replaced(os, "pwrite", full), replaced(os, "unlink", oserror(errno.EROFS)), pytest.raises(NoSpace):
         put(store, Chunk(1))
@@ -457,7 +471,9 @@ def test_what_a_failed_write_left_is_removed_later_when_it_cannot_be_at_once(sto
     assert files_below(stores.root / "tmp") == []
 
 
-def test_a_file_that_may_not_be_there_and_cannot_be_removed_is_looked_for_at_the_next_opening(stores, store):
+def test_a_file_that_may_not_be_there_and_cannot_be_removed_is_looked_for_at_the_next_opening(
+    stores: Stores, store: ChunkStore
+) -> None:
     first, second = same_folder(2)
     put(store, first)
     short, stale = oserror(errno.ENOMEM), oserror(errno.ESTALE)
@@ -472,7 +488,7 @@ def test_a_file_that_may_not_be_there_and_cannot_be_removed_is_looked_for_at_the
     assert stores.reopen().hashes() == sorted([first.sha256, second.sha256])
 
 
-def test_a_full_index_is_no_space_and_no_chunk(stores, store):
+def test_a_full_index_is_no_space_and_no_chunk(stores: Stores, store: ChunkStore) -> None:
     store._index._db.execute_sql("PRAGMA max_page_count = 1")
     chunks = [Chunk(seed, 10) for seed in range(400)]
     with pytest.raises(NoSpace):
@@ -485,7 +501,9 @@ def test_a_full_index_is_no_space_and_no_chunk(stores, store):
 
 @pytest.mark.parametrize("step", ["sync_file", "sync_folder"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENODEV])
-def test_a_failed_sync_flags_the_store_until_it_is_opened_again(stores, store, monkeypatch, step, number):
+def test_a_failed_sync_flags_the_store_until_it_is_opened_again(
+    stores: Stores, store: ChunkStore, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
     chunk, held = Chunk(1), Chunk(2)
     put(store, held)
     calls = []
@@ -509,7 +527,9 @@ def test_a_failed_sync_flags_the_store_until_it_is_opened_again(stores, store, m
     put(again, chunk)
 
 
-def test_a_failed_sync_of_the_folder_takes_the_renamed_chunk_away_again(stores, store):
+def test_a_failed_sync_of_the_folder_takes_the_renamed_chunk_away_again(
+    stores: Stores, store: ChunkStore
+) -> None:
     first, second = same_folder(2)
     put(store, first)
     with replaced(disk, "sync_folder", oserror(errno.EIO)), pytest.raises(StorageFailure):
@@ -531,10 +551,10 @@ def same_folder(count: int) -> list[Chunk]:
 
 
 @pytest.mark.parametrize("step", ["intend", "add"])
-def test_an_index_that_fails_flags_too(stores, store, step):
+def test_an_index_that_fails_flags_too(stores: Stores, store: ChunkStore, step: str) -> None:
     """Else a node whose index is broken would go on offering its space."""
 
-    def fail(*_):
+    def fail(*_: Any) -> None:
         raise StorageFailure("the chunk index failed")
 
     with replaced(chunkindex.ChunkIndex, step, fail), pytest.raises(StorageFailure):
@@ -544,16 +564,18 @@ def test_an_index_that_fails_flags_too(stores, store, step):
     assert not store.has(Chunk(1).sha256)
 
 
-def test_a_failed_write_flags_too(store):
+def test_a_failed_write_flags_too(store: ChunkStore) -> None:
     with replaced(os, "pwrite", oserror(errno.EIO)), pytest.raises(StorageFailure):
         put(store, Chunk(1))
     assert store.flag
 
 
-def test_a_put_beside_the_failed_sync_of_another_is_not_acknowledged(store, monkeypatch):
+def test_a_put_beside_the_failed_sync_of_another_is_not_acknowledged(
+    store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel reports a failed sync once: a second one's success proves nothing."""
 
-    def flag_then_sync(fd):
+    def flag_then_sync(fd: int) -> None:
         store.flag = "another put's sync failed"
 
     monkeypatch.setattr(disk, "sync_file", flag_then_sync)
@@ -562,10 +584,10 @@ def test_a_put_beside_the_failed_sync_of_another_is_not_acknowledged(store, monk
     assert store.count == 0
 
 
-def test_unplugged_during_a_put_is_offline(stores, store):
+def test_unplugged_during_a_put_is_offline(stores: Stores, store: ChunkStore) -> None:
     real = disk.sync_file
 
-    def unplug(fd):
+    def unplug(fd: int) -> None:
         real(fd)
         os.rename(stores.root, stores.root.with_name("unplugged"))
 
@@ -575,7 +597,7 @@ def test_unplugged_during_a_put_is_offline(stores, store):
     os.rename(stores.root.with_name("unplugged"), stores.root)
 
 
-def test_threads_store_the_same_and_other_chunks(stores, store):
+def test_threads_store_the_same_and_other_chunks(stores: Stores, store: ChunkStore) -> None:
     chunks = [Chunk(seed, 5000) for seed in range(40)]
     errors: list[BaseException] = []
 
@@ -600,11 +622,13 @@ def test_threads_store_the_same_and_other_chunks(stores, store):
     assert all(store.leased(c.sha256, stores.clock.wall()) for c in chunks)
 
 
-def test_a_second_put_of_a_chunk_waits_and_writes_nothing(stores, store, monkeypatch):
+def test_a_second_put_of_a_chunk_waits_and_writes_nothing(
+    stores: Stores, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inside, go_on, made = threading.Event(), threading.Event(), []
     real_sync, real_write = disk.sync_file, chunkfiles._write_file
 
-    def wait(fd):
+    def wait(fd: int) -> None:
         inside.set()
         assert go_on.wait(30)
         real_sync(fd)
@@ -616,7 +640,7 @@ def test_a_second_put_of_a_chunk_waits_and_writes_nothing(stores, store, monkeyp
     assert inside.wait(30)
     second = threading.Thread(target=put, args=(store, Chunk(1)), kwargs={"upload": OTHER_UPLOAD})
     second.start()
-    while not store._turn._waiters and len(made) == 1:
+    while not store._turn._waiters and len(made) == 1:  # type: ignore[attr-defined]
         pass
     go_on.set()
     first.join()
@@ -626,10 +650,12 @@ def test_a_second_put_of_a_chunk_waits_and_writes_nothing(stores, store, monkeyp
     assert store.leased(Chunk(1).sha256, stores.clock.wall())
 
 
-def test_a_rebuild_in_the_middle_of_a_put_counts_the_chunk_once(store, monkeypatch):
+def test_a_rebuild_in_the_middle_of_a_put_counts_the_chunk_once(
+    store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = store._record
 
-    def rebuilt_before(*args):
+    def rebuilt_before(*args: Any) -> None:
         store.rebuild_index()
         assert store.count == 1
         real(*args)
@@ -639,11 +665,13 @@ def test_a_rebuild_in_the_middle_of_a_put_counts_the_chunk_once(store, monkeypat
     check(store)
 
 
-def test_close_waits_for_a_put_that_began(stores, store, monkeypatch):
+def test_close_waits_for_a_put_that_began(
+    stores: Stores, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inside, go_on = threading.Event(), threading.Event()
     real = disk.sync_file
 
-    def wait(fd):
+    def wait(fd: int) -> None:
         inside.set()
         assert go_on.wait(30)
         real(fd)
@@ -675,7 +703,7 @@ def intent(stores: Stores, chunk: Chunk) -> None:
 
 def intents(stores: Stores) -> int:
     with contextlib.closing(sqlite3.connect(stores.root / "index.sqlite")) as db:
-        return db.execute("SELECT count(*) FROM _intent").fetchone()[0]
+        return int(db.execute("SELECT count(*) FROM _intent").fetchone()[0])
 
 
 def placed(stores: Stores, chunk: Chunk, data: bytes | None = None) -> Path:
@@ -687,7 +715,9 @@ def placed(stores: Stores, chunk: Chunk, data: bytes | None = None) -> Path:
 
 @pytest.mark.parametrize("clean", [True, False])
 @pytest.mark.parametrize("state", ["intent", "temp", "half a temp", "renamed", "renamed, no intent"])
-def test_each_state_between_intent_and_row(stores, store, state, clean):
+def test_each_state_between_intent_and_row(
+    stores: Stores, store: ChunkStore, state: str, clean: bool
+) -> None:
     held, chunk = Chunk(1), Chunk(2)
     put(store, held)
     store.close() if clean else stores.crash(store)
@@ -710,7 +740,9 @@ def test_each_state_between_intent_and_row(stores, store, state, clean):
     check(again)
 
 
-def test_a_chunk_found_after_a_kill_is_read_from_the_disk_and_its_folder_synced(stores, store, monkeypatch):
+def test_a_chunk_found_after_a_kill_is_read_from_the_disk_and_its_folder_synced(
+    stores: Stores, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed between rename and folder sync: in the cache it is there, on the disk perhaps not."""
     stores.crash(store)
     path = placed(stores, Chunk(1))
@@ -725,7 +757,9 @@ def test_a_chunk_found_after_a_kill_is_read_from_the_disk_and_its_folder_synced(
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer"])
 @pytest.mark.parametrize("known", ["intent", "listing", "row"])
-def test_a_damaged_file_under_a_final_name_is_no_chunk(stores, store, damage, known):
+def test_a_damaged_file_under_a_final_name_is_no_chunk(
+    stores: Stores, store: ChunkStore, damage: str, known: str
+) -> None:
     chunk = Chunk(1)
     if known == "row":
         put(store, chunk)
@@ -747,7 +781,7 @@ def test_a_damaged_file_under_a_final_name_is_no_chunk(stores, store, damage, kn
     put(again, chunk)
 
 
-def test_a_chunk_that_vanished_is_not_held_after_a_crash(stores, store):
+def test_a_chunk_that_vanished_is_not_held_after_a_crash(stores: Stores, store: ChunkStore) -> None:
     gone, held = Chunk(1), Chunk(2)
     put(store, gone, held)
     stores.crash(store)
@@ -755,7 +789,7 @@ def test_a_chunk_that_vanished_is_not_held_after_a_crash(stores, store):
     assert stores.reopen().hashes() == [held.sha256]
 
 
-def test_foreign_files_in_the_folders_stay(stores, store):
+def test_foreign_files_in_the_folders_stay(stores: Stores, store: ChunkStore) -> None:
     chunk = Chunk(1)
     put(store, chunk)
     stores.crash(store)
@@ -776,7 +810,9 @@ def test_foreign_files_in_the_folders_stay(stores, store):
     assert again.hashes() == ([chunk.sha256])
 
 
-def test_after_a_clean_close_no_chunk_is_read_or_listed(stores, store, monkeypatch):
+def test_after_a_clean_close_no_chunk_is_read_or_listed(
+    stores: Stores, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(store, *map(Chunk, range(20)))
     store.close()
     before = hashing.counts.copy()
@@ -786,7 +822,7 @@ def test_after_a_clean_close_no_chunk_is_read_or_listed(stores, store, monkeypat
     assert hashing.counts == before
 
 
-def test_after_a_crash_chunks_with_a_row_are_listed_but_not_read(stores, store):
+def test_after_a_crash_chunks_with_a_row_are_listed_but_not_read(stores: Stores, store: ChunkStore) -> None:
     put(store, *map(Chunk, range(20)))
     stores.crash(store)
     before = hashing.counts.copy()
@@ -795,7 +831,9 @@ def test_after_a_crash_chunks_with_a_row_are_listed_but_not_read(stores, store):
     assert again.count == 20
 
 
-def test_a_power_cut_cannot_bring_the_clean_flag_of_an_earlier_run_back(stores, store):
+def test_a_power_cut_cannot_bring_the_clean_flag_of_an_earlier_run_back(
+    stores: Stores, store: ChunkStore
+) -> None:
     """The flag is taken off durably before the first put, not in the write-ahead log alone."""
     store.close()
     again = stores.reopen()
@@ -814,7 +852,9 @@ def test_a_power_cut_cannot_bring_the_clean_flag_of_an_earlier_run_back(stores, 
     "how", ["missing", "garbage", "zeros", "empty", "other schema", "cut", "broken page", "broken half"]
 )
 @pytest.mark.parametrize("clean", [True, False])
-def test_without_a_usable_index_the_folder_tells_everything(stores, store, how, clean):
+def test_without_a_usable_index_the_folder_tells_everything(
+    stores: Stores, store: ChunkStore, how: str, clean: bool
+) -> None:
     chunks = [Chunk(seed, 2000) for seed in range(60)]
     put(store, *chunks)
     file_id = keep(store, *chunks[:1])
@@ -851,7 +891,7 @@ def spoil(path: Path, how: str) -> None:
         path.write_bytes(new[how])
 
 
-def test_a_second_damaged_index_is_set_aside_beside_the_first(stores, store):
+def test_a_second_damaged_index_is_set_aside_beside_the_first(stores: Stores, store: ChunkStore) -> None:
     for _ in range(2):
         store.close()
         (stores.root / "index.sqlite").write_bytes(b"garbage!" * 999)
@@ -859,7 +899,7 @@ def test_a_second_damaged_index_is_set_aside_beside_the_first(stores, store):
     assert {"index.sqlite.damaged-1", "index.sqlite.damaged-2"} <= set(os.listdir(stores.root))
 
 
-def test_an_index_that_may_not_be_opened_is_not_taken_for_damaged(stores, store):
+def test_an_index_that_may_not_be_opened_is_not_taken_for_damaged(stores: Stores, store: ChunkStore) -> None:
     store.close()
     os.unlink(stores.root / "index.sqlite")
     (stores.root / "index.sqlite").mkdir()
@@ -882,14 +922,16 @@ INDEX_ERRORS = {
 
 
 @pytest.mark.parametrize("name", INDEX_ERRORS)
-def test_only_a_broken_index_makes_the_store_refuse_until_a_restart(stores, store, name):
+def test_only_a_broken_index_makes_the_store_refuse_until_a_restart(
+    stores: Stores, store: ChunkStore, name: str
+) -> None:
     """And peewee's rollback, which fails too then, does not cover what SQLite said first."""
-    error = sqlite3.OperationalError("what SQLite says")
-    error.sqlite_errorcode = getattr(sqlite3, name)
-    if name == "SQLITE_NOMEM":
-        error = MemoryError()
+    error: Exception = MemoryError()
+    if name != "SQLITE_NOMEM":
+        error = sqlite3.OperationalError("what SQLite says")
+        error.sqlite_errorcode = getattr(sqlite3, name)
 
-    def fail(*_args, **_more):
+    def fail(*_args: Any, **_more: Any) -> None:
         raise error
 
     with replaced(store._index._db, "execute", fail), pytest.raises(INDEX_ERRORS[name]) as caught:
@@ -904,11 +946,13 @@ def test_only_a_broken_index_makes_the_store_refuse_until_a_restart(stores, stor
 
 
 @pytest.mark.parametrize("name", ["SQLITE_IOERR_SHMSIZE", "SQLITE_CANTOPEN"])
-def test_an_index_on_a_full_disk_has_no_space_whatever_sqlite_calls_it(stores, store, name):
+def test_an_index_on_a_full_disk_has_no_space_whatever_sqlite_calls_it(
+    stores: Stores, store: ChunkStore, name: str
+) -> None:
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = getattr(sqlite3, name)
 
-    def fail(*_args, **_more):
+    def fail(*_args: Any, **_more: Any) -> None:
         raise error
 
     with (
@@ -922,13 +966,15 @@ def test_an_index_on_a_full_disk_has_no_space_whatever_sqlite_calls_it(stores, s
 
 
 @pytest.mark.parametrize("name", ["SQLITE_IOERR_READ", "SQLITE_CANTOPEN", "SQLITE_IOERR_NOMEM"])
-def test_an_index_that_cannot_be_checked_is_not_set_aside(stores, store, name):
+def test_an_index_that_cannot_be_checked_is_not_set_aside(
+    stores: Stores, store: ChunkStore, name: str
+) -> None:
     put(store, Chunk(1))
     store.close()
     error = sqlite3.OperationalError("no")
     error.sqlite_errorcode = getattr(sqlite3, name)
 
-    def fail(self):
+    def fail(self: chunkindex.ChunkIndex) -> None:
         with chunkindex._errors(self.path):
             raise error
 
@@ -938,7 +984,7 @@ def test_an_index_that_cannot_be_checked_is_not_set_aside(stores, store, name):
     assert stores.reopen().hashes() == [Chunk(1).sha256]
 
 
-def test_rebuild_index_repairs_rows_while_the_store_runs(stores, store):
+def test_rebuild_index_repairs_rows_while_the_store_runs(stores: Stores, store: ChunkStore) -> None:
     held, gone, new, cut = map(Chunk, range(4))
     put(store, held, gone, cut)
     file_id = keep(store, held)
@@ -953,11 +999,11 @@ def test_rebuild_index_repairs_rows_while_the_store_runs(stores, store):
     assert held.sha256 not in store.garbage(BIG)
 
 
-def test_unplugged_while_it_is_opened_makes_no_chunk_corrupt(stores, store):
+def test_unplugged_while_it_is_opened_makes_no_chunk_corrupt(stores: Stores, store: ChunkStore) -> None:
     stores.crash(store)
     path = placed(stores, Chunk(1))
 
-    def unplug(_fd):
+    def unplug(_fd: int) -> None:
         os.rename(stores.root / MARKER, stores.root / "aside")
         oserror(errno.EIO)()
 
@@ -982,7 +1028,7 @@ PATCHED = [
 ]
 
 
-def run_killed(step: int, action: Callable[[], None]) -> tuple[bool, bytes]:
+def run_killed(step: int, action: Callable[[Callable[[bytes], object]], None]) -> tuple[bool, bytes]:
     """Runs `action(say)` in a process that dies before its `step`-th disk call. Returns
     whether it got through, and what it said before it died."""
     reading, writing = os.pipe()
@@ -1006,8 +1052,8 @@ def run_killed(step: int, action: Callable[[], None]) -> tuple[bool, bytes]:
 def die_at(step: int) -> None:
     left = [step]
 
-    def dying(real):
-        def call(*args, **kwargs):
+    def dying(real: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
                 os._exit(137)
@@ -1019,7 +1065,7 @@ def die_at(step: int) -> None:
         setattr(os, name, dying(getattr(os, name)))
 
 
-def every_kill(action, then) -> int:
+def every_kill(action: Callable[[Callable[[bytes], object]], None], then: Callable[[bytes], None]) -> int:
     """Kills `action` before each of its disk calls in turn; `then(said)` after each."""
     for step in range(1, 1000):
         done, said = run_killed(step, action)
@@ -1029,13 +1075,13 @@ def every_kill(action, then) -> int:
     pytest.fail("it never gets through")
 
 
-def test_killed_at_any_disk_call_of_put_the_chunk_is_whole_or_absent(stores):
+def test_killed_at_any_disk_call_of_put_the_chunk_is_whole_or_absent(stores: Stores) -> None:
     """PITFALLS T2: nothing acknowledged is lost, nothing is held that is not whole."""
     chunks = iter(Chunk(seed, 9000) for seed in range(1000))
     told: list[bytes] = []
     now: list[Chunk] = []
 
-    def action(say):
+    def action(say: Callable[[bytes], object]) -> None:
         store = stores.create()
         put(store, now[0])
         say(now[0].sha256)
@@ -1058,12 +1104,12 @@ def test_killed_at_any_disk_call_of_put_the_chunk_is_whole_or_absent(stores):
     assert len(told) == 1
 
 
-def test_killed_at_any_disk_call_of_trash_and_manifests(stores):
+def test_killed_at_any_disk_call_of_trash_and_manifests(stores: Stores) -> None:
     chunks = [Chunk(seed, 5000) for seed in range(4)]
     made = manifest_of(Chunk(50))
     step = [0]
 
-    def action(say):
+    def action(say: Callable[[bytes], object]) -> None:
         store = stores.create()
         store.end_leases(UPLOAD)
         store.end_leases(chunkindex.RECOVERED)
@@ -1092,7 +1138,7 @@ def test_killed_at_any_disk_call_of_trash_and_manifests(stores):
     assert every_kill(action, then) > 20
 
 
-def test_a_store_that_lost_its_memory_of_the_cluster_obeys_nobody(stores):
+def test_a_store_that_lost_its_memory_of_the_cluster_obeys_nobody(stores: Stores) -> None:
     """Until it has been found out that the tracker knows all files that are kept here."""
     store = stores.create()
     assert not store.adopt_store("cluster", 4), "a new store has lost nothing"
@@ -1115,18 +1161,18 @@ def test_a_store_that_lost_its_memory_of_the_cluster_obeys_nobody(stores):
 # -- reading --------------------------------------------------------------------------
 
 
-def test_the_space_held_for_a_chunk_is_its_own_and_counted_once(stores):
+def test_the_space_held_for_a_chunk_is_its_own_and_counted_once(stores: Stores) -> None:
     """The last chunk that fits is never refused for a moment in which it counts twice."""
     stores.capacity = 10 * 9000
     store = stores.create()
     seen = []
     add = store._held.add
 
-    def watched(*args):
+    def watched(*args: Any) -> None:
         add(*args)
         seen.append(store._held.room(1 << 60))
 
-    store._held.add = watched
+    store._held.add = watched  # type: ignore[assignment, method-assign]
     for number in range(10):
         assert store.reserve_space(9000)
         chunk = Chunk(number)
@@ -1137,7 +1183,7 @@ def test_the_space_held_for_a_chunk_is_its_own_and_counted_once(stores):
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_the_space_held_for_a_chunk_that_is_not_stored_is_given_back(store, again):
+def test_the_space_held_for_a_chunk_that_is_not_stored_is_given_back(store: ChunkStore, again: bool) -> None:
     chunk = Chunk(1)
     if again:
         put(store, chunk)
@@ -1148,7 +1194,7 @@ def test_the_space_held_for_a_chunk_that_is_not_stored_is_given_back(store, agai
     assert store._held._reserved == 0
 
 
-def test_read_block_reads_any_range(store):
+def test_read_block_reads_any_range(store: ChunkStore) -> None:
     chunk = Chunk(1, 10_000)
     put(store, chunk)
     rng = random.Random(1)
@@ -1161,13 +1207,15 @@ def test_read_block_reads_any_range(store):
 @pytest.mark.parametrize(
     ("offset", "length"), [(-1, 5), (0, 9001), (9000, 1), (9001, 0), (5, -1), (1 << 70, 1)]
 )
-def test_a_range_outside_the_chunk_is_the_callers_mistake(store, offset, length):
+def test_a_range_outside_the_chunk_is_the_callers_mistake(
+    store: ChunkStore, offset: int, length: int
+) -> None:
     put(store, Chunk(1))
     with pytest.raises(InvalidUsage):
         store.read_block(Chunk(1).sha256, offset, length)
 
 
-def test_unknown_chunks_are_not_found(store):
+def test_unknown_chunks_are_not_found(store: ChunkStore) -> None:
     for call in (store.size_of, store.verify, store.drop_corrupt, lambda h: store.read_block(h, 0, 1)):
         with pytest.raises(NotFound):
             call(bytes(32))
@@ -1176,7 +1224,7 @@ def test_unknown_chunks_are_not_found(store):
     assert not store.has(bytes(32))
 
 
-def test_a_cut_file_and_a_lost_one_are_found_out_by_a_look(stores, store):
+def test_a_cut_file_and_a_lost_one_are_found_out_by_a_look(stores: Stores, store: ChunkStore) -> None:
     cut, lost = Chunk(1), Chunk(2)
     put(store, cut, lost)
     os.truncate(chunk_path(stores.root, cut), 50)
@@ -1191,7 +1239,7 @@ def test_a_cut_file_and_a_lost_one_are_found_out_by_a_look(stores, store):
     assert files_below(stores.root / "trash") == [f"corrupt/2023-11-14-{cut.hex}"]
 
 
-def test_open_descriptors_are_bounded_and_all_closed_in_the_end(stores, store):
+def test_open_descriptors_are_bounded_and_all_closed_in_the_end(stores: Stores, store: ChunkStore) -> None:
     chunks = [Chunk(seed, 10) for seed in range(100)]
     put(store, *chunks)
     before = len(open_descriptors(stores.root))
@@ -1202,7 +1250,7 @@ def test_open_descriptors_are_bounded_and_all_closed_in_the_end(stores, store):
     assert len(open_descriptors(stores.root)) < before
 
 
-def test_no_descriptor_is_closed_during_a_read(tmp_path):
+def test_no_descriptor_is_closed_during_a_read(tmp_path: Path) -> None:
     paths = {bytes([n]): tmp_path / str(n) for n in range(3)}
     for key, path in paths.items():
         path.write_bytes(key)
@@ -1220,13 +1268,15 @@ def test_no_descriptor_is_closed_during_a_read(tmp_path):
             os.fstat(fd)
 
 
-def test_a_file_opened_while_its_chunk_was_dropped_is_not_kept(tmp_path, monkeypatch):
+def test_a_file_opened_while_its_chunk_was_dropped_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"old")
     readers = ChunkReaders(5)
     real = os.open
 
-    def dropped_meanwhile(*args):
+    def dropped_meanwhile(*args: Any) -> Any:
         fd = real(*args)
         readers.drop(b"x")
         return fd
@@ -1242,7 +1292,7 @@ def test_a_file_opened_while_its_chunk_was_dropped_is_not_kept(tmp_path, monkeyp
     readers.close()
 
 
-def test_reads_go_on_while_chunks_come_and_go(stores, store):
+def test_reads_go_on_while_chunks_come_and_go(stores: Stores, store: ChunkStore) -> None:
     chunks = [Chunk(seed, 3000) for seed in range(30)]
     put(store, *chunks)
     problems: list[object] = []
@@ -1280,14 +1330,14 @@ def test_reads_go_on_while_chunks_come_and_go(stores, store):
 
 
 @pytest.fixture
-def disk_free(monkeypatch):
+def disk_free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the disk says it has."""
     free = [1_000_000]
     monkeypatch.setattr(disk, "free_bytes", lambda _path: free[0])
     return free
 
 
-def test_free_is_the_tighter_of_capacity_and_disk(stores, disk_free):
+def test_free_is_the_tighter_of_capacity_and_disk(stores: Stores, disk_free: list[int]) -> None:
     stores.capacity, stores.reserve = 100_000, 5_000
     store = stores.create()
     assert store.free() == 100_000
@@ -1304,7 +1354,7 @@ def test_free_is_the_tighter_of_capacity_and_disk(stores, disk_free):
     assert store.free() == 90_000
 
 
-def test_without_a_capacity_the_disk_decides(stores, disk_free):
+def test_without_a_capacity_the_disk_decides(stores: Stores, disk_free: list[int]) -> None:
     stores.reserve = 1000
     store = stores.create()
     assert store.free() == 999_000
@@ -1313,7 +1363,7 @@ def test_without_a_capacity_the_disk_decides(stores, disk_free):
     assert store.free() == 0
 
 
-def test_capacity_is_reserved_before_a_transfer(stores, disk_free):
+def test_capacity_is_reserved_before_a_transfer(stores: Stores, disk_free: list[int]) -> None:
     stores.capacity = 30_000
     store = stores.create()
     assert store.reserve_space(20_000)
@@ -1323,7 +1373,7 @@ def test_capacity_is_reserved_before_a_transfer(stores, disk_free):
     assert store.reserve_space(20_000)
 
 
-def test_threads_never_reserve_more_than_there_is(stores, disk_free):
+def test_threads_never_reserve_more_than_there_is(stores: Stores, disk_free: list[int]) -> None:
     stores.capacity = 100
     store = stores.create()
     got: list[bool] = []
@@ -1349,14 +1399,16 @@ def dropped(store: ChunkStore, stores: Stores, chunk: Chunk) -> None:
     assert store.drop_corrupt(chunk.sha256)
 
 
-def test_short_space_purges_the_oldest_trash_first_and_no_more_than_needed(stores, monkeypatch):
+def test_short_space_purges_the_oldest_trash_first_and_no_more_than_needed(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stores.reserve = 100
     store = stores.create()
     chunks = [Chunk(seed, 1000) for seed in range(4)]
     for age, chunk in enumerate(chunks):
         trashed(store, stores, chunk, days=-age)
 
-    def free(_path):
+    def free(_path: Any) -> Any:
         return 5000 - store._trash.bytes
 
     monkeypatch.setattr(disk, "free_bytes", free)
@@ -1368,7 +1420,7 @@ def test_short_space_purges_the_oldest_trash_first_and_no_more_than_needed(store
     assert len(files_below(stores.root / "trash")) == 2
 
 
-def test_capacity_holds_for_chunks_and_trash_together(stores, disk_free):
+def test_capacity_holds_for_chunks_and_trash_together(stores: Stores, disk_free: list[int]) -> None:
     stores.capacity = 10_000
     store = stores.create()
     for age in range(4):
@@ -1385,7 +1437,7 @@ def test_capacity_holds_for_chunks_and_trash_together(stores, disk_free):
 # -- leases, references, garbage, trash ------------------------------------------------
 
 
-def test_a_lease_lasts_24_hours_and_is_renewed(stores, store):
+def test_a_lease_lasts_24_hours_and_is_renewed(stores: Stores, store: ChunkStore) -> None:
     chunk, now = Chunk(1), stores.clock.wall()
     put(store, chunk)
     assert LEASE_S == DAY
@@ -1397,7 +1449,7 @@ def test_a_lease_lasts_24_hours_and_is_renewed(stores, store):
     assert store.garbage(now + DAY + 1000) == [chunk.sha256]
 
 
-def test_each_upload_has_its_own_lease(stores, store):
+def test_each_upload_has_its_own_lease(stores: Stores, store: ChunkStore) -> None:
     chunk, now = Chunk(1), stores.clock.wall()
     put(store, chunk)
     store.lease(chunk.sha256, OTHER_UPLOAD, now)
@@ -1408,7 +1460,7 @@ def test_each_upload_has_its_own_lease(stores, store):
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_leases_outlive_the_process(stores, store, clean):
+def test_leases_outlive_the_process(stores: Stores, store: ChunkStore, clean: bool) -> None:
     put(store, Chunk(1))
     if clean:
         store.close()
@@ -1416,7 +1468,7 @@ def test_leases_outlive_the_process(stores, store, clean):
     assert again.leased(Chunk(1).sha256, stores.clock.wall() + DAY - 1)
 
 
-def test_lost_leases_are_made_good_once_after_an_unclean_stop(stores, store):
+def test_lost_leases_are_made_good_once_after_an_unclean_stop(stores: Stores, store: ChunkStore) -> None:
     """A power cut may take the last commits: the chunk of a running upload must not be garbage."""
     loose, named = Chunk(1), Chunk(2)
     put(store, loose, named)
@@ -1435,7 +1487,7 @@ def test_lost_leases_are_made_good_once_after_an_unclean_stop(stores, store):
     assert fourth.garbage(now + DAY) == [loose.sha256]
 
 
-def test_a_chunk_that_any_kept_manifest_names_is_no_garbage(stores, store):
+def test_a_chunk_that_any_kept_manifest_names_is_no_garbage(stores: Stores, store: ChunkStore) -> None:
     now = stores.clock.wall()
     shared, only = Chunk(1, 65536), Chunk(2)
     put(store, shared, only)
@@ -1450,7 +1502,9 @@ def test_a_chunk_that_any_kept_manifest_names_is_no_garbage(stores, store):
     assert store.garbage(now) == sorted([shared.sha256, only.sha256])
 
 
-def test_trash_moves_durably_and_the_numbers_follow(stores, store, monkeypatch):
+def test_trash_moves_durably_and_the_numbers_follow(
+    stores: Stores, store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chunks = [Chunk(1), Chunk(2), Chunk(3)]
     put(store, *chunks)
     store.end_leases(UPLOAD)
@@ -1467,7 +1521,7 @@ def test_trash_moves_durably_and_the_numbers_follow(stores, store, monkeypatch):
     assert again.hashes() == [chunks[2].sha256]
 
 
-def test_trash_skips_what_was_leased_or_referenced_meanwhile(stores, store):
+def test_trash_skips_what_was_leased_or_referenced_meanwhile(stores: Stores, store: ChunkStore) -> None:
     now = stores.clock.wall()
     leased, named, loose = Chunk(1), Chunk(2), Chunk(3)
     put(store, leased, named, loose)
@@ -1481,7 +1535,7 @@ def test_trash_skips_what_was_leased_or_referenced_meanwhile(stores, store):
     assert store.hashes() == sorted([leased.sha256, named.sha256])
 
 
-def test_a_trashed_chunk_can_come_again(stores, store):
+def test_a_trashed_chunk_can_come_again(stores: Stores, store: ChunkStore) -> None:
     trashed(store, stores, Chunk(1))
     trashed(store, stores, Chunk(1))
     put(store, Chunk(1))
@@ -1490,7 +1544,9 @@ def test_a_trashed_chunk_can_come_again(stores, store):
 
 
 @pytest.mark.parametrize("store_id", ["", "../../etc", "a/b", ".", "x" * 65, "a\0", "ä"])
-def test_a_store_id_that_is_none_never_becomes_a_path(stores, store, store_id):
+def test_a_store_id_that_is_none_never_becomes_a_path(
+    stores: Stores, store: ChunkStore, store_id: str
+) -> None:
     put(store, Chunk(1))
     store.end_leases(UPLOAD)
     with pytest.raises(ForeignStore):
@@ -1500,7 +1556,7 @@ def test_a_store_id_that_is_none_never_becomes_a_path(stores, store, store_id):
     assert store.count == 1
 
 
-def test_purge_takes_only_whole_days_before(stores, store):
+def test_purge_takes_only_whole_days_before(stores: Stores, store: ChunkStore) -> None:
     now = stores.clock.wall()
     trashed(store, stores, Chunk(1, 1000), days=-2)
     trashed(store, stores, Chunk(2, 2000), days=-1)
@@ -1513,14 +1569,14 @@ def test_purge_takes_only_whole_days_before(stores, store):
     assert os.listdir(stores.root / "trash") == []
 
 
-def test_trash_is_counted_again_when_opened(stores, store):
+def test_trash_is_counted_again_when_opened(stores: Stores, store: ChunkStore) -> None:
     trashed(store, stores, Chunk(1, 1000))
     dropped(store, stores, Chunk(2, 2000))
     store.close()
     assert stores.reopen()._trash.bytes == 3000
 
 
-def test_a_move_that_fails_keeps_the_chunk(stores, store):
+def test_a_move_that_fails_keeps_the_chunk(stores: Stores, store: ChunkStore) -> None:
     put(store, Chunk(1))
     store.end_leases(UPLOAD)
     with replaced(os, "replace", oserror(errno.EIO)), pytest.raises(StorageFailure):
@@ -1528,11 +1584,11 @@ def test_a_move_that_fails_keeps_the_chunk(stores, store):
     assert store.has(Chunk(1).sha256)
 
 
-def test_a_row_that_cannot_be_removed_is_found_by_the_next_opening(stores, store):
+def test_a_row_that_cannot_be_removed_is_found_by_the_next_opening(stores: Stores, store: ChunkStore) -> None:
     put(store, Chunk(1))
     store.end_leases(UPLOAD)
 
-    def fail(_sha256):
+    def fail(_sha256: Any) -> None:
         raise StorageFailure("the index failed")
 
     with replaced(store._index, "remove", fail), pytest.raises(StorageFailure):
@@ -1542,7 +1598,7 @@ def test_a_row_that_cannot_be_removed_is_found_by_the_next_opening(stores, store
     assert stores.reopen().count == 0
 
 
-def test_leases_long_ended_are_forgotten(stores, store):
+def test_leases_long_ended_are_forgotten(stores: Stores, store: ChunkStore) -> None:
     now = stores.clock.wall()
     put(store, Chunk(1))
     keep(store, Chunk(1))
@@ -1555,7 +1611,7 @@ def test_leases_long_ended_are_forgotten(stores, store):
 # -- manifests ------------------------------------------------------------------------
 
 
-def test_a_manifest_is_kept_durably(stores, store):
+def test_a_manifest_is_kept_durably(stores: Stores, store: ChunkStore) -> None:
     made = manifest_of(Chunk(1, 65536), Chunk(2))
     bring(store, made)
     bring(store, made)
@@ -1573,13 +1629,15 @@ def test_a_manifest_is_kept_durably(stores, store):
 # whose a manifest is
 
 
-def seen(store, number=5):
+def seen(store: ChunkStore, number: int = 5) -> ChunkStore:
     store.seen_store("s", number)
     return store
 
 
 @pytest.mark.parametrize("how", ["as it is", "reopened", "crashed", "without an index"])
-def test_a_manifest_has_its_uploads_lease_until_it_is_known_to_be_a_files(stores, store, how):
+def test_a_manifest_has_its_uploads_lease_until_it_is_known_to_be_a_files(
+    stores: Stores, store: ChunkStore, how: str
+) -> None:
     made, file = manifest_of(Chunk(1)), manifest_of(Chunk(2), name="known")
     bring(seen(store), made)
     bring(store, file)
@@ -1607,7 +1665,9 @@ def test_a_manifest_has_its_uploads_lease_until_it_is_known_to_be_a_files(stores
     assert files_below(stores.root / "trash") == sorted(f"2023-11-15-s/{name}.manifest" for name in ended)
 
 
-def test_an_upload_that_brings_its_manifest_again_has_it_for_as_long_again(stores, store):
+def test_an_upload_that_brings_its_manifest_again_has_it_for_as_long_again(
+    stores: Stores, store: ChunkStore
+) -> None:
     made = manifest_of(Chunk(1))
     bring(seen(store), made)
     stores.clock.advance(DAY - 1)
@@ -1620,7 +1680,9 @@ def test_an_upload_that_brings_its_manifest_again_has_it_for_as_long_again(store
 
 
 @pytest.mark.parametrize(("store_id", "number"), [("other", 9), ("s", 4)])
-def test_another_tracker_or_an_older_state_of_it_drops_no_manifest(stores, store, store_id, number):
+def test_another_tracker_or_an_older_state_of_it_drops_no_manifest(
+    stores: Stores, store: ChunkStore, store_id: str, number: int
+) -> None:
     made = manifest_of(Chunk(1))
     bring(seen(store), made)
     stores.clock.advance(9 * DAY)
@@ -1629,7 +1691,9 @@ def test_another_tracker_or_an_older_state_of_it_drops_no_manifest(stores, store
     assert store.manifests() == [made.file_id]
 
 
-def test_a_removed_files_manifest_that_is_brought_again_is_an_uploads(stores, store):
+def test_a_removed_files_manifest_that_is_brought_again_is_an_uploads(
+    stores: Stores, store: ChunkStore
+) -> None:
     made = manifest_of(Chunk(1))
     bring(seen(store), made)
     store.know_manifests([made.file_id])
@@ -1638,12 +1702,12 @@ def test_a_removed_files_manifest_that_is_brought_again_is_an_uploads(stores, st
     assert store.claimed_manifests() == {made.file_id: stores.clock.wall() + DAY}
 
 
-def test_an_empty_files_manifest_is_kept(store):
+def test_an_empty_files_manifest_is_kept(store: ChunkStore) -> None:
     file_id = keep(store)
     assert store.manifests() == [file_id]
 
 
-def test_a_chunk_named_twice_is_one_reference(stores, store):
+def test_a_chunk_named_twice_is_one_reference(stores: Stores, store: ChunkStore) -> None:
     put(store, Chunk(1, 65536))
     store.end_leases(UPLOAD)
     keep(store, Chunk(1, 65536), Chunk(1, 65536))
@@ -1651,7 +1715,7 @@ def test_a_chunk_named_twice_is_one_reference(stores, store):
 
 
 @pytest.mark.parametrize("file_id", ["0" * 64, "../../x", "", "index.sqlite"])
-def test_a_manifest_under_a_wrong_id_is_refused(stores, store, file_id):
+def test_a_manifest_under_a_wrong_id_is_refused(stores: Stores, store: ChunkStore, file_id: str) -> None:
     before = files_below(stores.root)
     with pytest.raises(ManifestInvalid):
         store.put_manifest(file_id, manifest_of(Chunk(1)).canonical, UPLOAD)
@@ -1662,7 +1726,9 @@ def test_a_manifest_under_a_wrong_id_is_refused(stores, store, file_id):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_flipped_bit_in_a_manifest_is_noticed_and_mended(stores, store, seed):
+def test_a_flipped_bit_in_a_manifest_is_noticed_and_mended(
+    stores: Stores, store: ChunkStore, seed: int
+) -> None:
     made = manifest_of(Chunk(1))
     bring(store, made)
     flip_a_bit(stores.root / "manifests" / made.file_id, seed)
@@ -1673,7 +1739,7 @@ def test_a_flipped_bit_in_a_manifest_is_noticed_and_mended(stores, store, seed):
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_manifests_are_what_the_folder_holds(stores, store, clean):
+def test_manifests_are_what_the_folder_holds(stores: Stores, store: ChunkStore, clean: bool) -> None:
     put(store, Chunk(1), Chunk(2), Chunk(3))
     gone = keep(store, Chunk(1), name="gone")
     new, bad = manifest_of(Chunk(2), name="new"), manifest_of(Chunk(3), name="bad")
@@ -1693,7 +1759,9 @@ def test_manifests_are_what_the_folder_holds(stores, store, clean):
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, StorageFailure)])
-def test_a_manifest_that_is_not_durable_is_not_kept(stores, store, number, kind):
+def test_a_manifest_that_is_not_durable_is_not_kept(
+    stores: Stores, store: ChunkStore, number: int, kind: type[ZchunkError]
+) -> None:
     with replaced(disk, "sync_file", oserror(number)), pytest.raises(kind):
         keep(store, Chunk(1))
     assert store.manifests() == []
@@ -1701,7 +1769,7 @@ def test_a_manifest_that_is_not_durable_is_not_kept(stores, store, number, kind)
     assert bool(store.flag) is (number == errno.EIO)
 
 
-def test_a_large_manifest_has_all_its_references(store):
+def test_a_large_manifest_has_all_its_references(store: ChunkStore) -> None:
     rows = tuple(ChunkRow(65536, "identity", n.to_bytes(32, "big"), bytes(32), None) for n in range(12_345))
     made = Manifest("large", 65536 * len(rows), bytes(32), 65536, rows)
     bring(store, made)
@@ -1720,7 +1788,7 @@ def long_manifest(chunk: Chunk, name: str = "long") -> Manifest:
     return Manifest(name, 65536 * 5000, bytes(32), 65536, (first, *rows))
 
 
-def test_a_manifest_of_a_file_that_nobody_puts_here_is_refused(stores, store):
+def test_a_manifest_of_a_file_that_nobody_puts_here_is_refused(stores: Stores, store: ChunkStore) -> None:
     made, before = long_manifest(Chunk(1)), files_below(stores.root)
     put(store, Chunk(2))
     for upload in (UPLOAD, OTHER_UPLOAD):
@@ -1730,7 +1798,7 @@ def test_a_manifest_of_a_file_that_nobody_puts_here_is_refused(stores, store):
     assert set(files_below(stores.root)) == {*before, f"chunks/{Chunk(2).hex[:2]}/{Chunk(2).hex}"}
 
 
-def test_an_upload_brings_one_manifest(store):
+def test_an_upload_brings_one_manifest(store: ChunkStore) -> None:
     made, other = long_manifest(Chunk(1)), long_manifest(Chunk(1), "other")
     put(store, Chunk(1))
     store.put_manifest(made.file_id, made.canonical, UPLOAD)
@@ -1746,7 +1814,9 @@ def test_an_upload_brings_one_manifest(store):
     assert store.manifests() == sorted([made.file_id, other.file_id])
 
 
-def test_where_a_power_cut_took_the_leases_those_that_stand_for_them_do(stores, store):
+def test_where_a_power_cut_took_the_leases_those_that_stand_for_them_do(
+    stores: Stores, store: ChunkStore
+) -> None:
     put(store, Chunk(1))
     stores.crash(store)
     os.unlink(stores.root / "index.sqlite")
@@ -1758,7 +1828,7 @@ def test_where_a_power_cut_took_the_leases_those_that_stand_for_them_do(stores, 
         again.put_manifest(late.file_id, late.canonical, UPLOAD)
 
 
-def test_manifests_count_against_capacity(stores):
+def test_manifests_count_against_capacity(stores: Stores) -> None:
     stores.capacity = 2_000_000
     store, made, other = stores.create(), long_manifest(Chunk(1)), long_manifest(Chunk(1), "other")
     put(store, Chunk(1))
@@ -1780,7 +1850,7 @@ def test_manifests_count_against_capacity(stores):
     assert again.free() == 2_000_000 - 9000
 
 
-def test_manifests_leave_the_reserve_free(stores, monkeypatch):
+def test_manifests_leave_the_reserve_free(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     stores.reserve = 200_000_000
     store, made = stores.create(), long_manifest(Chunk(1))
     put(store, Chunk(1))
@@ -1791,7 +1861,7 @@ def test_manifests_leave_the_reserve_free(stores, monkeypatch):
     assert store.reserve_space(500_000)
 
 
-def test_a_small_file_takes_a_block(stores):
+def test_a_small_file_takes_a_block(stores: Stores) -> None:
     stores.capacity = 100_000
     store = stores.create()
     keep(store)
@@ -1802,7 +1872,7 @@ def test_a_small_file_takes_a_block(stores):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_verify_finds_any_flipped_bit(stores, store, seed):
+def test_verify_finds_any_flipped_bit(stores: Stores, store: ChunkStore, seed: int) -> None:
     chunk = Chunk(seed)
     put(store, chunk)
     assert store.verify(chunk.sha256)
@@ -1816,7 +1886,7 @@ def test_verify_finds_any_flipped_bit(stores, store, seed):
     assert store.read_block(chunk.sha256, 0, 9000) == chunk.data
 
 
-def test_a_good_chunk_costs_the_prefilter_only(store):
+def test_a_good_chunk_costs_the_prefilter_only(store: ChunkStore) -> None:
     put(store, Chunk(1))
     before = hashing.counts.copy()
     assert store.verify(Chunk(1).sha256)
@@ -1824,7 +1894,7 @@ def test_a_good_chunk_costs_the_prefilter_only(store):
     assert hashing.counts["sha256"] == before["sha256"]
 
 
-def test_where_the_index_is_wrong_the_sha256_decides_and_the_index_is_mended(store):
+def test_where_the_index_is_wrong_the_sha256_decides_and_the_index_is_mended(store: ChunkStore) -> None:
     put(store, Chunk(1))
     with store._index_lock:
         store._index.add(Chunk(1).sha256, 9000, bytes(32))
@@ -1836,7 +1906,7 @@ def test_where_the_index_is_wrong_the_sha256_decides_and_the_index_is_mended(sto
     assert store.leased(Chunk(1).sha256, 0.0)
 
 
-def test_a_corrupt_chunk_is_not_served_from_an_open_descriptor(stores, store):
+def test_a_corrupt_chunk_is_not_served_from_an_open_descriptor(stores: Stores, store: ChunkStore) -> None:
     chunk = Chunk(1)
     put(store, chunk)
     flip_a_bit(chunk_path(stores.root, chunk), 1)
@@ -1846,13 +1916,15 @@ def test_a_corrupt_chunk_is_not_served_from_an_open_descriptor(stores, store):
     assert store.read_block(chunk.sha256, 0, 9000) == chunk.data
 
 
-def test_a_corrupt_chunk_opened_while_it_is_dropped_is_not_served_later(stores, store):
+def test_a_corrupt_chunk_opened_while_it_is_dropped_is_not_served_later(
+    stores: Stores, store: ChunkStore
+) -> None:
     chunk = Chunk(1)
     put(store, chunk)
     flip_a_bit(chunk_path(stores.root, chunk), 1)
     real = os.replace
 
-    def read_before(*args):
+    def read_before(*args: Any) -> None:
         store.read_block(chunk.sha256, 0, 9000)
         real(*args)
 
@@ -1865,7 +1937,7 @@ def test_a_corrupt_chunk_opened_while_it_is_dropped_is_not_served_later(stores, 
 # -- the cluster (SPEC R8) --------------------------------------------------------------
 
 
-def test_the_first_store_is_remembered_with_its_highest_commit(stores, store):
+def test_the_first_store_is_remembered_with_its_highest_commit(stores: Stores, store: ChunkStore) -> None:
     assert (store.store_id, store.commit_number) == (None, 0)
     store.seen_store("cluster", 7)
     store.seen_store("cluster", 7)
@@ -1875,7 +1947,9 @@ def test_the_first_store_is_remembered_with_its_highest_commit(stores, store):
 
 
 @pytest.mark.parametrize(("store_id", "number"), [("other", 100), ("cluster", 8)])
-def test_a_foreign_or_older_store_is_refused(stores, store, store_id, number):
+def test_a_foreign_or_older_store_is_refused(
+    stores: Stores, store: ChunkStore, store_id: str, number: int
+) -> None:
     store.seen_store("cluster", 9)
     with pytest.raises(ForeignStore):
         store.seen_store(store_id, number)
@@ -1885,7 +1959,7 @@ def test_a_foreign_or_older_store_is_refused(stores, store, store_id, number):
         again.seen_store(store_id, number)
 
 
-def test_a_foreign_store_trashes_nothing(stores, store):
+def test_a_foreign_store_trashes_nothing(stores: Stores, store: ChunkStore) -> None:
     store.seen_store("cluster", 9)
     put(store, Chunk(1))
     store.end_leases(UPLOAD)
@@ -1900,7 +1974,9 @@ def with_index_of(stores: Stores, before: bytes) -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "crash"])
-def test_an_older_index_is_not_believed_though_it_was_closed_cleanly(stores, store, end):
+def test_an_older_index_is_not_believed_though_it_was_closed_cleanly(
+    stores: Stores, store: ChunkStore, end: str
+) -> None:
     kept, gone, new = Chunk(1), Chunk(2), Chunk(3)
     put(store, kept, gone)
     store.close()
@@ -1916,7 +1992,9 @@ def test_an_older_index_is_not_believed_though_it_was_closed_cleanly(stores, sto
     assert stores.reopen().hashes() == sorted([kept.sha256, new.sha256])
 
 
-def test_an_index_of_an_earlier_release_is_compared_with_the_folder_once(stores, store):
+def test_an_index_of_an_earlier_release_is_compared_with_the_folder_once(
+    stores: Stores, store: ChunkStore
+) -> None:
     put(store, Chunk(1))
     store.close()
     (stores.root / "closed").unlink()
@@ -1926,7 +2004,7 @@ def test_an_index_of_an_earlier_release_is_compared_with_the_folder_once(stores,
     assert stores.reopen().hashes() == sorted([Chunk(1).sha256, Chunk(2).sha256])
 
 
-def test_a_clean_close_is_believed_without_a_listing(stores, store):
+def test_a_clean_close_is_believed_without_a_listing(stores: Stores, store: ChunkStore) -> None:
     put(store, Chunk(1))
     store.close()
     placed(stores, Chunk(2))
@@ -1934,7 +2012,7 @@ def test_a_clean_close_is_believed_without_a_listing(stores, store):
     assert not (stores.root / "closed").exists(), "in use it is not closed"
 
 
-def test_a_token_that_cannot_be_read_means_a_listing(stores, store):
+def test_a_token_that_cannot_be_read_means_a_listing(stores: Stores, store: ChunkStore) -> None:
     put(store, Chunk(1))
     store.close()
     placed(stores, Chunk(2))
@@ -1942,7 +2020,9 @@ def test_a_token_that_cannot_be_read_means_a_listing(stores, store):
         assert stores.reopen().count == 2
 
 
-def test_a_close_that_fails_at_its_last_step_is_not_a_clean_one(stores, store, caplog):
+def test_a_close_that_fails_at_its_last_step_is_not_a_clean_one(
+    stores: Stores, store: ChunkStore, caplog: pytest.LogCaptureFixture
+) -> None:
     put(store, Chunk(1))
     with replaced(disk, "sync_file", oserror(errno.EIO)):
         store.close()
@@ -1952,7 +2032,9 @@ def test_a_close_that_fails_at_its_last_step_is_not_a_clean_one(stores, store, c
 
 
 @pytest.mark.parametrize("what", ["deleted", "older"])
-def test_the_number_of_commits_is_not_forgotten_with_its_file(stores, store, what):
+def test_the_number_of_commits_is_not_forgotten_with_its_file(
+    stores: Stores, store: ChunkStore, what: str
+) -> None:
     store.seen_store("cluster", 5)
     path = stores.root / "cluster.json"
     older = path.read_bytes()
@@ -1967,7 +2049,7 @@ def test_the_number_of_commits_is_not_forgotten_with_its_file(stores, store, wha
         again.seen_store("other", 100)
 
 
-def test_another_clusters_file_wins_over_the_index(stores, store):
+def test_another_clusters_file_wins_over_the_index(stores: Stores, store: ChunkStore) -> None:
     """Whoever writes it means it."""
     store.seen_store("cluster", 9)
     store.close()
@@ -1975,21 +2057,21 @@ def test_another_clusters_file_wins_over_the_index(stores, store):
     assert stores.reopen().store_id == "other"
 
 
-def test_the_cluster_is_remembered_without_the_index(stores, store):
+def test_the_cluster_is_remembered_without_the_index(stores: Stores, store: ChunkStore) -> None:
     store.seen_store("cluster", 9)
     stores.crash(store)
     os.unlink(stores.root / "index.sqlite")
     assert stores.reopen().store_id == "cluster"
 
 
-def test_what_could_not_be_remembered_is_not_believed(stores, store):
+def test_what_could_not_be_remembered_is_not_believed(stores: Stores, store: ChunkStore) -> None:
     with replaced(disk, "sync_file", oserror(errno.EIO)), pytest.raises(StorageFailure):
         store.seen_store("cluster", 9)
     assert store.store_id is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"store_id": "x", "commit_number": "many"}'])
-def test_a_damaged_memory_of_the_cluster_is_said(stores, store, text):
+def test_a_damaged_memory_of_the_cluster_is_said(stores: Stores, store: ChunkStore, text: str) -> None:
     store.close()
     (stores.root / "cluster.json").write_text(text)
     with pytest.raises(StorageFailure, match="damaged"):
@@ -2000,7 +2082,7 @@ def test_a_damaged_memory_of_the_cluster_is_said(stores, store, text):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_history_leaves_a_store_that_is_right(stores, seed):
+def test_any_history_leaves_a_store_that_is_right(stores: Stores, seed: int) -> None:
     """Random operations with crashes in between against a model in memory."""
     rng = random.Random(seed)
     chunks = [Chunk(n, rng.randrange(1, 6000)) for n in range(12)]

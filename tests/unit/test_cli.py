@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from zchunk import cli as program
 from zchunk import errors
-from zchunk.cli import cli, common, files, members
+from zchunk.cli import cli, common, files
 from zchunk.cli.common import Invocation, parse_duration, token_text
 from zchunk.errors import Interrupted, InvalidUsage, NotFound, ZchunkError
 
@@ -321,7 +322,7 @@ def test_the_name_of_this_pc_can_be_a_node_s_name(monkeypatch: pytest.MonkeyPatc
     names = {"lab-pc3.example.org": "lab-pc3", "": "node", "x" * 90: "x" * 48, "a\tb": "ab"}
     for host, name in names.items():
         monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
-        assert members.host_name() == name
+        assert joining.host_name() == name
 
 
 # -- logs ----------------------------------------------------------------------------
@@ -391,12 +392,12 @@ def test_a_command_ends_at_once_but_not_before_what_must_be_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(program.os, "_exit", ended.append)
-    monkeypatch.setattr(program.threading, "enumerate", lambda: [threading.main_thread()])
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.main_thread()])
     program._leave(6)
     assert ended == [6]
     waited = threading.Thread()
-    monkeypatch.setattr(program.threading, "enumerate", lambda: [threading.main_thread(), waited])
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.main_thread(), waited])
     program._leave(6)
     program._leave("a text, which the interpreter prints")
     assert ended == [6]

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict, replace
 
-from zchunk import placement
 from zchunk.config import SECTIONS, Settings, allowed, keys_of, load, parse_size
 from zchunk.errors import ConfigError, InvalidUsage
 
@@ -91,7 +90,7 @@ def test_every_key_says_what_is_allowed() -> None:
 
 def test_strategies_are_those_placement_knows() -> None:
     kind = get_type_hints(SECTIONS["chunking"])["distribution_strategy"]
-    assert get_args(kind) == placement.STRATEGIES
+    assert get_args(kind) == strategy.STRATEGIES
 
 
 def test_settings_cannot_be_changed() -> None:

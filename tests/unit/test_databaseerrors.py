@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_a_lock_that_goes_is_waited_for(
             if len(pauses) == 3:
                 holder.execute("ROLLBACK")
 
-        monkeypatch.setattr(database.time, "sleep", pause)
+        monkeypatch.setattr(time, "sleep", pause)
         assert store.add_holdings(A, MANY[:1], 1) == 1
         assert len(pauses) == 3
 
@@ -111,7 +112,7 @@ def test_a_lock_that_stays_is_busy_and_nobody_waits_for_it_twice(
     store: TrackerStore, path: Path, batch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(database.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
 
     def change() -> None:
         if batch:

@@ -37,6 +37,8 @@ class FakeRouter:
         self.probed.append(connection)
         return Delivery.GONE if connection in self.gone else Delivery.SENT
 
+    def reject(self, arrival: Arrival) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -136,7 +138,7 @@ class Caller:
         self.poller = self.transport.poller()
         self.poller.register(self.socket)
         while self.socket.receive() is not Link.UP:
-            server.router._bound.answer_gate()  # type: ignore[attr-defined]
+            server.router._bound.answer_gate()
             self.poller.wait(0.01)
         self.socket.send([name])
         server.turn_until(lambda: name in server.seen)
@@ -166,19 +168,19 @@ def test_a_closed_connection_is_told_and_no_other(server: Server) -> None:
         caller.close()
     server.turn_until(lambda: len(server.gone) == 5)
     assert sorted(server.gone) == sorted(caller.connection for caller in callers)
-    assert not server.router._by_descriptor  # type: ignore[attr-defined]
-    assert not server.router._shown  # type: ignore[attr-defined]
+    assert not server.router._by_descriptor
+    assert not server.router._shown
 
 
 def test_a_connection_with_a_reused_descriptor_is_not_taken_for_the_one_that_ended(server: Server) -> None:
     """The server reads no hint before the next connection has the same descriptor."""
     first = Caller(server, b"first")
-    descriptor = server.router._shown[first.connection].number  # type: ignore[attr-defined]
+    descriptor = server.router._shown[first.connection].number
     first.close()
     later = []
     for number in range(20):
         later.append(Caller(server, b"later%d" % number))
-        if server.router._shown[later[-1].connection].number == descriptor:  # type: ignore[attr-defined]
+        if server.router._shown[later[-1].connection].number == descriptor:
             break
     server.turn_until(lambda: first.connection in server.gone)
     server.turn_until(lambda: server.disconnects.deadline() is None)

@@ -6,35 +6,36 @@ import errno
 import os
 import random
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.descriptors import open_descriptors
 from zchunk import buffers, disk, syscalls
-from zchunk.errors import InvalidUsage, NoSpace, NotFound, StorageFailure
+from zchunk.errors import InvalidUsage, NoSpace, NotFound, StorageFailure, ZchunkError
 
 PAGE = disk.ALIGNMENT
 
 
-def oserror(number: int):
-    def fail(*_args, **_kwargs):
+def oserror(number: int) -> Callable[..., NoReturn]:
+    def fail(*_args: object, **_kwargs: object) -> NoReturn:
         raise OSError(number, os.strerror(number))
 
     return fail
 
 
 @pytest.fixture
-def trace(monkeypatch):
+def trace(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The order of the calls that decide about durability."""
     calls: list[str] = []
 
-    def spy(module, name):
+    def spy(module: object, name: str) -> None:
         real = getattr(module, name)
 
-        def call(*args, **kwargs):
+        def call(*args: Any, **kwargs: Any) -> Any:
             calls.append(name)
             return real(*args, **kwargs)
 
@@ -50,7 +51,7 @@ def trace(monkeypatch):
 # -- errors ---------------------------------------------------------------------------
 
 
-def test_our_own_errors_pass_unchanged():
+def test_our_own_errors_pass_unchanged() -> None:
     with pytest.raises(NotFound, match="mine"), disk.storage_errors(Path("/d"), "writing"):
         raise NotFound("mine")
 
@@ -58,7 +59,7 @@ def test_our_own_errors_pass_unchanged():
 # -- write_durable --------------------------------------------------------------------
 
 
-def test_write_durable_syncs_the_file_renames_and_syncs_the_folder(tmp_path, trace):
+def test_write_durable_syncs_the_file_renames_and_syncs_the_folder(tmp_path: Path, trace: list[str]) -> None:
     disk.write_durable(tmp_path / "a", b"one")
     assert trace == ["unlink", "pwrite", "sync_file", "replace", "sync_folder"]
     disk.write_durable(tmp_path / "a", memoryview(b"two"))
@@ -66,19 +67,21 @@ def test_write_durable_syncs_the_file_renames_and_syncs_the_folder(tmp_path, tra
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_write_durable_writes_nothing_at_all_too(tmp_path):
+def test_write_durable_writes_nothing_at_all_too(tmp_path: Path) -> None:
     disk.write_durable(tmp_path / "a", b"")
     assert (tmp_path / "a").read_bytes() == b""
 
 
-def test_write_durable_gives_the_mode_from_the_first_moment(tmp_path):
+def test_write_durable_gives_the_mode_from_the_first_moment(tmp_path: Path) -> None:
     disk.write_durable(tmp_path / "key", b"secret", mode=0o600)
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("step", ["pwrite", "replace"])
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, StorageFailure)])
-def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch, step, number, kind):
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int, kind: type[ZchunkError]
+) -> None:
     disk.write_durable(tmp_path / "a", b"old")
     monkeypatch.setattr(os, step, oserror(number))
     with pytest.raises(kind):
@@ -87,7 +90,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path, monkeypat
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
-def test_a_failed_sync_is_not_tried_again(tmp_path, monkeypatch):
+def test_a_failed_sync_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk.write_durable(tmp_path / "a", b"old")
     calls = []
     monkeypatch.setattr(disk, "sync_file", lambda fd: (calls.append(fd), oserror(errno.EIO)()))
@@ -99,13 +102,15 @@ def test_a_failed_sync_is_not_tried_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP])
-def test_a_file_system_that_syncs_no_folders_keeps_names_itself(tmp_path, monkeypatch, number):
+def test_a_file_system_that_syncs_no_folders_keeps_names_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     monkeypatch.setattr(os, "fsync", oserror(number))
     disk.write_durable(tmp_path / "file", b"content")
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
-def test_whether_something_is_there_is_never_guessed(tmp_path, monkeypatch):
+def test_whether_something_is_there_is_never_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     assert [disk.is_there(tmp_path / name) for name in ("link", "none", "link/below")] == [True, False, False]
     (tmp_path / "file").write_bytes(b"")
@@ -116,13 +121,13 @@ def test_whether_something_is_there_is_never_guessed(tmp_path, monkeypatch):
             disk.is_there(tmp_path / "file")
 
 
-def test_a_failed_folder_sync_is_a_storage_failure(tmp_path, monkeypatch):
+def test_a_failed_folder_sync_is_a_storage_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "sync_folder", oserror(errno.EIO))
     with pytest.raises(StorageFailure):
         disk.write_durable(tmp_path / "a", b"new")
 
 
-def test_a_named_temporary_of_a_killed_write_is_replaced(tmp_path):
+def test_a_named_temporary_of_a_killed_write_is_replaced(tmp_path: Path) -> None:
     temp = tmp_path / "a.tmp"
     temp.write_bytes(b"half of something longer")
     disk.write_durable(tmp_path / "a", b"new", temp=temp)
@@ -130,11 +135,13 @@ def test_a_named_temporary_of_a_killed_write_is_replaced(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"new"
 
 
-def test_remove_temporaries_takes_what_a_killed_write_left_and_nothing_else(tmp_path, monkeypatch):
+def test_remove_temporaries_takes_what_a_killed_write_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Killed(BaseException):
         pass
 
-    def kill(_fd):
+    def kill(_fd: int) -> None:
         raise Killed
 
     (tmp_path / "mine.tmp").write_bytes(b"x")
@@ -147,13 +154,13 @@ def test_remove_temporaries_takes_what_a_killed_write_left_and_nothing_else(tmp_
     assert sorted(os.listdir(tmp_path)) == [".zchunk-config", "mine.tmp"]
 
 
-def test_a_missing_folder_is_not_found(tmp_path):
+def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         disk.write_durable(tmp_path / "gone" / "a", b"x")
 
 
-def test_without_fdatasync_a_file_is_synced_by_fsync(tmp_path, monkeypatch):
-    calls = []
+def test_without_fdatasync_a_file_is_synced_by_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
     monkeypatch.delattr(os, "fdatasync", raising=False)
     monkeypatch.setattr(os, "fsync", calls.append)
     disk.sync_file(7)
@@ -163,7 +170,7 @@ def test_without_fdatasync_a_file_is_synced_by_fsync(tmp_path, monkeypatch):
 # -- space ----------------------------------------------------------------------------
 
 
-def test_free_bytes_are_what_the_disk_has(tmp_path):
+def test_free_bytes_are_what_the_disk_has(tmp_path: Path) -> None:
     stats = os.statvfs(tmp_path)
     assert abs(disk.free_bytes(tmp_path) - stats.f_bavail * stats.f_frsize) < 1 << 30
     with pytest.raises(NotFound):
@@ -171,7 +178,7 @@ def test_free_bytes_are_what_the_disk_has(tmp_path):
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     path = tmp_path / "file"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     yield fd, path
@@ -179,7 +186,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, PAGE, 3 * PAGE + 5])
-def test_preallocate_sets_the_length_and_takes_the_space(file, size):
+def test_preallocate_sets_the_length_and_takes_the_space(file: tuple[int, Path], size: int) -> None:
     fd, path = file
     disk.preallocate(fd, size, path)
     stats = os.fstat(fd)
@@ -187,7 +194,7 @@ def test_preallocate_sets_the_length_and_takes_the_space(file, size):
     assert stats.st_blocks * 512 >= size
 
 
-def test_preallocate_keeps_what_is_there_and_never_shortens(file):
+def test_preallocate_keeps_what_is_there_and_never_shortens(file: tuple[int, Path]) -> None:
     fd, path = file
     os.pwrite(fd, b"x" * 100, 0)
     disk.preallocate(fd, 50, path)
@@ -196,7 +203,9 @@ def test_preallocate_keeps_what_is_there_and_never_shortens(file):
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
-def test_preallocate_without_support_sets_the_length(file, monkeypatch, number):
+def test_preallocate_without_support_sets_the_length(
+    file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     fd, path = file
     monkeypatch.setattr(syscalls, "fallocate", oserror(number))
     disk.preallocate(fd, 12_345_678, path)
@@ -204,14 +213,18 @@ def test_preallocate_without_support_sets_the_length(file, monkeypatch, number):
     assert os.fstat(fd).st_blocks == 0, "nothing is written for it"
 
 
-def test_preallocate_on_another_system_sets_the_length(file, monkeypatch):
+def test_preallocate_on_another_system_sets_the_length(
+    file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fd, path = file
     monkeypatch.setattr(syscalls, "_library", lambda: None)
     disk.preallocate(fd, 12345, path)
     assert os.fstat(fd).st_size == 12345
 
 
-def test_preallocate_without_support_looks_whether_there_is_room(file, monkeypatch):
+def test_preallocate_without_support_looks_whether_there_is_room(
+    file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fd, path = file
     os.pwrite(fd, b"x" * 16 * PAGE, 0)
     os.fsync(fd)
@@ -225,17 +238,19 @@ def test_preallocate_without_support_looks_whether_there_is_room(file, monkeypat
     assert path.read_bytes() == b"x" * 16 * PAGE
 
 
-def test_preallocate_takes_the_space(file):
+def test_preallocate_takes_the_space(file: tuple[int, Path]) -> None:
     fd, path = file
     disk.preallocate(fd, 100 * PAGE, path)
     assert os.fstat(fd).st_blocks * 512 >= 100 * PAGE
 
 
-def test_an_interrupted_preallocation_is_gone_on_with(file, monkeypatch):
+def test_an_interrupted_preallocation_is_gone_on_with(
+    file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fd, path = file
     real, calls = syscalls._call, []
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
         if len(calls) < 3:
             raise InterruptedError(errno.EINTR, "interrupted")
@@ -246,11 +261,13 @@ def test_an_interrupted_preallocation_is_gone_on_with(file, monkeypatch):
     assert (len(calls), os.fstat(fd).st_size) == (3, PAGE)
 
 
-def test_preallocate_on_a_full_disk_gives_back_what_it_took(file, monkeypatch):
+def test_preallocate_on_a_full_disk_gives_back_what_it_took(
+    file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fd, path = file
     os.pwrite(fd, b"kept", 0)
 
-    def half(fd, _offset, size):
+    def half(fd: int, _offset: int, size: int) -> None:
         os.ftruncate(fd, size // 2)
         oserror(errno.ENOSPC)()
 
@@ -260,7 +277,7 @@ def test_preallocate_on_a_full_disk_gives_back_what_it_took(file, monkeypatch):
     assert path.read_bytes() == b"kept"
 
 
-def test_a_hole_reads_as_zeros_and_takes_no_disk(file):
+def test_a_hole_reads_as_zeros_and_takes_no_disk(file: tuple[int, Path]) -> None:
     fd, path = file
     os.pwrite(fd, b"x" * 64 * PAGE, 0)
     disk.preallocate(fd, 128 * PAGE, path)
@@ -271,7 +288,9 @@ def test_a_hole_reads_as_zeros_and_takes_no_disk(file):
     assert path.read_bytes() == b"x" * 16 * PAGE + bytes(16 * PAGE) + b"x" * 32 * PAGE + bytes(64 * PAGE)
 
 
-def test_where_no_holes_can_be_made_one_may_be_there_all_the_same(file, monkeypatch):
+def test_where_no_holes_can_be_made_one_may_be_there_all_the_same(
+    file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fd, _ = file
     os.pwrite(fd, b"x" * PAGE, 0)
     os.ftruncate(fd, 64 * PAGE)
@@ -280,7 +299,7 @@ def test_where_no_holes_can_be_made_one_may_be_there_all_the_same(file, monkeypa
     assert not disk.make_hole(fd, 0, PAGE)
 
 
-def test_has_data_is_false_only_for_what_was_never_written(file):
+def test_has_data_is_false_only_for_what_was_never_written(file: tuple[int, Path]) -> None:
     fd, _ = file
     os.ftruncate(fd, 64 * PAGE)
     os.pwrite(fd, b"x" * PAGE, 16 * PAGE)
@@ -290,7 +309,9 @@ def test_has_data_is_false_only_for_what_was_never_written(file):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
-def test_has_data_is_true_where_nobody_knows(file, monkeypatch, number):
+def test_has_data_is_true_where_nobody_knows(
+    file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     fd, _ = file
     monkeypatch.setattr(os, "lseek", oserror(number))
     assert disk.has_data(fd, 0, 1)
@@ -298,7 +319,7 @@ def test_has_data_is_true_where_nobody_knows(file, monkeypatch, number):
     assert disk.has_data(fd, 0, 1)
 
 
-def test_drop_cache_is_only_advice(file, monkeypatch):
+def test_drop_cache_is_only_advice(file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     fd, _ = file
     disk.drop_cache(fd)
     monkeypatch.setattr(os, "posix_fadvise", oserror(errno.EINVAL))
@@ -311,7 +332,7 @@ def test_drop_cache_is_only_advice(file, monkeypatch):
 
 
 @pytest.fixture
-def two_fds(tmp_path):
+def two_fds(tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
     """Two descriptors of one file, to see which one takes what."""
     path = tmp_path / "file"
     direct = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -322,11 +343,11 @@ def two_fds(tmp_path):
 
 
 @pytest.fixture
-def pwrites(monkeypatch):
+def pwrites(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     calls: list[tuple[int, int, int]] = []
     real = os.pwrite
 
-    def spy(fd, data, offset):
+    def spy(fd: int, data: memoryview, offset: int) -> int:
         calls.append((fd, len(data), offset))
         return real(fd, data, offset)
 
@@ -348,8 +369,8 @@ def pwrites(monkeypatch):
     ],
 )
 def test_the_aligned_part_goes_direct_and_the_tail_through_the_cache(
-    two_fds, pwrites, length, offset, direct
-):
+    two_fds: tuple[int, int, Path], pwrites: list[tuple[int, int, int]], length: int, offset: int, direct: int
+) -> None:
     fd_direct, fd_cached, path = two_fds
     data = random.Random(length).randbytes(length)
     assert disk.write_at(fd_direct, fd_cached, data, offset) == direct
@@ -362,11 +383,13 @@ def test_the_aligned_part_goes_direct_and_the_tail_through_the_cache(
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("refused_after", [0, PAGE, 2 * PAGE])
-def test_a_refused_direct_write_goes_on_through_the_cache(two_fds, monkeypatch, number, refused_after):
+def test_a_refused_direct_write_goes_on_through_the_cache(
+    two_fds: tuple[int, int, Path], monkeypatch: pytest.MonkeyPatch, number: int, refused_after: int
+) -> None:
     fd_direct, fd_cached, path = two_fds
     real = os.pwrite
 
-    def pwrite(fd, data, offset):
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
         if fd == fd_direct and offset >= refused_after:
             oserror(number)()
         return real(fd, data[:PAGE] if fd == fd_direct else data, offset)
@@ -378,11 +401,13 @@ def test_a_refused_direct_write_goes_on_through_the_cache(two_fds, monkeypatch, 
 
 
 @pytest.mark.parametrize("short", [0, 100, PAGE, PAGE + 1, 2 * PAGE - 1])
-def test_a_short_direct_write_is_completed(two_fds, monkeypatch, short):
+def test_a_short_direct_write_is_completed(
+    two_fds: tuple[int, int, Path], monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
     fd_direct, fd_cached, path = two_fds
     real, cut = os.pwrite, iter([short])
 
-    def pwrite(fd, data, offset):
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
         if fd != fd_direct:
             return real(fd, data, offset)
         assert offset % PAGE == len(data) % PAGE == 0
@@ -394,7 +419,9 @@ def test_a_short_direct_write_is_completed(two_fds, monkeypatch, short):
     assert path.read_bytes() == data
 
 
-def test_short_cached_writes_are_completed_and_none_at_all_is_an_error(two_fds, monkeypatch):
+def test_short_cached_writes_are_completed_and_none_at_all_is_an_error(
+    two_fds: tuple[int, int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, fd_cached, path = two_fds
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:7], offset))
@@ -406,7 +433,9 @@ def test_short_cached_writes_are_completed_and_none_at_all_is_an_error(two_fds, 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_a_full_or_failing_disk_is_not_taken_for_a_missing_o_direct(two_fds, monkeypatch, number):
+def test_a_full_or_failing_disk_is_not_taken_for_a_missing_o_direct(
+    two_fds: tuple[int, int, Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     fd_direct, fd_cached, _ = two_fds
     monkeypatch.setattr(os, "pwrite", oserror(number))
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
@@ -414,10 +443,11 @@ def test_a_full_or_failing_disk_is_not_taken_for_a_missing_o_direct(two_fds, mon
     assert caught.value.errno == number
 
 
-def test_the_kernel_takes_any_memory_any_offset_any_length(tmp_path):
+def test_the_kernel_takes_any_memory_any_offset_any_length(tmp_path: Path) -> None:
     """On whatever file system the tests run, with its real O_DIRECT if it has one."""
     rng = random.Random(3)
     memory = buffers.BufferPool(1 << 20).try_reserve(1 << 20)
+    assert memory is not None
     model = bytearray()
     writer = disk.DirectWriter(tmp_path / "file")
     for _ in range(60):
@@ -436,7 +466,9 @@ def test_the_kernel_takes_any_memory_any_offset_any_length(tmp_path):
     assert back == model == (tmp_path / "file").read_bytes()
 
 
-def test_read_into_stops_at_the_end_and_joins_short_reads(file, monkeypatch):
+def test_read_into_stops_at_the_end_and_joins_short_reads(
+    file: tuple[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fd, _ = file
     os.pwrite(fd, b"0123456789", 0)
     real = os.preadv
@@ -449,11 +481,11 @@ def test_read_into_stops_at_the_end_and_joins_short_reads(file, monkeypatch):
 # -- DirectWriter ---------------------------------------------------------------------
 
 
-def test_direct_writer_has_one_descriptor_per_mode(tmp_path, monkeypatch):
+def test_direct_writer_has_one_descriptor_per_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = []
     real = os.open
 
-    def spy(path, flag, *args):
+    def spy(path: Any, flag: Any, *args: Any) -> Any:
         flags.append(flag)
         return real(path, flag, *args)
 
@@ -465,17 +497,21 @@ def test_direct_writer_has_one_descriptor_per_mode(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EMFILE])
-def test_direct_writer_without_o_direct_uses_the_cache(tmp_path, monkeypatch, number):
+def test_direct_writer_without_o_direct_uses_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     real = os.open
 
-    def no_direct(path, flags, *args):
+    def no_direct(path: Any, flags: Any, *args: Any) -> Any:
         return oserror(number)() if flags & os.O_DIRECT else real(path, flags, *args)
 
     monkeypatch.setattr(os, "open", no_direct)
     assert _written(tmp_path / "file") == 0
 
 
-def test_direct_writer_that_cannot_look_at_its_descriptors_uses_the_cache(tmp_path, monkeypatch):
+def test_direct_writer_that_cannot_look_at_its_descriptors_uses_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", oserror(errno.ENOMEM))
         writer = disk.DirectWriter(tmp_path / "file")
@@ -484,7 +520,7 @@ def test_direct_writer_that_cannot_look_at_its_descriptors_uses_the_cache(tmp_pa
     assert not open_descriptors(tmp_path)
 
 
-def test_direct_writer_on_a_system_without_the_flag(tmp_path, monkeypatch):
+def test_direct_writer_on_a_system_without_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "O_DIRECT")
     assert _written(tmp_path / "file") == 0
 
@@ -500,7 +536,9 @@ def _written(path: Path) -> int:
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EIO, StorageFailure)])
-def test_direct_writer_names_the_file_it_could_not_write(tmp_path, monkeypatch, number, kind):
+def test_direct_writer_names_the_file_it_could_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[ZchunkError]
+) -> None:
     writer = disk.DirectWriter(tmp_path / "file")
     monkeypatch.setattr(os, "pwrite", oserror(number))
     with pytest.raises(kind, match="file"):
@@ -511,7 +549,7 @@ def test_direct_writer_names_the_file_it_could_not_write(tmp_path, monkeypatch, 
     writer.close()
 
 
-def test_direct_writer_never_opens_an_existing_file_by_default(tmp_path):
+def test_direct_writer_never_opens_an_existing_file_by_default(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(InvalidUsage, match="File exists"):
         disk.DirectWriter(tmp_path / "file")

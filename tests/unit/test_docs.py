@@ -137,7 +137,7 @@ def test_roles_are_those_of_the_tracker() -> None:
 def _handlers() -> dict[str, frozenset[str]]:
     """What the tracker answers -> who may ask."""
     made = core.TrackerCore(
-        members=SimpleNamespace(listed=MemberList()),  # type: ignore[arg-type]
+        members=SimpleNamespace(listed=MemberList()),
         peers=(),
         timing=Timing(1.0, 3.0),
         epoch="",

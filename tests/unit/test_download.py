@@ -300,7 +300,7 @@ def test_the_lost_peer_is_asked_again_when_it_is_back(
     job = make([[A]])
     job.start(0.0)
     job.peer_down(A, 1.0)
-    again = [BeginChunk(0, 2), *blocks(A, 0, attempt=2)]
+    again: list[Action] = [BeginChunk(0, 2), *blocks(A, 0, attempt=2)]
     assert job.peer_up(A, incarnation, 2.0) == [Resumed(A), *again, StateChanged(JobState.RUNNING)]
     assert job.waiting_since is None
     if ending is not None:
@@ -313,7 +313,7 @@ def test_another_holder_takes_over_at_once(ending: Callable[..., list[Action]] |
     job = make([[A, B]], up=[A])
     job.start(0.0)
     assert job.peer_up(B, 1, 0.5) == []
-    over = [BeginChunk(0, 2), *blocks(B, 0, attempt=2)]
+    over: list[Action] = [BeginChunk(0, 2), *blocks(B, 0, attempt=2)]
     assert job.peer_down(A, 1.0) == [DropChunk(0, 1), *over]
     if ending is not None:
         assert ending(job, 2.0) == []

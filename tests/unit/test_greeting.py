@@ -40,7 +40,7 @@ def test_a_server_says_what_it_speaks(curve: CurveServer | None, mechanism: str)
 
 
 @contextmanager
-def answering(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+def answering(answer: Callable[[socket.socket], object]) -> Iterator[str]:
     """A program that is no ZeroMQ; `answer` gets its one connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

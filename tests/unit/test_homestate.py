@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zchunk import homestate
+from zchunk import jsonfiles
 from zchunk.errors import NotAllowed, StateLost
 from zchunk.homestate import RECORD, HomeState, is_there
 
@@ -106,7 +106,7 @@ def test_not_being_able_to_look_is_no_absence(home: HomeState, monkeypatch: pyte
     with pytest.raises(NotAllowed):
         home.was_made("key")
     monkeypatch.undo()
-    monkeypatch.setattr(homestate.jsonfiles, "read", refuse)
+    monkeypatch.setattr(jsonfiles, "read", refuse)
     with pytest.raises(NotAllowed):
         home.was_made("key")
 

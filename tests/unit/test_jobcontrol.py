@@ -47,7 +47,7 @@ from zchunk.node.jobdesk import JobDesk
 from zchunk.node.jobs import JobBook, JobRecord
 from zchunk.node.partfile import PartFile, load_job
 from zchunk.protocol import wire
-from zchunk.protocol.messages import GetSnapshot, SteerJob
+from zchunk.protocol.messages import ErrorReply, GetSnapshot, SteerJob
 from zchunk.transport.local import MAX_BYTES, LocalLine
 from zchunk.transport.zeromq import ZmqTransport
 
@@ -144,7 +144,12 @@ class Rig:
     def run(self, call: Any) -> None:
         """In the loop's thread; returns when it is done."""
         done = threading.Event()
-        self.loop.post(lambda: (call(), done.set()))
+
+        def run() -> None:
+            call()
+            done.set()
+
+        self.loop.post(run)
         assert done.wait(PATIENCE_S)
 
     def await_end(self) -> dict[str, Any]:
@@ -405,6 +410,7 @@ def test_what_a_job_does_not_answer_is_refused(rig: Rig) -> None:
     with LocalLine(run.endpoint, PATIENCE_S) as line:
         answer = wire.decode(line.ask(wire.encode(GetSnapshot(), 7)))
     assert answer.request_id == 7
+    assert isinstance(answer.message, ErrorReply)
     assert type(wire.raised(answer.message)) is UnknownMessage
 
 
@@ -480,7 +486,11 @@ def test_a_process_that_hangs_is_shown_as_it_was_and_takes_no_orders(
     monkeypatch.setattr(jobdesk, "SHOW_S", 0.2)
     monkeypatch.setattr(jobdesk, "ORDER_S", 0.2)
     go_on = threading.Event()
-    rig.loop.post(lambda: go_on.wait(PATIENCE_S) and None)
+
+    def busy() -> None:
+        go_on.wait(PATIENCE_S)
+
+    rig.loop.post(busy)
     try:
         run = rig.desk.find(JOB)
         found = rig.desk.status(run)

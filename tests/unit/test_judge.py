@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def unreadable(number: int = errno.EIO, call: str = "preadv", only: Path | None 
     """Reads are refused inside the block; with `only`, those of files that are opened by this name."""
     fail, real = oserror(number), getattr(os, call)
 
-    def refuse(*args, **kwargs):
+    def refuse(*args: Any, **kwargs: Any) -> Any:
         return real(*args, **kwargs) if only is not None and args[0] != only else fail()
 
     with replaced(os, call, refuse):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from tests.descriptors import open_descriptors
@@ -25,7 +26,7 @@ from zchunk.loop import Loop, LoopThread
 from zchunk.transport import local
 from zchunk.transport.base import Arrival, Delivery, Received
 from zchunk.transport.local import MAX_BYTES, LocalDoor, LocalLine
-from zchunk.transport.zeromq import ZmqPoller
+from zchunk.transport.poller import ZmqPoller
 
 PATIENCE_S = 20.0
 NAME = "0123456789abcdef.sock"
@@ -172,10 +173,8 @@ def test_beyond_the_limit_who_waits_for_an_answer_stays(server: Server) -> None:
     with LocalLine(server.at, PATIENCE_S) as surplus, pytest.raises(NotFound):
         surplus.ask([b"x"])
     for asked in server.asked:
-        server.loop.post(lambda asked=asked: server.door.send(asked.frames, asked.connection))  # type: ignore[misc]
-    assert [local._frames(local.msgpack.unpackb(line._line.recv(64))) for line in lines] == [[b"x"]] * len(
-        lines
-    )
+        server.loop.post(lambda asked=asked: server.door.send(asked.frames, asked.connection))  # type: ignore[misc, arg-type]
+    assert [local._frames(msgpack.unpackb(line._line.recv(64))) for line in lines] == [[b"x"]] * len(lines)
     for line in lines:
         line.__exit__(None, None, None)
     wait_for(lambda: not server.door._connections, PATIENCE_S, "their ends are seen")
@@ -259,7 +258,7 @@ def test_who_may_not_connect_is_told_so(server: Server, monkeypatch: pytest.Monk
     def refuse(self: socket.socket, address: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(local.socket, "socket", type("_", (socket.socket,), {"connect": refuse}))
+    monkeypatch.setattr(socket, "socket", type("_", (socket.socket,), {"connect": refuse}))
     with pytest.raises(NotAllowed):
         LocalLine(server.at, 1.0)
 

@@ -268,7 +268,7 @@ def test_a_bug_in_work_that_was_asked_for_is_an_error_of_who_asked(
     loop: Loop, running: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     workers, told = ThreadWorkers(loop, 1, "work"), queue.SimpleQueue[Any]()
-    workers.submit(contained(lambda: {}["nothing"]), lambda value, error: told.put(error))
+    workers.submit(contained(lambda: {"something": 1}["nothing"]), lambda value, error: told.put(error))
     error = told.get(timeout=PATIENCE_S)
     assert type(error) is ZchunkError
     assert "KeyError" in error.message
@@ -343,7 +343,7 @@ def test_a_timed_object_may_remove_itself_and_others_when_woken(loop: Loop, log:
 def test_a_handler_may_remove_its_own_socket(loop: Loop, log: list[Any], poller: FakePoller) -> None:
     socket = FakeSocket(message(1), message(2))
 
-    def handler(received: Received | Link) -> None:
+    def handler(received: Arrival) -> None:
         log.append(received)
         loop.remove_socket(socket)
 
@@ -383,7 +383,7 @@ def test_the_end_calls_the_closers_before_the_sockets_close(
 
 
 def test_a_bug_ends_the_loop_and_is_kept(loop: Loop, poller: FakePoller) -> None:
-    loop.post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    loop.post(lambda: 1 / 0)  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         loop.run()
     assert isinstance(loop.failure, ZeroDivisionError)

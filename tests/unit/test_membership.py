@@ -480,11 +480,12 @@ def test_a_revoked_key_cannot_come_back_by_a_token(listed: Membership) -> None:
     revoked = listed.revoke(member.peer_id).member
     assert revoked.revoked
     assert listed.refresh().member(member.peer_id) == revoked
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: listed.join(TOKEN, key(1), "A", NOW),
         lambda: listed.join(CLIENTS, key(1), "A", NOW),
         lambda: listed.add_member(key(1), "A", "node"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(NotAllowed, match=f"`zchunk peers allow {member.peer_id}`") as caught:
             call()
         assert not isinstance(caught.value, TokenRefused)

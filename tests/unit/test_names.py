@@ -202,7 +202,7 @@ def test_a_further_address_is_tried_where_a_name_leads_nowhere(
     resolver.known |= {"silent": None, "away": ["127.0.0.9", "127.0.0.8"]}
     for hosts in ((other, "127.0.0.1"), ("127.0.0.9", other, "127.0.0.1")):
         socket = world.call(*hosts)
-        world.until(lambda socket=socket: world.sockets[socket] == [Link.UP], "it is up")
+        world.until(lambda socket=socket: world.sockets[socket] == [Link.UP], "it is up")  # type: ignore[misc]
 
 
 def test_a_silent_name_server_holds_nobody_else_up(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from zchunk import jsonfiles
 from zchunk.errors import NotAllowed, StateLost, StorageFailure
 from zchunk.node import membership, options
 
@@ -40,7 +41,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(
     def refuse(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(options.jsonfiles, "read", refuse)
+    monkeypatch.setattr(jsonfiles, "read", refuse)
     with pytest.raises(NotAllowed, match="not permitted") as caught:
         options.load(tmp_path, NONE)
     assert "damaged" not in caught.value.message

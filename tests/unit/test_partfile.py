@@ -13,9 +13,10 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from blake3 import blake3
@@ -31,10 +32,12 @@ from zchunk.errors import (
     NotFound,
     StorageFailure,
     TargetExists,
+    ZchunkError,
 )
 from zchunk.manifest import ChunkRow, Manifest
 from zchunk.node import partfile
 from zchunk.node.partfile import (
+    JobInfo,
     PartFile,
     load_job,
     open_part,
@@ -70,14 +73,14 @@ def write(part: PartFile, file: File, *indexes: int) -> None:
 
 
 def oserror(number: int) -> Callable[..., None]:
-    def fail(*_args, **_kwargs):
+    def fail(*_args: object, **_kwargs: object) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail
 
 
 @contextlib.contextmanager
-def replaced(module: object, name: str, new: object):
+def replaced(module: object, name: str, new: object) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, new)
         yield
@@ -93,28 +96,34 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
+def job_at(path: Path) -> JobInfo:
+    job = load_job(path)
+    assert job is not None
+    return job
+
+
 @pytest.fixture
-def target(tmp_path):
+def target(tmp_path: Path) -> Path:
     return tmp_path / "film.mkv"
 
 
 @pytest.fixture
-def part_path(target):
+def part_path(target: Path) -> Path:
     return target.with_name("film.mkv.zpart")
 
 
 @pytest.fixture
-def job_path(target):
+def job_path(target: Path) -> Path:
     return target.with_name("film.mkv.zjob")
 
 
 @pytest.fixture
-def file():
+def file() -> File:
     return File(5 * SIZE + 1234)
 
 
 @pytest.fixture
-def part(target, file):
+def part(target: Path, file: File) -> Iterator[PartFile]:
     with open_part(target, file.manifest, JOB_ID, clock=ManualClock()) as opened:
         yield opened
 
@@ -122,7 +131,9 @@ def part(target, file):
 # -- from beginning to end -------------------------------------------------------------
 
 
-def test_a_new_download_has_its_space_and_its_journal(file, part, target, part_path, job_path):
+def test_a_new_download_has_its_space_and_its_journal(
+    file: File, part: PartFile, target: Path, part_path: Path, job_path: Path
+) -> None:
     stats = part_path.stat()
     assert stats.st_size == len(file.data)
     assert stats.st_blocks * 512 >= len(file.data)
@@ -143,7 +154,7 @@ def test_a_new_download_has_its_space_and_its_journal(file, part, target, part_p
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, 3 * SIZE + 4097])
-def test_a_file_of_any_size_is_finished(target, size):
+def test_a_file_of_any_size_is_finished(target: Path, size: int) -> None:
     file = File(size)
     part = open_part(target, file.manifest, JOB_ID)
     order = list(range(file.count))
@@ -158,14 +169,14 @@ def test_a_file_of_any_size_is_finished(target, size):
 
 
 @pytest.mark.parametrize("step", [4096, SIZE - 1, SIZE, 2 * SIZE])
-def test_a_chunk_is_read_in_parts_of_any_size(part, file, step):
+def test_a_chunk_is_read_in_parts_of_any_size(part: PartFile, file: File, step: int) -> None:
     write(part, file, 0, 1, 2)
     parts = [bytes(view) for view in part.read_parts(1, memoryview(bytearray(step)))]
     assert b"".join(parts) == file.chunk(1)
     assert [len(view) for view in parts[:-1]] == [step] * (len(parts) - 1)
 
 
-def test_the_target_is_replaced_at_once(target, file):
+def test_the_target_is_replaced_at_once(target: Path, file: File) -> None:
     target.write_bytes(b"an older and much longer file" * 99999)
     part = open_part(target, file.manifest, JOB_ID, replaces=True)
     write(part, file, *range(file.count))
@@ -174,20 +185,22 @@ def test_the_target_is_replaced_at_once(target, file):
     assert target.read_bytes() == file.data
 
 
-def test_finish_is_durable_step_by_step(part, file, monkeypatch, part_path):
+def test_finish_is_durable_step_by_step(
+    part: PartFile, file: File, monkeypatch: pytest.MonkeyPatch, part_path: Path
+) -> None:
     """SPEC D5: length, file synced, descriptors closed, one rename, folder synced, then the journal."""
     write(part, file, *range(file.count))
     calls = []
 
-    def spy(module, name, what=lambda *_: None):
+    def spy(module: object, name: str, what: Any = lambda *_: None) -> None:
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a: (calls.append(name), what(*a), real(*a))[2])
 
-    def nothing_open(*_args):
+    def nothing_open(*_args: Any) -> None:
         links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)]
         assert str(part_path) not in links
 
-    def journal_stands(*_args):
+    def journal_stands(*_args: Any) -> None:
         assert part_path.with_name("film.mkv.zjob").exists()
 
     spy(os, "ftruncate")
@@ -202,14 +215,16 @@ def _is_open(fd: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
-def test_a_part_longer_than_the_file_is_cut(part, file, target, part_path):
+def test_a_part_longer_than_the_file_is_cut(
+    part: PartFile, file: File, target: Path, part_path: Path
+) -> None:
     os.truncate(part_path, len(file.data) + 100_000)
     write(part, file, *range(file.count))
     part.finish()
     assert target.read_bytes() == file.data
 
 
-def test_abandon_leaves_nothing(part, file, target):
+def test_abandon_leaves_nothing(part: PartFile, file: File, target: Path) -> None:
     write(part, file, 1)
     part.save()
     part.abandon()
@@ -217,7 +232,7 @@ def test_abandon_leaves_nothing(part, file, target):
     assert names(target.parent) == []
 
 
-def test_keep_leaves_part_and_journal_for_the_next_run(part, file, target):
+def test_keep_leaves_part_and_journal_for_the_next_run(part: PartFile, file: File, target: Path) -> None:
     write(part, file, 1)
     part.keep()
     assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
@@ -225,7 +240,7 @@ def test_keep_leaves_part_and_journal_for_the_next_run(part, file, target):
         part.write_chunk(0, file.chunk(0))
 
 
-def test_leaving_the_block_keeps(target, file):
+def test_leaving_the_block_keeps(target: Path, file: File) -> None:
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, 2)
     with open_part(target, file.manifest, OTHER_JOB) as part:
@@ -233,19 +248,22 @@ def test_leaving_the_block_keeps(target, file):
 
 
 @pytest.mark.parametrize("index", [-1, 6, 100])
-def test_a_chunk_that_does_not_exist_is_a_bug(part, index):
-    for call in (lambda: part.mark(index), lambda: part.write_chunk(index, b"")):
+def test_a_chunk_that_does_not_exist_is_a_bug(part: PartFile, index: int) -> None:
+    calls: list[Callable[[], object]] = [lambda: part.mark(index), lambda: part.write_chunk(index, b"")]
+    for call in calls:
         with pytest.raises(IndexError):
             call()
 
 
 @pytest.mark.parametrize("length", [0, SIZE - 1, SIZE + 1])
-def test_a_chunk_of_the_wrong_length_is_a_bug(part, length):
+def test_a_chunk_of_the_wrong_length_is_a_bug(part: PartFile, length: int) -> None:
     with pytest.raises(ValueError, match="65536"):
         part.write_chunk(0, bytes(length))
 
 
-def test_chunks_go_past_the_page_cache_at_their_offset(part, file, monkeypatch):
+def test_chunks_go_past_the_page_cache_at_their_offset(
+    part: PartFile, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     monkeypatch.setattr(disk, "write_at", lambda d, c, data, at: calls.append((d, c, len(data), at)))
     write(part, file, 3, 5)
@@ -253,7 +271,9 @@ def test_chunks_go_past_the_page_cache_at_their_offset(part, file, monkeypatch):
     assert all(direct != cached for direct, cached, _, _ in calls)
 
 
-def test_without_o_direct_the_cache_does_it(target, file, monkeypatch):
+def test_without_o_direct_the_cache_does_it(
+    target: Path, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(os, "O_DIRECT")
     part = open_part(target, file.manifest, JOB_ID)
     write(part, file, *range(file.count))
@@ -286,7 +306,7 @@ class Sparse(File):
 
 
 @pytest.fixture
-def sparse():
+def sparse() -> Sparse:
     return Sparse()
 
 
@@ -294,12 +314,14 @@ def used(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def test_chunks_of_zeros_are_there_from_the_start_and_take_no_disk(target, sparse, part_path, job_path):
+def test_chunks_of_zeros_are_there_from_the_start_and_take_no_disk(
+    target: Path, sparse: Sparse, part_path: Path, job_path: Path
+) -> None:
     part = open_part(target, sparse.manifest, JOB_ID)
     assert part.zeros == part.completed == {1, 2, 4}
     assert part_path.stat().st_size == len(sparse.data)
     assert used(part_path) == 2 * Sparse.SIZE
-    assert load_job(job_path).completed == {1, 2, 4}
+    assert job_at(job_path).completed == {1, 2, 4}
     into = memoryview(bytearray(Sparse.SIZE))
     assert all(part.read_chunk(index, into) == sparse.chunk(index) for index in part.zeros)
     write(part, sparse, 0, 3)
@@ -308,7 +330,9 @@ def test_chunks_of_zeros_are_there_from_the_start_and_take_no_disk(target, spars
     assert used(target) == 2 * Sparse.SIZE - Sparse.SIZE // 2, "and neither do zeros within a chunk"
 
 
-def test_a_disk_has_to_have_room_for_the_data_alone(target, sparse, monkeypatch):
+def test_a_disk_has_to_have_room_for_the_data_alone(
+    target: Path, sparse: Sparse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     real = syscalls.fallocate
     monkeypatch.setattr(
@@ -327,7 +351,7 @@ def test_a_disk_has_to_have_room_for_the_data_alone(target, sparse, monkeypatch)
             open_part(target, sparse.manifest, JOB_ID)
 
 
-def test_a_part_that_is_gone_on_with_keeps_its_holes(target, sparse, part_path):
+def test_a_part_that_is_gone_on_with_keeps_its_holes(target: Path, sparse: Sparse, part_path: Path) -> None:
     with open_part(target, sparse.manifest, JOB_ID) as part:
         write(part, sparse, 3)
         part.save()
@@ -341,7 +365,9 @@ def test_a_part_that_is_gone_on_with_keeps_its_holes(target, sparse, part_path):
 
 
 @pytest.mark.parametrize("punches", [True, False])
-def test_zeros_are_made_where_something_else_was(target, sparse, part_path, monkeypatch, punches):
+def test_zeros_are_made_where_something_else_was(
+    target: Path, sparse: Sparse, part_path: Path, monkeypatch: pytest.MonkeyPatch, punches: bool
+) -> None:
     """Also within a chunk, and where the disk makes no holes."""
     with open_part(target, sparse.manifest, JOB_ID) as part:
         write(part, sparse, 0, 3)
@@ -359,7 +385,9 @@ def test_zeros_are_made_where_something_else_was(target, sparse, part_path, monk
     assert used(target) == (2 * Sparse.SIZE - Sparse.SIZE // 2 + 4096 if punches else used(target))
 
 
-def test_a_hole_that_cannot_be_made_is_an_error(target, sparse, part_path, monkeypatch):
+def test_a_hole_that_cannot_be_made_is_an_error(
+    target: Path, sparse: Sparse, part_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_part(target, sparse.manifest, JOB_ID) as part:
         monkeypatch.setattr(syscalls, "punch_hole", oserror(errno.EIO))
         with pytest.raises(StorageFailure):
@@ -371,7 +399,9 @@ def test_a_hole_that_cannot_be_made_is_an_error(target, sparse, part_path, monke
 
 @pytest.mark.parametrize("end", [PartFile.keep, crash])
 @pytest.mark.parametrize("saved", [True, False])
-def test_the_next_run_goes_on_under_the_same_job(target, file, end, saved):
+def test_the_next_run_goes_on_under_the_same_job(
+    target: Path, file: File, end: Callable[[PartFile], object], saved: bool
+) -> None:
     first = open_part(target, file.manifest, JOB_ID, clock=ManualClock())
     write(first, file, 0, 3, 5)
     if saved:
@@ -386,20 +416,22 @@ def test_the_next_run_goes_on_under_the_same_job(target, file, end, saved):
     assert not [name for name in names(target.parent) if "aside" in name]
 
 
-def test_the_journal_is_not_believed(target, file, job_path):
+def test_the_journal_is_not_believed(target: Path, file: File, job_path: Path) -> None:
     with open_part(target, file.manifest, JOB_ID) as part:
         part.mark(1)
         part.mark(2)
         part.save()
-    assert load_job(job_path).completed == {1, 2}
+    assert job_at(job_path).completed == {1, 2}
     with open_part(target, file.manifest, JOB_ID) as again:
         assert again.scan() == set()
         again.save()
-    assert load_job(job_path).completed == frozenset()
+    assert job_at(job_path).completed == frozenset()
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_scan_finds_the_chunk_with_a_flipped_bit(target, file, part_path, seed):
+def test_scan_finds_the_chunk_with_a_flipped_bit(
+    target: Path, file: File, part_path: Path, seed: int
+) -> None:
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, *range(file.count))
         part.save()
@@ -412,7 +444,9 @@ def test_scan_finds_the_chunk_with_a_flipped_bit(target, file, part_path, seed):
         assert again.scan() == set(range(file.count)) - {position // SIZE}
 
 
-def test_scan_costs_one_blake3_of_what_was_written_and_no_sha256(target, file, monkeypatch):
+def test_scan_costs_one_blake3_of_what_was_written_and_no_sha256(
+    target: Path, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Holes that every file system knows of; of allocated space some say it is data.
     monkeypatch.setattr(syscalls, "fallocate", oserror(errno.EOPNOTSUPP))
     with open_part(target, file.manifest, JOB_ID) as part:
@@ -424,21 +458,23 @@ def test_scan_costs_one_blake3_of_what_was_written_and_no_sha256(target, file, m
         assert hashing.counts["blake3"] - before["blake3"] == SIZE + 1234
 
 
-def test_scan_reads_everything_where_holes_are_not_told(target, file, monkeypatch):
+def test_scan_reads_everything_where_holes_are_not_told(
+    target: Path, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(os, "SEEK_DATA")
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, 1)
         assert part.scan() == {1}
 
 
-def test_scan_tells_its_progress(part, file):
+def test_scan_tells_its_progress(part: PartFile, file: File) -> None:
     seen = []
     part.scan(lambda done, count: seen.append((done, count)))
     assert seen == [(n, 6) for n in range(1, 7)]
 
 
-def test_a_scan_that_is_broken_off_leaves_the_part_usable(part, file):
-    def stop(done, _count):
+def test_a_scan_that_is_broken_off_leaves_the_part_usable(part: PartFile, file: File) -> None:
+    def stop(done: Any, _count: Any) -> None:
         raise KeyboardInterrupt
 
     write(part, file, 0)
@@ -447,7 +483,7 @@ def test_a_scan_that_is_broken_off_leaves_the_part_usable(part, file):
     assert part.scan() == {0}
 
 
-def test_a_part_is_new_where_there_was_none(target, file, part_path):
+def test_a_part_is_new_where_there_was_none(target: Path, file: File, part_path: Path) -> None:
     with open_part(target, file.manifest, JOB_ID) as part:
         assert part.is_new
         write(part, file, 0)
@@ -458,7 +494,7 @@ def test_a_part_is_new_where_there_was_none(target, file, part_path):
         assert part.is_new
 
 
-def test_scan_reads_the_disk_not_the_memory(part, monkeypatch):
+def test_scan_reads_the_disk_not_the_memory(part: PartFile, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = disk.sync_file
     monkeypatch.setattr(disk, "sync_file", lambda fd: (calls.append("sync"), real(fd)))
@@ -467,11 +503,13 @@ def test_scan_reads_the_disk_not_the_memory(part, monkeypatch):
     assert calls == ["sync", "drop"]
 
 
-def test_an_unreadable_chunk_is_fetched_again(part, file, monkeypatch):
+def test_an_unreadable_chunk_is_fetched_again(
+    part: PartFile, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(part, file, 0, 1, 2)
     real = os.preadv
 
-    def bad_sector(fd, views, offset):
+    def bad_sector(fd: int, views: Any, offset: int) -> Any:
         return oserror(errno.EIO)() if offset == SIZE else real(fd, views, offset)
 
     monkeypatch.setattr(os, "preadv", bad_sector)
@@ -481,7 +519,9 @@ def test_an_unreadable_chunk_is_fetched_again(part, file, monkeypatch):
 
 
 @pytest.mark.parametrize("length", [0, 100, SIZE, 2 * SIZE + 5])
-def test_a_cut_part_is_filled_up_and_keeps_what_it_has(target, file, part_path, length):
+def test_a_cut_part_is_filled_up_and_keeps_what_it_has(
+    target: Path, file: File, part_path: Path, length: int
+) -> None:
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, *range(file.count))
     os.truncate(part_path, length)
@@ -490,14 +530,14 @@ def test_a_cut_part_is_filled_up_and_keeps_what_it_has(target, file, part_path, 
         assert again.scan() == set(range(length // SIZE))
 
 
-def test_a_part_cut_under_us_is_corrupt(part, file, part_path):
+def test_a_part_cut_under_us_is_corrupt(part: PartFile, file: File, part_path: Path) -> None:
     write(part, file, *range(file.count))
     os.truncate(part_path, SIZE + 1)
     with pytest.raises(ChunkCorrupt, match="chunk 1"):
         part.read_chunk(1, memoryview(bytearray(SIZE)))
 
 
-def test_plain_digests_that_are_sealed_cannot_be_compared(target, file):
+def test_plain_digests_that_are_sealed_cannot_be_compared(target: Path, file: File) -> None:
     rows = tuple(
         ChunkRow(r.stored_size + 16, "aes256gcm", r.sha256, r.blake3, None) for r in file.manifest.chunks
     )
@@ -507,7 +547,9 @@ def test_plain_digests_that_are_sealed_cannot_be_compared(target, file):
         assert part.scan() == set()
 
 
-def test_a_journal_without_its_part_goes_on_from_nothing(target, file, part_path, job_path):
+def test_a_journal_without_its_part_goes_on_from_nothing(
+    target: Path, file: File, part_path: Path, job_path: Path
+) -> None:
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, 0)
         part.save()
@@ -515,22 +557,22 @@ def test_a_journal_without_its_part_goes_on_from_nothing(target, file, part_path
     with open_part(target, file.manifest, OTHER_JOB) as again:
         assert again.job_id == JOB_ID
         assert again.completed == set()
-        assert load_job(job_path).completed == frozenset()
+        assert job_at(job_path).completed == frozenset()
         assert again.scan() == set()
 
 
-def test_marks_can_be_taken_back(part, file, job_path):
+def test_marks_can_be_taken_back(part: PartFile, file: File, job_path: Path) -> None:
     write(part, file, 0, 1)
     part.unmark(1)
     part.unmark(4)
     part.save()
-    assert load_job(job_path).completed == {0}
+    assert job_at(job_path).completed == {0}
 
 
 # -- what counts as ours ----------------------------------------------------------------
 
 
-def test_another_files_download_is_kept_aside(target, file):
+def test_another_files_download_is_kept_aside(target: Path, file: File) -> None:
     other = File(3 * SIZE, seed=2)
     with open_part(target, other.manifest, OTHER_JOB) as part:
         write(part, other, 1)
@@ -539,10 +581,10 @@ def test_another_files_download_is_kept_aside(target, file):
         assert part.scan() == set()
     aside = target.with_name("film.mkv.zpart.aside-1")
     assert aside.read_bytes()[SIZE : 2 * SIZE] == other.chunk(1)
-    assert load_job(target.with_name("film.mkv.zjob.aside-1")).job_id == OTHER_JOB
+    assert job_at(target.with_name("film.mkv.zjob.aside-1")).job_id == OTHER_JOB
 
 
-def test_each_pair_aside_has_its_own_number(target):
+def test_each_pair_aside_has_its_own_number(target: Path) -> None:
     for seed in range(1, 4):
         open_part(target, File(SIZE, seed).manifest, JOB_ID).keep()
     assert [n for n in names(target.parent) if "zpart.aside" in n] == [
@@ -550,12 +592,14 @@ def test_each_pair_aside_has_its_own_number(target):
         "film.mkv.zpart.aside-2",
     ]
     for number in (1, 2):
-        job = load_job(target.with_name(f"film.mkv.zjob.aside-{number}"))
+        job = job_at(target.with_name(f"film.mkv.zjob.aside-{number}"))
         assert job.file_id == File(SIZE, number).manifest.file_id
 
 
 @pytest.mark.parametrize("journal", [None, b"", b"{", b"garbage", b"[]", b"{}"])
-def test_a_part_without_a_readable_journal_is_kept_aside(target, file, part_path, job_path, journal):
+def test_a_part_without_a_readable_journal_is_kept_aside(
+    target: Path, file: File, part_path: Path, job_path: Path, journal: bytes | None
+) -> None:
     part_path.write_bytes(b"mine")
     if journal is not None:
         job_path.write_bytes(journal)
@@ -566,7 +610,9 @@ def test_a_part_without_a_readable_journal_is_kept_aside(target, file, part_path
         assert target.with_name("film.mkv.zjob.aside-1").read_bytes() == journal
 
 
-def test_a_part_that_is_a_link_is_not_written_through(target, file, part_path, tmp_path):
+def test_a_part_that_is_a_link_is_not_written_through(
+    target: Path, file: File, part_path: Path, tmp_path: Path
+) -> None:
     with open_part(target, file.manifest, JOB_ID):
         pass
     part_path.unlink()
@@ -579,7 +625,7 @@ def test_a_part_that_is_a_link_is_not_written_through(target, file, part_path, t
     assert target.read_bytes() == file.data
 
 
-def test_a_name_that_aside_files_have_is_not_overwritten(target, file, part_path):
+def test_a_name_that_aside_files_have_is_not_overwritten(target: Path, file: File, part_path: Path) -> None:
     part_path.write_bytes(b"mine")
     target.with_name("film.mkv.zjob.aside-1").write_bytes(b"other")
     open_part(target, file.manifest, JOB_ID).keep()
@@ -610,7 +656,7 @@ def test_a_name_that_aside_files_have_is_not_overwritten(target, file, part_path
         {"completed": 5},
     ],
 )
-def test_a_journal_that_cannot_be_is_none(part, job_path, change):
+def test_a_journal_that_cannot_be_is_none(part: PartFile, job_path: Path, change: dict[str, object]) -> None:
     job = json.loads(job_path.read_text())
     assert load_job(job_path) is not None
     job_path.write_text(json.dumps(job | change))
@@ -622,7 +668,9 @@ def test_a_journal_that_cannot_be_is_none(part, job_path, change):
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_a_journal_with_a_flipped_bit_never_raises_and_never_lies_about_the_file(part, file, job_path, seed):
+def test_a_journal_with_a_flipped_bit_never_raises_and_never_lies_about_the_file(
+    part: PartFile, file: File, job_path: Path, seed: int
+) -> None:
     rng = random.Random(seed)
     data = bytearray(job_path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -631,13 +679,13 @@ def test_a_journal_with_a_flipped_bit_never_raises_and_never_lies_about_the_file
     assert job is None or job.manifest == file.manifest
 
 
-def test_a_journal_is_none_where_there_is_no_file(tmp_path):
+def test_a_journal_is_none_where_there_is_no_file(tmp_path: Path) -> None:
     assert load_job(tmp_path / "nothing") is None
     assert load_job(tmp_path) is None
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_completed_chunks_are_written_as_ranges_and_read_back(tmp_path, seed):
+def test_completed_chunks_are_written_as_ranges_and_read_back(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     file = File(40 * SIZE)
     chosen = {index for index in range(40) if rng.random() < rng.random()}
@@ -646,7 +694,7 @@ def test_completed_chunks_are_written_as_ranges_and_read_back(tmp_path, seed):
             part.mark(index)
         part.state = "paused"
         part.save()
-    job = load_job(tmp_path / "f.zjob")
+    job = job_at(tmp_path / "f.zjob")
     assert job.completed == chosen
     assert (job.state, job.job_id, job.manifest) == ("paused", JOB_ID, file.manifest)
     raw = json.loads((tmp_path / "f.zjob").read_text())["completed"]
@@ -656,7 +704,9 @@ def test_completed_chunks_are_written_as_ranges_and_read_back(tmp_path, seed):
 # -- one writer ---------------------------------------------------------------------------
 
 
-def test_a_second_download_to_a_target_is_told_the_first_ones_job(part, target, file):
+def test_a_second_download_to_a_target_is_told_the_first_ones_job(
+    part: PartFile, target: Path, file: File
+) -> None:
     before = names(target.parent)
     for manifest in (file.manifest, File(SIZE, 9).manifest):
         with pytest.raises(AlreadyRunning, match=JOB_ID) as caught:
@@ -665,12 +715,14 @@ def test_a_second_download_to_a_target_is_told_the_first_ones_job(part, target, 
     assert names(target.parent) == before
 
 
-def test_other_targets_are_free(part, target, file):
+def test_other_targets_are_free(part: PartFile, target: Path, file: File) -> None:
     open_part(target.with_name("b"), file.manifest, OTHER_JOB).keep()
 
 
 @pytest.mark.parametrize("end", [PartFile.keep, PartFile.abandon, PartFile.finish])
-def test_the_lock_ends_with_the_download_and_leaves_no_file(target, file, end):
+def test_the_lock_ends_with_the_download_and_leaves_no_file(
+    target: Path, file: File, end: Callable[[PartFile], object]
+) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     end(part)
     assert "film.mkv.zlock" not in names(target.parent)
@@ -678,7 +730,7 @@ def test_the_lock_ends_with_the_download_and_leaves_no_file(target, file, end):
     assert "film.mkv.zlock" not in names(target.parent)
 
 
-def test_the_lock_goes_with_a_killed_process(target, file):
+def test_the_lock_goes_with_a_killed_process(target: Path, file: File) -> None:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -704,7 +756,7 @@ def test_the_lock_goes_with_a_killed_process(target, file):
     assert names(target.parent) == ["film.mkv"]
 
 
-def test_a_failed_opening_leaves_no_lock(target, file):
+def test_a_failed_opening_leaves_no_lock(target: Path, file: File) -> None:
     with replaced(disk, "preallocate", oserror(errno.EIO)), pytest.raises(OSError, match="error"):
         open_part(target, file.manifest, JOB_ID)
     assert "film.mkv.zlock" not in names(target.parent)
@@ -714,7 +766,7 @@ def test_a_failed_opening_leaves_no_lock(target, file):
 # -- jobs that nobody works on -----------------------------------------------------------
 
 
-def test_who_only_looks_does_not_keep_a_download_from_starting(target, file):
+def test_who_only_looks_does_not_keep_a_download_from_starting(target: Path, file: File) -> None:
     """The look holds the lock for a moment: a start in that moment waits for it."""
     open_part(target, file.manifest, JOB_ID).keep()
     looking = partfile._lock(target)
@@ -725,13 +777,13 @@ def test_who_only_looks_does_not_keep_a_download_from_starting(target, file):
     timer.join()
 
 
-def test_a_job_is_discarded_for_good(target, file):
+def test_a_job_is_discarded_for_good(target: Path, file: File) -> None:
     open_part(target, file.manifest, JOB_ID).keep()
     partfile.discard_job(target, JOB_ID)
     assert names(target.parent) == []
 
 
-def test_another_job_is_not_discarded_and_neither_is_one_that_runs(target, file):
+def test_another_job_is_not_discarded_and_neither_is_one_that_runs(target: Path, file: File) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     with pytest.raises(AlreadyRunning):
         partfile.discard_job(target, JOB_ID)
@@ -740,13 +792,13 @@ def test_another_job_is_not_discarded_and_neither_is_one_that_runs(target, file)
     assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
 
 
-def test_a_part_without_a_journal_is_nobodys_and_stays(target, part_path):
+def test_a_part_without_a_journal_is_nobodys_and_stays(target: Path, part_path: Path) -> None:
     part_path.write_bytes(b"x")
     partfile.discard_job(target, JOB_ID)
     assert names(target.parent) == ["film.mkv.zpart"]
 
 
-def test_with_its_folder_gone_a_job_is_discarded_and_abandoned(tmp_path, file):
+def test_with_its_folder_gone_a_job_is_discarded_and_abandoned(tmp_path: Path, file: File) -> None:
     target = tmp_path / "sub" / "film.mkv"
     target.parent.mkdir()
     part = open_part(target, file.manifest, JOB_ID)
@@ -756,7 +808,9 @@ def test_with_its_folder_gone_a_job_is_discarded_and_abandoned(tmp_path, file):
 
 
 @pytest.mark.parametrize("job_id", ["../../etc/x", "a/b", "a b", "x" * 65, "ü"])
-def test_a_journal_whose_job_id_could_be_a_path_is_not_trusted(job_id, target, file, job_path):
+def test_a_journal_whose_job_id_could_be_a_path_is_not_trusted(
+    job_id: str, target: Path, file: File, job_path: Path
+) -> None:
     open_part(target, file.manifest, JOB_ID).keep()
     job_path.write_text(job_path.read_text().replace(JOB_ID, job_id))
     assert load_job(job_path) is None
@@ -765,7 +819,7 @@ def test_a_journal_whose_job_id_could_be_a_path_is_not_trusted(job_id, target, f
 # -- refusals ------------------------------------------------------------------------------
 
 
-def test_a_folder_is_no_target(tmp_path, file):
+def test_a_folder_is_no_target(tmp_path: Path, file: File) -> None:
     with pytest.raises(TargetExists, match="folder"):
         open_part(tmp_path, file.manifest, JOB_ID)
     with pytest.raises(NotFound, match="make it first"):
@@ -773,7 +827,9 @@ def test_a_folder_is_no_target(tmp_path, file):
 
 
 @pytest.mark.parametrize("replaced_mode", [0o600, 0o640, 0o755, 0o444, 0o000])
-def test_the_mode_of_what_is_replaced_is_kept(target, file, part_path, replaced_mode):
+def test_the_mode_of_what_is_replaced_is_kept(
+    target: Path, file: File, part_path: Path, replaced_mode: int
+) -> None:
     """And nobody can read the part who could not read that."""
     target.write_bytes(b"older")
     target.chmod(replaced_mode)
@@ -788,7 +844,7 @@ def test_the_mode_of_what_is_replaced_is_kept(target, file, part_path, replaced_
     assert target.stat().st_size == len(file.data)
 
 
-def test_a_mode_that_was_changed_meanwhile_counts(target, file, part_path):
+def test_a_mode_that_was_changed_meanwhile_counts(target: Path, file: File, part_path: Path) -> None:
     target.write_bytes(b"older")
     part = open_part(target, file.manifest, JOB_ID, replaces=True)
     write(part, file, *range(file.count))
@@ -797,7 +853,7 @@ def test_a_mode_that_was_changed_meanwhile_counts(target, file, part_path):
     assert target.stat().st_mode & 0o777 == 0o604
 
 
-def test_a_new_file_has_the_mode_of_any_new_file(target, file, tmp_path):
+def test_a_new_file_has_the_mode_of_any_new_file(target: Path, file: File, tmp_path: Path) -> None:
     (tmp_path / "any").touch()
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, *range(file.count))
@@ -805,7 +861,9 @@ def test_a_new_file_has_the_mode_of_any_new_file(target, file, tmp_path):
     assert target.stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
-def test_a_disk_without_modes_takes_the_file(target, file, monkeypatch):
+def test_a_disk_without_modes_takes_the_file(
+    target: Path, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target.write_bytes(b"older")
     monkeypatch.setattr(os, "fchmod", oserror(errno.EPERM))
     part = open_part(target, file.manifest, JOB_ID, replaces=True)
@@ -814,7 +872,7 @@ def test_a_disk_without_modes_takes_the_file(target, file, monkeypatch):
     assert target.read_bytes() == file.data
 
 
-def test_a_name_that_is_too_long_is_said(tmp_path, file):
+def test_a_name_that_is_too_long_is_said(tmp_path: Path, file: File) -> None:
     with pytest.raises(InvalidUsage, match="too long"):
         open_part(tmp_path / ("x" * 256), file.manifest, JOB_ID)
     assert names(tmp_path) == []
@@ -823,14 +881,16 @@ def test_a_name_that_is_too_long_is_said(tmp_path, file):
 @pytest.mark.parametrize(
     "name", ["x" * 241, "x" * 246, "x" * 250, "x" * 255, "é" * 127 + "x", "x" + "é" * 127]
 )
-def test_a_name_as_long_as_a_name_may_be(tmp_path, file, name):
+def test_a_name_as_long_as_a_name_may_be(tmp_path: Path, file: File, name: str) -> None:
     """What lies beside it has a shorter one, the same in each run."""
     target, other = tmp_path / name, File(SIZE, 7)
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, 0, 1)
         part.save()
         assert any(found.endswith(".zlock") for found in names(tmp_path))
-    assert partfile.kept_job(target, file.manifest.file_id).completed == {0, 1}
+    kept = partfile.kept_job(target, file.manifest.file_id)
+    assert kept is not None
+    assert kept.completed == {0, 1}
     with open_part(target, file.manifest, OTHER_JOB) as part:
         assert (part.job_id, part.scan()) == (JOB_ID, {0, 1})
     with open_part(target, other.manifest, OTHER_JOB) as part:
@@ -841,7 +901,7 @@ def test_a_name_as_long_as_a_name_may_be(tmp_path, file, name):
     assert all(len(os.fsencode(found)) <= 255 for found in names(tmp_path))
 
 
-def test_long_names_that_begin_alike_do_not_meet(tmp_path, file):
+def test_long_names_that_begin_alike_do_not_meet(tmp_path: Path, file: File) -> None:
     targets = [tmp_path / ("x" * 254 + end) for end in "abc"]
     parts = [open_part(target, file.manifest, JOB_ID) for target in targets]
     assert len(names(tmp_path)) == 9
@@ -851,13 +911,15 @@ def test_long_names_that_begin_alike_do_not_meet(tmp_path, file):
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EACCES, NotAllowed), (errno.EROFS, NotAllowed)])
-def test_no_permission_is_said(target, file, number, kind):
+def test_no_permission_is_said(target: Path, file: File, number: int, kind: type[ZchunkError]) -> None:
     with replaced(os, "open", oserror(number)), pytest.raises(kind, match="permitted"):
         open_part(target, file.manifest, JOB_ID)
 
 
-def test_a_disk_too_small_is_said_at_the_start_and_the_job_kept(target, file, part_path, job_path):
-    def full(fd, _offset, size):
+def test_a_disk_too_small_is_said_at_the_start_and_the_job_kept(
+    target: Path, file: File, part_path: Path, job_path: Path
+) -> None:
+    def full(fd: int, _offset: int, size: int) -> None:
         os.ftruncate(fd, size // 2)
         oserror(errno.ENOSPC)()
 
@@ -869,30 +931,33 @@ def test_a_disk_too_small_is_said_at_the_start_and_the_job_kept(target, file, pa
         assert again.job_id == JOB_ID
 
 
-def test_a_disk_that_fills_up_in_between_keeps_the_job(target, file, job_path):
+def test_a_disk_that_fills_up_in_between_keeps_the_job(target: Path, file: File, job_path: Path) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     write(part, file, 0)
     part.save()
-    for step, call in [("pwrite", lambda: write(part, file, 1)), ("pwrite", part.save)]:
-        with replaced(os, step, oserror(errno.ENOSPC)), pytest.raises(NoSpace):
+    calls: list[Callable[[], object]] = [lambda: write(part, file, 1), part.save]
+    for call in calls:
+        with replaced(os, "pwrite", oserror(errno.ENOSPC)), pytest.raises(NoSpace):
             call()
-    assert load_job(job_path).completed == {0}
+    assert job_at(job_path).completed == {0}
     assert "film.mkv.zjob.tmp" not in names(target.parent)
     write(part, file, 1)  # space again: it goes on
     part.save()
-    assert load_job(job_path).completed == {0, 1}
+    assert job_at(job_path).completed == {0, 1}
     with replaced(syscalls, "rename_new", oserror(errno.ENOSPC)), pytest.raises(NoSpace):
         part.finish()
     with open_part(target, file.manifest, OTHER_JOB) as again:
         assert (again.job_id, again.scan()) == (JOB_ID, {0, 1})
 
 
-def test_the_journal_is_written_after_the_data_it_vouches_for(part, file, monkeypatch, part_path):
+def test_the_journal_is_written_after_the_data_it_vouches_for(
+    part: PartFile, file: File, monkeypatch: pytest.MonkeyPatch, part_path: Path
+) -> None:
     write(part, file, 0)
     calls = []
     real = disk.sync_file
 
-    def spy(fd):
+    def spy(fd: int) -> None:
         calls.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
         if len(calls) == 1:
             part.mark(3)  # marked while the data is being synced: not covered by this sync
@@ -901,14 +966,21 @@ def test_the_journal_is_written_after_the_data_it_vouches_for(part, file, monkey
     monkeypatch.setattr(disk, "sync_file", spy)
     part.save()
     assert calls == ["film.mkv.zpart", "film.mkv.zjob.tmp"]
-    assert load_job(part_path.with_name("film.mkv.zjob")).completed == {0}
+    assert job_at(part_path.with_name("film.mkv.zjob")).completed == {0}
     part.save()
-    assert load_job(part_path.with_name("film.mkv.zjob")).completed == {0, 3}
+    assert job_at(part_path.with_name("film.mkv.zjob")).completed == {0, 3}
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EIO, StorageFailure), (errno.ENOSPC, NoSpace)])
 @pytest.mark.parametrize("call", [PartFile.save, PartFile.scan, PartFile.finish])
-def test_a_failed_sync_is_not_retried_and_nothing_is_vouched_for(target, file, job_path, number, kind, call):
+def test_a_failed_sync_is_not_retried_and_nothing_is_vouched_for(
+    target: Path,
+    file: File,
+    job_path: Path,
+    number: int,
+    kind: type[ZchunkError],
+    call: Callable[[PartFile], object],
+) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     write(part, file, 0)
     part.save()
@@ -916,7 +988,7 @@ def test_a_failed_sync_is_not_retried_and_nothing_is_vouched_for(target, file, j
     with replaced(disk, "sync_file", oserror(number)), pytest.raises(kind):
         call(part)
     assert part.flag
-    refused = [part.save, lambda: write(part, file, 2), part.scan, part.finish]
+    refused: list[Callable[[], object]] = [part.save, lambda: write(part, file, 2), part.scan, part.finish]
     if call is PartFile.finish:
         refused = []  # it has ended
     for again in refused:
@@ -924,13 +996,13 @@ def test_a_failed_sync_is_not_retried_and_nothing_is_vouched_for(target, file, j
             again()
     part.keep()
     assert not target.exists()
-    assert load_job(job_path).completed == {0}
+    assert job_at(job_path).completed == {0}
     with open_part(target, file.manifest, OTHER_JOB) as fresh:
         assert fresh.scan() == {0, 1}
 
 
 @pytest.mark.parametrize("how", ["gone", "replaced"])
-def test_a_part_removed_meanwhile_is_said(target, file, part_path, how):
+def test_a_part_removed_meanwhile_is_said(target: Path, file: File, part_path: Path, how: str) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     part_path.unlink()
     if how == "replaced":
@@ -944,7 +1016,9 @@ def test_a_part_removed_meanwhile_is_said(target, file, part_path, how):
 @pytest.mark.parametrize(
     ("replaces", "message"), [(True, "is a folder and no file"), (False, "was made by somebody else")]
 )
-def test_a_target_that_became_a_folder_keeps_the_job(target, file, part_path, replaces, message):
+def test_a_target_that_became_a_folder_keeps_the_job(
+    target: Path, file: File, part_path: Path, replaces: bool, message: str
+) -> None:
     part = open_part(target, file.manifest, JOB_ID, replaces=replaces)
     write(part, file, *range(file.count))
     target.mkdir()
@@ -955,7 +1029,7 @@ def test_a_target_that_became_a_folder_keeps_the_job(target, file, part_path, re
         assert again.scan() == set(range(file.count))
 
 
-def test_a_file_that_was_made_meanwhile_stays_as_it_is(target, file, job_path):
+def test_a_file_that_was_made_meanwhile_stays_as_it_is(target: Path, file: File, job_path: Path) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     write(part, file, *range(file.count))
     part.save()
@@ -964,7 +1038,7 @@ def test_a_file_that_was_made_meanwhile_stays_as_it_is(target, file, job_path):
     with pytest.raises(TargetExists, match="move it away"):
         part.finish()
     assert (target.read_bytes(), target.stat().st_mode & 0o777) == (b"made meanwhile", 0o400)
-    assert load_job(job_path).completed == set(range(file.count))
+    assert job_at(job_path).completed == set(range(file.count))
     target.rename(target.with_name("away"))
     with open_part(target, file.manifest, OTHER_JOB) as again:
         assert again.scan() == set(range(file.count))
@@ -972,11 +1046,11 @@ def test_a_file_that_was_made_meanwhile_stays_as_it_is(target, file, job_path):
     assert target.read_bytes() == file.data
 
 
-def test_what_cannot_be_deleted_stays_a_job(target, file, job_path):
+def test_what_cannot_be_deleted_stays_a_job(target: Path, file: File, job_path: Path) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     with replaced(os, "unlink", oserror(errno.EROFS)), pytest.raises(NotAllowed):
         part.abandon()
-    assert load_job(job_path).job_id == JOB_ID
+    assert job_at(job_path).job_id == JOB_ID
     open_part(target, file.manifest, OTHER_JOB).abandon()
     assert names(target.parent) == []
 
@@ -1015,8 +1089,8 @@ def run_killed(step: int, action: Callable[[], None]) -> bool:
 def die_at(step: int) -> None:
     left = [step]
 
-    def dying(real):
-        def call(*args, **kwargs):
+    def dying(real: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
                 os._exit(137)
@@ -1031,7 +1105,9 @@ def die_at(step: int) -> None:
 
 
 @pytest.mark.parametrize("renames", [True, False])
-def test_killed_at_any_disk_call_the_next_run_keeps_what_was_verified(tmp_path, file, monkeypatch, renames):
+def test_killed_at_any_disk_call_the_next_run_keeps_what_was_verified(
+    tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch, renames: bool
+) -> None:
     """SPEC D7, PITFALLS T1: and at the end there is the file, and nothing else. Also where the
     disk gives a name only by a second one."""
     if not renames:
@@ -1042,7 +1118,7 @@ def test_killed_at_any_disk_call_the_next_run_keeps_what_was_verified(tmp_path, 
         folder.mkdir()
         target = folder / "film.mkv"
 
-        def action(target=target):
+        def action(target: Any = target) -> None:
             part = open_part(target, file.manifest, JOB_ID)
             write(part, file, 0, 1)
             part.save()
@@ -1069,13 +1145,13 @@ def test_killed_at_any_disk_call_the_next_run_keeps_what_was_verified(tmp_path, 
     assert steps > 30
 
 
-def test_killed_at_any_disk_call_of_abandon(tmp_path, file):
+def test_killed_at_any_disk_call_of_abandon(tmp_path: Path, file: File) -> None:
     for step in range(1, 1000):
         folder = tmp_path / str(step)
         folder.mkdir()
         target = folder / "film.mkv"
 
-        def action(target=target):
+        def action(target: Any = target) -> None:
             part = open_part(target, file.manifest, JOB_ID)
             write(part, file, 0)
             part.abandon()
@@ -1088,7 +1164,7 @@ def test_killed_at_any_disk_call_of_abandon(tmp_path, file):
     assert step > 10
 
 
-def test_killed_while_moving_aside_nothing_is_lost(tmp_path, file):
+def test_killed_while_moving_aside_nothing_is_lost(tmp_path: Path, file: File) -> None:
     other = File(2 * SIZE, seed=3)
     for step in range(1, 1000):
         folder = tmp_path / str(step)
@@ -1096,7 +1172,7 @@ def test_killed_while_moving_aside_nothing_is_lost(tmp_path, file):
         target = folder / "film.mkv"
         with open_part(target, other.manifest, OTHER_JOB) as part:
             write(part, other, 0, 1)
-        done = run_killed(step, lambda target=target: open_part(target, file.manifest, JOB_ID).keep())
+        done = run_killed(step, lambda target=target: open_part(target, file.manifest, JOB_ID).keep())  # type: ignore[misc]
         part = open_part(target, file.manifest, JOB_ID)
         write(part, file, *range(file.count))
         part.finish()
@@ -1107,7 +1183,9 @@ def test_killed_while_moving_aside_nothing_is_lost(tmp_path, file):
     assert step > 10
 
 
-def test_remove_leftovers_touches_no_download(target, file, part_path, job_path):
+def test_remove_leftovers_touches_no_download(
+    target: Path, file: File, part_path: Path, job_path: Path
+) -> None:
     remove_leftovers(target)
     assert names(target.parent) == []
     part = open_part(target, file.manifest, JOB_ID)
@@ -1122,7 +1200,9 @@ def test_remove_leftovers_touches_no_download(target, file, part_path, job_path)
     assert names(target.parent) == ["film.mkv"]
 
 
-def test_remove_leftovers_leaves_a_part_that_only_has_the_targets_content(target, file, part_path):
+def test_remove_leftovers_leaves_a_part_that_only_has_the_targets_content(
+    target: Path, file: File, part_path: Path
+) -> None:
     with open_part(target, file.manifest, JOB_ID) as part:
         write(part, file, *range(file.count))
     shutil.copy(part_path, target)
@@ -1134,7 +1214,7 @@ def test_remove_leftovers_leaves_a_part_that_only_has_the_targets_content(target
     assert names(target.parent) == ["film.mkv"]
 
 
-def test_remove_leftovers_respects_a_running_process(target, file, part_path):
+def test_remove_leftovers_respects_a_running_process(target: Path, file: File, part_path: Path) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     part_path.unlink()  # as between the final rename and the journal's removal
     remove_leftovers(target)
@@ -1142,12 +1222,14 @@ def test_remove_leftovers_respects_a_running_process(target, file, part_path):
     part.keep()
 
 
-def test_remove_leftovers_sees_a_download_that_began_meanwhile(target, file, part_path, job_path):
+def test_remove_leftovers_sees_a_download_that_began_meanwhile(
+    target: Path, file: File, part_path: Path, job_path: Path
+) -> None:
     open_part(target, file.manifest, JOB_ID).keep()
     part_path.unlink()
     real = partfile._lock
 
-    def begun(path):
+    def begun(path: Any) -> Any:
         part_path.touch()
         return real(path)
 
@@ -1159,7 +1241,7 @@ def test_remove_leftovers_sees_a_download_that_began_meanwhile(target, file, par
 # -- the target ---------------------------------------------------------------------------------
 
 
-def test_target_has_content_compares_size_then_hash(target, file):
+def test_target_has_content_compares_size_then_hash(target: Path, file: File) -> None:
     assert not target_has_content(target, file.manifest)
     target.write_bytes(file.data)
     assert target_has_content(target, file.manifest)
@@ -1169,15 +1251,15 @@ def test_target_has_content_compares_size_then_hash(target, file):
     assert hashing.counts["sha256"] == before
 
 
-def test_target_has_content_tells_how_far_it_is_and_can_be_broken_off(target):
+def test_target_has_content_tells_how_far_it_is_and_can_be_broken_off(target: Path) -> None:
     large = File(40 * SIZE)
     target.write_bytes(large.data)
-    seen = []
+    seen: list[int] = []
     assert target_has_content(target, large.manifest, seen.append)
     assert seen[-1] == len(large.data)
     assert len(seen) >= 2
 
-    def stop(done):
+    def stop(done: Any) -> None:
         raise KeyboardInterrupt
 
     before = hashing.counts["sha256"]
@@ -1187,7 +1269,7 @@ def test_target_has_content_tells_how_far_it_is_and_can_be_broken_off(target):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_target_has_content_finds_a_flipped_bit(target, file, seed):
+def test_target_has_content_finds_a_flipped_bit(target: Path, file: File, seed: int) -> None:
     rng = random.Random(seed)
     data = bytearray(file.data)
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
@@ -1195,27 +1277,27 @@ def test_target_has_content_finds_a_flipped_bit(target, file, seed):
     assert not target_has_content(target, file.manifest)
 
 
-def test_target_has_content_of_an_empty_file(target):
+def test_target_has_content_of_an_empty_file(target: Path) -> None:
     empty = File(0).manifest
     assert not target_has_content(target, empty)
     target.touch()
     assert target_has_content(target, empty)
 
 
-def test_what_is_no_file_has_no_content(tmp_path, target, file):
+def test_what_is_no_file_has_no_content(tmp_path: Path, target: Path, file: File) -> None:
     assert not target_has_content(tmp_path, file.manifest)
     os.mkfifo(target)
     assert not target_has_content(target, file.manifest)
     assert not target_has_content(target / "below", file.manifest)
 
 
-def test_a_sealed_file_cannot_be_recognised(target, file):
+def test_a_sealed_file_cannot_be_recognised(target: Path, file: File) -> None:
     target.write_bytes(file.data)
     sealed = Manifest("x", len(file.data), None, SIZE, file.manifest.chunks, b"secret")
     assert not target_has_content(target, sealed)
 
 
-def test_a_target_that_may_not_be_read_is_said(target, file):
+def test_a_target_that_may_not_be_read_is_said(target: Path, file: File) -> None:
     target.write_bytes(file.data)
     with replaced(os, "open", oserror(errno.EACCES)), pytest.raises(NotAllowed):
         target_has_content(target, file.manifest)
@@ -1264,12 +1346,12 @@ def test_a_target_that_may_not_be_read_is_said(target, file):
         ("naïve – 日本語 🎬.mkv", "naïve – 日本語 🎬.mkv"),
     ],
 )
-def test_names_are_made_safe(name, safe):
+def test_names_are_made_safe(name: str, safe: str) -> None:
     assert safe_target_name(name) == safe
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_any_name_becomes_one_that_can_be_a_file(tmp_path, seed):
+def test_any_name_becomes_one_that_can_be_a_file(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     alphabet = "ab./\\ \0\n:äß日🎬\u202e\ud800CON1" + "".join(chr(rng.randrange(0x11000)) for _ in range(9))
     name = "".join(rng.choice(alphabet) for _ in range(rng.choice([0, 1, 3, 20, 300, 5000])))
@@ -1283,7 +1365,7 @@ def test_any_name_becomes_one_that_can_be_a_file(tmp_path, seed):
     assert names(tmp_path) == [safe]
 
 
-def test_a_long_name_keeps_its_suffix():
+def test_a_long_name_keeps_its_suffix() -> None:
     safe = safe_target_name("ä" * 300 + ".tar.gz")
     assert safe.endswith("ä.gz") or safe.endswith("ä.tar.gz")
     assert len(safe.encode()) <= 200

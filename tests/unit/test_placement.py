@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from zchunk.errors import InvalidUsage, NoSpace, TooFewPeers
 from zchunk.placement import (
-    STRATEGIES,
     WHOLE,
     Candidate,
     PeerConsequence,
@@ -27,6 +26,7 @@ from zchunk.placement import (
     place_missing,
     place_whole,
 )
+from zchunk.strategy import STRATEGIES
 
 UNIT = 1000
 Case = dict[str, Any]

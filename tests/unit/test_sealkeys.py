@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_what_is_kept_is_no_key(keys: SealKeys, source: Path) -> None:
         lambda text: json.dumps(json.loads(text) | {"head": 7}),
     ],
 )
-def test_a_damaged_one_begins_anew(keys: SealKeys, source: Path, change) -> None:
+def test_a_damaged_one_begins_anew(keys: SealKeys, source: Path, change: Callable[[str], str]) -> None:
     first = key_of(keys, source, SECRET)
     (path,) = kept(keys)
     path.write_text(change(path.read_text()))

@@ -389,7 +389,7 @@ class Sending(RuleBasedStateMachine):
 
     def nobody_is_kept_from_its_share(self) -> None:
         """Where all pieces are equal. A larger one in front may take its time."""
-        has = {member: 0 for c, member in MEMBER.items() if c in self.outgoing._receivers}
+        has: dict[Any, int] = {member: 0 for c, member in MEMBER.items() if c in self.outgoing._receivers}
         for block in self.sent + self.read:
             has[MEMBER[block.connection]] += block.length
         share = self.BUDGET // max(1, len(has))

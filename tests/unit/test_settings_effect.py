@@ -33,7 +33,7 @@ from zchunk.node.assembly import NodeParts, node_parts
 from zchunk.node.membership import Identity, Membership, save
 from zchunk.node.planes import bulk_plane
 from zchunk.node.put import assignment
-from zchunk.protocol.messages import FileRecord, PeerRecord, Plan, Planned
+from zchunk.protocol.messages import PeerRecord, Plan, Planned
 from zchunk.tracker import process as tracker_process
 from zchunk.tracker.home import make_token
 from zchunk.tracker.process import Tracker
@@ -254,7 +254,7 @@ def _waiting(world: World) -> tuple[Cluster, Outcome]:
     return cluster, got
 
 
-def _put(cluster: Cluster, client: SimClient, name: str, size: int) -> FileRecord | Any:
+def _put(cluster: Cluster, client: SimClient, name: str, size: int) -> Any:
     outcome = client.put(cluster.make_file(name, size))
     cluster.run(lambda: outcome.ended, "the upload")
     return outcome.expect_done()

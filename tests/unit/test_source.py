@@ -7,6 +7,7 @@ import mmap
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from tests.waiting import wait_for
 from zchunk import disk
 from zchunk.clock import ManualClock
 from zchunk.errors import FileChanged, InvalidUsage, NotFound
-from zchunk.node import source as module
 from zchunk.node.manager import PutOptions, file_name
 from zchunk.node.source import SourceFile
 
@@ -123,7 +123,7 @@ def test_a_writer_that_never_rests_is_never_unnoticed(path: Path, mapping: mmap.
             except FileChanged:
                 continue  # the usual; a busy machine may have kept the writer from it
             opened = rounds[0]
-            wait_for(lambda opened=opened: rounds[0] > opened + 1, 30.0, "it writes again")
+            wait_for(lambda opened=opened: rounds[0] > opened + 1, 30.0, "it writes again")  # type: ignore[misc]
             with pytest.raises(FileChanged):
                 source.check_unchanged()
             source.close()
@@ -156,7 +156,7 @@ def test_times_of_whole_seconds_are_waited_for(path: Path, monkeypatch: pytest.M
         names = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
         return os.stat_result(tuple(found)[:10], {**names, "st_ctime_ns": whole})
 
-    monkeypatch.setattr(module.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(os, "fstat", coarse)
     SourceFile(path, clock).close()
     assert slept == [2.0]

@@ -1104,7 +1104,7 @@ def test_many_chunks_take_few_statements(store: TrackerStore, monkeypatch: pytes
     monkeypatch.setattr(store._database.connection, "execute_sql", counted)
     manifest = make("f", range(9000))
     spent = {}
-    for name, call in {
+    calls: dict[str, Callable[[], object]] = {
         "add": lambda: [store.add_holdings(p, digests(range(9000)), 1) for p in (A, B)],
         "commit": lambda: commit(store, manifest),
         "locate": lambda: store.locate(manifest.file_id),
@@ -1112,7 +1112,8 @@ def test_many_chunks_take_few_statements(store: TrackerStore, monkeypatch: pytes
         "replace": lambda: store.replace_inventory(A, digests(range(9000)), 1),
         "release": lambda: store.release(A, digests(range(9000))),
         "remove": lambda: store.remove_file(manifest.file_id, 1),
-    }.items():
+    }
+    for name, call in calls.items():
         before = statements
         call()
         spent[name] = statements - before

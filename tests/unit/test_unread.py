@@ -38,7 +38,8 @@ class Line:
             return received.connection if isinstance(received, Received) else None
 
         sent: list[int] = []
-        return wait_for(arrived, 20, "a message from the dealer")
+        name: bytes = wait_for(arrived, 20, "a message from the dealer")
+        return name
 
     def fill(self, to: int, size: int = MIB) -> int:
         """Sends until no more is taken; the bytes that were."""
@@ -49,8 +50,9 @@ class Line:
         return total
 
     def close(self) -> None:
-        for socket in (self.router, *self.dealers):
-            socket.close()
+        self.router.close()
+        for dealer in self.dealers:
+            dealer.close()
 
 
 @pytest.fixture

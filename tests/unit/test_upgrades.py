@@ -149,7 +149,7 @@ def test_an_upgrade_that_fails_anywhere_leaves_the_old_store(
     old: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, left, failures = dump(old), 0, 0
-    run = peewee.SqliteDatabase.execute_sql
+    run: Any = peewee.SqliteDatabase.execute_sql
 
     def fails(self: Any, sql: str, *args: Any, **kwargs: Any) -> Any:
         nonlocal left

@@ -795,9 +795,13 @@ class World:
             getattr(self, f"_{type(action).__name__}")(action)
         self._bury()
 
+    @property
+    def asked(self) -> list[OfferChunk | SendBlock]:
+        return [*self.offers, *self.sends]
+
     def _bury(self) -> None:
         """What the job no longer counts on."""
-        for void in [a for a in (*self.offers, *self.sends) if not self._counts(a)]:
+        for void in [a for a in self.asked if not self._counts(a)]:
             self.past = [*self.past, void][-50:]
             (self.offers if isinstance(void, OfferChunk) else self.sends).remove(void)  # type: ignore[arg-type]
             if isinstance(void, SendBlock):
@@ -833,7 +837,7 @@ class World:
         assert action.peer_id not in self.cannot, "offered to a peer that said it cannot"
         assert (action.peer_id, action.chunk) not in self.confirmed, "a second copy at one peer"
         assert len(self.copies(action.chunk)) < self.replicas, "a copy more than asked"
-        for other in (*self.offers, *self.sends):
+        for other in self.asked:
             same = (other.peer_id, other.chunk) == (action.peer_id, action.chunk)
             assert not (same and self._counts(other)), "a copy is on its way there"
         self.offers.append(action)
@@ -973,7 +977,7 @@ class World:
                 continue
             targets = job._chunks[chunk].targets
             usable = [p for p in targets if p in self.up and p not in self.cannot]
-            asked = {a.peer_id for a in (*self.offers, *self.sends) if a.chunk == chunk}
+            asked = {a.peer_id for a in self.asked if a.chunk == chunk}
             assert usable or asked or chunk in planning or job._blocked, f"chunk {chunk} has no place"
             idle = [p for p in usable if targets[p].copy.value == "planned"]
             twin = self.first_of.get(self.sizes[chunk])
@@ -1063,14 +1067,14 @@ class Uploads(RuleBasedStateMachine):
     @precondition(lambda self: self.world.offers or self.world.sends)
     @rule(data=st.data(), took=st.sampled_from([0.0, 0.01, 0.2]), forgetful=st.booleans())
     def answer_arrives(self, data: st.DataObject, took: float, forgetful: bool) -> None:
-        asked = data.draw(st.sampled_from([*self.world.offers, *self.world.sends]))
+        asked = data.draw(st.sampled_from(self.world.asked))
         self.now += took
         self.world.answer(asked, self.now, forgetful)
 
     @rule(count=st.integers(1, 30))
     def many_answers_arrive(self, count: int) -> None:
         for _ in range(count):
-            asked = [*self.world.offers, *self.world.sends]
+            asked = self.world.asked
             if asked:
                 self.world.answer(asked[0], self.now)
 
@@ -1164,7 +1168,7 @@ class Uploads(RuleBasedStateMachine):
         elif world.memory.get(world.digested):
             world.digest(self.now)
         elif world.offers or world.sends:
-            world.answer([*world.offers, *world.sends][0], self.now)
+            world.answer(world.asked[0], self.now)
         else:
             self.deadline_comes()
 

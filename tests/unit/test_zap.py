@@ -182,7 +182,8 @@ class Server:
         return key
 
     def close(self) -> None:
-        for socket in (*self.sockets, self.gate, self.router, self.publisher):
+        closed: list[Any] = [*self.sockets, self.gate, self.router, self.publisher]
+        for socket in closed:
             socket.close()
         self.callers.close()
         self.transport.close()
@@ -466,7 +467,8 @@ def test_a_plain_socket_is_told_as_that_every_time() -> None:
         wait_for(turn, DEADLINE_S, "all are told")
         assert set(told.values()) == {Link.MISMATCH}
     finally:
-        for each in (*told, router):
+        router.close()
+        for each in told:
             each.close()
         callers.close()
         transport.close()
