@@ -1,8 +1,9 @@
 """Each guard is needed: without it some seed fails (PROOF "Simulation").
 
 A mutation takes one guard out of the product. It runs with a story that reaches the
-guard, seed by seed, until one fails; one that survives them all fails here: then the
-story or the verification is too weak. The same stories pass with the guard in place.
+guard, seed by seed, until one fails, from one that did before; one that survives them all
+fails here: then the story or the verification is too weak. The same stories pass with the
+guard in place.
 """
 
 from __future__ import annotations
@@ -287,37 +288,43 @@ def short_writes_count(patch: Patch) -> None:
 class Mutation:
     apply: Callable[[Patch], None]
     story: Story
+    #: one that was seen to fail; it comes first, since those before it cost time alone
+    seed: int = 0
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(range(MUTANT_SEEDS), key=lambda seed: seed != self.seed)
 
 
 MUTATIONS = {
     mutation.apply.__name__: mutation
     for mutation in (
-        Mutation(any_block_counts, scenarios.lateness),
+        Mutation(any_block_counts, scenarios.lateness, seed=1),
         Mutation(downloads_unverified, scenarios.noise),
-        Mutation(puts_unverified, history),
+        Mutation(puts_unverified, history, seed=5),
         Mutation(gaps_ignored, scenarios.missed_events),
         Mutation(leases_endless, scenarios.lateness),
         Mutation(old_starts_welcome, scenarios.copied_home),
         Mutation(new_numbers_unheard, scenarios.put_back),
-        Mutation(leased_chunks_trashed, scenarios.churn),
-        Mutation(kept_chunks_untold, scenarios.dead_uploads),
-        Mutation(crossed_releases_obeyed, scenarios.restarts),
+        Mutation(leased_chunks_trashed, scenarios.churn, seed=19),
+        Mutation(kept_chunks_untold, scenarios.dead_uploads, seed=6),
+        Mutation(crossed_releases_obeyed, scenarios.restarts, seed=6),
         Mutation(named_chunks_released, scenarios.shared_content),
         Mutation(offers_count_as_stored, history),
         Mutation(commits_unchecked, scenarios.slow_reports),
         Mutation(returns_unnoticed, scenarios.missed_events),
         Mutation(silence_unnoticed, scenarios.partial_partition),
         Mutation(way_back_unnoticed, scenarios.partial_partition),
-        Mutation(doubts_unasked, scenarios.rotten),
+        Mutation(doubts_unasked, scenarios.rotten, seed=1),
         Mutation(corruption_unheard, scenarios.rotten),
-        Mutation(comings_uncounted, scenarios.rotten),
-        Mutation(holders_unasked, scenarios.changing_peers),
+        Mutation(comings_uncounted, scenarios.rotten, seed=2),
+        Mutation(holders_unasked, scenarios.changing_peers, seed=2),
         Mutation(moves_unbounded, scenarios.one_sided),
         Mutation(refusals_final, scenarios.vanished),
-        Mutation(refusals_fail, scenarios.gone_before_commit),
-        Mutation(refusals_are_damage, refused_history),
-        Mutation(failed_syncs_count, refused_history),
-        Mutation(short_writes_count, refused_history),
+        Mutation(refusals_fail, scenarios.gone_before_commit, seed=1),
+        Mutation(refusals_are_damage, refused_history, seed=7),
+        Mutation(failed_syncs_count, refused_history, seed=1),
+        Mutation(short_writes_count, refused_history, seed=6),
     )
 }
 STORIES = sorted(
@@ -335,13 +342,13 @@ def _run(root: Path, story: Story, seed: int) -> None:
         shutil.rmtree(folder)
 
 
-def _failing_seed(root: Path, story: Story) -> tuple[int, BaseException]:
-    for seed in range(MUTANT_SEEDS):
+def _failing_seed(root: Path, mutation: Mutation) -> tuple[int, BaseException]:
+    for seed in mutation.seeds:
         try:
-            _run(root, story, seed)
+            _run(root, mutation.story, seed)
         except FAILURES as failure:
             return seed, failure
-    pytest.fail(f"survives {MUTANT_SEEDS} seeds of {story.__name__}: what would notice it?")
+    pytest.fail(f"survives {MUTANT_SEEDS} seeds of {mutation.story.__name__}: what would notice it?")
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
@@ -349,7 +356,7 @@ def test_without_the_guard_some_seed_fails_and_with_it_passes(root: Path, name: 
     mutation = MUTATIONS[name]
     with pytest.MonkeyPatch.context() as patch:
         mutation.apply(patch)
-        seed, failure = _failing_seed(root, mutation.story)
+        seed, failure = _failing_seed(root, mutation)
     print(f"{name}: seed {seed} of {mutation.story.__name__} fails: {failure!r}")
     _run(root, mutation.story, seed)
 
