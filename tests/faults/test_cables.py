@@ -14,6 +14,8 @@ from tests.faults.conftest import Figure
 from tests.integration.cluster import MIB, PATIENCE_S, Event, Process, Source, make_file, sha256_of
 from tests.integration.lan import LanCluster, lan_of
 
+pytestmark = pytest.mark.alone
+
 SETTINGS = {
     "chunking.chunk_size": "1MiB",
     "chunking.min_file_size_for_distribution": "32MiB",

@@ -13,6 +13,8 @@ from tests.faults.conftest import Figure
 from tests.faults.rounds import HANG, KILL, VICTIMS, Rounds, histogram
 from tests.integration.cluster import MIB
 
+pytestmark = pytest.mark.alone
+
 _ROUNDS = 10
 
 

@@ -16,6 +16,8 @@ from tests.faults.speeds import NODES, SLOW, USUAL, Run, Speeds, speeds
 from tests.integration.cluster import MIB
 from tests.integration.lan import lan_of
 
+pytestmark = pytest.mark.alone
+
 _SIZE = 48 * MIB
 _CHUNK = "1MiB"
 #: As few chunks fit the memory as with the sizes that come with zchunk.

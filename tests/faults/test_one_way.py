@@ -17,6 +17,8 @@ from tests.integration.conftest import SMALL
 from tests.waiting import wait_for
 from zchunk.transport.auth import parse_token
 
+pytestmark = pytest.mark.alone
+
 #: Three heartbeats, the scheduling of them, and a busy machine.
 _NOTICED_S = 3 * 1.0 + 1.0 + 3.0
 

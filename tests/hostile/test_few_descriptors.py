@@ -15,7 +15,7 @@ from tests.hostile.rig import PLAIN
 from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 _DESCRIPTORS = 128
 #: Three eighths.
 _MOST = 48

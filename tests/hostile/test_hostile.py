@@ -15,7 +15,7 @@ from tests.hostile.rig import EVENTS, MEMBERS, OF_EVENTS, STRANGERS, Rig, peak_s
 from tests.integration.cluster import MIB
 from tests.integration.raw import Line, keys_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 _GROWTH = 64 * MIB
 _SECONDS = 2.0
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.hostile.misbehaving import CURVE_AND_PLAIN, misbehave, site_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 Figure = Callable[[str, object], None]
 _SECONDS = 8.0
 #: It ends as soon as it is noticed.

@@ -10,7 +10,7 @@ import pytest
 from tests.hostile import zmtp
 from tests.hostile.rig import EVENTS, Rig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 _PATIENCE_S = 10.0
 
 

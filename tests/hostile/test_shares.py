@@ -14,7 +14,7 @@ from tests.hostile.shares import ASLEEP, HOLDERS, TAKERS, Shared, kinds, share, 
 from tests.integration.cluster import MIB, PATIENCE_S
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 _SIZE = 128 * MIB
 _FAIR = 0.8
 _SOON_S = 1.0

@@ -29,6 +29,8 @@ from zchunk.transport.auth import parse_token
 from zchunk.transport.keys import peer_id_of
 from zchunk.transport.zeromq import ZmqTransport
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="session")
 def start_s(guarded_cluster: Cluster) -> float:

@@ -17,6 +17,8 @@ from tests.integration.raw import Keys, Taking, keys_of, silent
 from tests.waiting import wait_for
 from zchunk import misuse
 
+pytestmark = pytest.mark.alone
+
 ENDED_WITHIN_S = 1.0
 
 Figure = Callable[[str, object], None]

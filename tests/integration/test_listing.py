@@ -16,6 +16,8 @@ from benchmarks import trackerhome
 
 from tests.integration.cluster import MIB, Client, Cluster
 
+pytestmark = pytest.mark.alone
+
 FEW, MANY = 100, 3000
 
 

@@ -29,7 +29,7 @@ from tests.integration.cluster import (
 )
 from tests.waiting import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CHUNK = 10 * MIB
 LIMIT = 200 * 10**6

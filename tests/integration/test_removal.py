@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file, sha256_of
 from tests.waiting import wait_for
+
+pytestmark = pytest.mark.alone
 
 
 def held(cluster: Cluster, hashes: Sequence[str]) -> int:

@@ -10,6 +10,8 @@ from benchmarks import rest
 
 from tests.integration.cluster import Cluster
 
+pytestmark = pytest.mark.alone
+
 #: As its benchmark has 60 s.
 LOOK_S = 20.0
 #: The same work costs more where other programs take the caches: the benchmark asks for the bound,

@@ -14,7 +14,7 @@ from benchmarks.floors import CACHED, DIRECT, floor
 
 from tests.integration.cluster import Cluster, Source, make_file, sha256_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
 
 SIZE = 300 * 10**6
 ROUNDS = 5

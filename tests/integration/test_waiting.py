@@ -14,6 +14,8 @@ import pytest
 from tests.integration.cluster import MIB, Cluster, Process, Source, make_file
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.alone
+
 #: How long a command is looked at, and what of our threads may wake in this time.
 LOOK_S = 6.0
 WAKES_A_SECOND = 5.0
