@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from zchunk import cli as program
 from zchunk import errors
-from zchunk.cli import cli, common, files
+from zchunk.cli import cli, common, files, joining
 from zchunk.cli.common import Invocation, parse_duration, token_text
 from zchunk.errors import Interrupted, InvalidUsage, NotFound, ZchunkError
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict, replace
 
+from zchunk import strategy
 from zchunk.config import SECTIONS, Settings, allowed, keys_of, load, parse_size
 from zchunk.errors import ConfigError, InvalidUsage
 
