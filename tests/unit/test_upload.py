@@ -253,6 +253,60 @@ def test_a_peer_that_takes_all_and_stores_nothing_is_offered_the_chunk_again_lat
     assert job.on_time(wake) == [OfferChunk(A, 0, 2)]
 
 
+def the_link_breaks(job: UploadJob) -> float:
+    job.refused(A, 0, 1, PeerUnreachable("the connection broke"), SLOW)
+    return SLOW + 1.0
+
+
+def nothing_comes(job: UploadJob) -> float:
+    job.on_time(STALL + SLOW)
+    return STALL + SLOW + 1.0
+
+
+def the_peer_is_down_for_a_moment(job: UploadJob) -> float:
+    job.peer_down(A, SLOW)
+    job.peer_up(A, 1, SLOW)
+    return SLOW
+
+
+@pytest.mark.parametrize("given_up", [the_link_breaks, nothing_comes, the_peer_is_down_for_a_moment])
+@pytest.mark.parametrize("answered", [0, 1, 3])
+def test_a_chunk_whose_answer_was_lost_is_sent_if_its_peer_has_it(
+    given_up: Callable[[UploadJob], float], answered: int
+) -> None:
+    """It was stored, and told too late: its bytes were this job's all the same, and count once."""
+    job = make([[A]])
+    for ask in of(SendBlock, begin_sending(job))[:answered]:
+        job.taken(A, 0, 1, ask.offset, False, SLOW)
+    now = given_up(job)
+    job.on_time(now)
+    assert AllStored() in job.offered(A, 0, 2, True, now)
+    assert job.bytes_sent == CHUNK
+    job.doubted(None, now)
+    job.read(0, now)
+    assert AllStored() in job.offered(A, 0, 3, True, now)
+    assert job.bytes_sent == CHUNK
+
+
+def test_a_chunk_that_was_sent_in_part_is_another_uploads_if_its_peer_has_it() -> None:
+    job = make([[A]], size=100 * BLOCK, budget=1000)
+    begin_sending(job)
+    job.taken(A, 0, 1, 0, False, SLOW)
+    now = the_link_breaks(job)
+    assert job.on_time(now) == [OfferChunk(A, 0, 2)]
+    job.offered(A, 0, 2, True, now)
+    assert job.bytes_sent == BLOCK
+
+
+def test_a_chunk_that_its_peer_has_not_counts_as_it_is_sent_again() -> None:
+    job = make([[A]])
+    begin_sending(job)
+    now = the_link_breaks(job)
+    job.on_time(now)
+    assert AllStored() in take(job, of(SendBlock, job.offered(A, 0, 2, False, now)), now + SLOW)
+    assert job.bytes_sent == CHUNK
+
+
 # -- a peer goes down with blocks in flight: how the pending thing ends ---------------------
 
 

@@ -203,7 +203,11 @@ class UploadJob:
         cannot be reached from here. An `undivided` file has the same places for every chunk
         (SPEC U1); from `own_peer` it is not taken away."""
         self.state = UploadState.RUNNING
+        #: payload that peers took: of blocks that were answered, and of a chunk that was sent whole,
+        #: whose answer did not come in time, and that its peer has when it is offered again
         self.bytes_sent = 0
+        #: (peer id, chunk) -> the part of such a chunk that no answer has counted
+        self._unanswered: dict[tuple[str, int], int] = {}
         self._limits = limits
         self._replicas = replicas
         self._min_peers = min_peers
@@ -332,7 +336,9 @@ class UploadJob:
         target = self._target(peer_id, index, attempt, _Copy.OFFERED)
         if target is None:
             return []
+        unanswered = self._unanswered.pop((peer_id, index), 0)
         if have:
+            self.bytes_sent += unanswered
             self._store(index, target)
             return self._go_on(now)
         target.copy = _Copy.SENDING
@@ -370,7 +376,7 @@ class UploadJob:
         target = chunk.targets.get(peer_id)
         if target is None or target.attempt != attempt or target.copy not in (_Copy.OFFERED, _Copy.SENDING):
             return []
-        self._withdraw(peer_id, chunk)
+        self._withdraw(peer_id, index)
         flow = self._flow(peer_id)
         if error.code in CANNOT or (error.code == _FOR_NOW and flow.fails_again(now)):
             self._refused.add(peer_id)
@@ -733,7 +739,7 @@ class UploadJob:
             chunk = self._chunks[index]
             target = chunk.targets.get(peer_id)
             if target is not None and target.copy in (_Copy.OFFERED, _Copy.SENDING):
-                self._withdraw(peer_id, chunk)
+                self._withdraw(peer_id, index)
                 self._plan_again(peer_id, chunk)
 
     def _plan_again(self, peer_id: str, chunk: _Chunk) -> None:
@@ -741,9 +747,12 @@ class UploadJob:
         chunk.targets[peer_id] = _Target()
         self._places_changed = True
 
-    def _withdraw(self, peer_id: str, chunk: _Chunk) -> None:
+    def _withdraw(self, peer_id: str, index: int) -> None:
+        chunk = self._chunks[index]
         target = chunk.targets.pop(peer_id)
         chunk.unclean = chunk.unclean or bool(target.sent)
+        if target.sent and not target.unsent:  # it may be stored there all the same
+            self._unanswered[peer_id, index] = sum(length for length, _ in target.sent.values())
         self._settle(peer_id, target)
 
     def _settle(self, peer_id: str, target: _Target) -> None:
