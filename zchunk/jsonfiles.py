@@ -11,10 +11,11 @@ import errno
 import json
 import os
 import re
-import stat
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from zchunk.openfiles import keep_regular
 
 #: More than ten thousand members take.
 MAX_BYTES = 16 * 1024 * 1024
@@ -26,8 +27,7 @@ def read(path: Path, most: int = MAX_BYTES, *, follow: bool = True) -> Any:
     through a link, as is right in folders where only the user makes any."""
     link = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | link)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    if not keep_regular(fd):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(fd, "rb") as file:
         data = file.read(most + 1)

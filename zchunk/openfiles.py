@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import threading
 from contextlib import suppress
@@ -100,6 +101,18 @@ def _part(share: int, of: int) -> int:
 def is_want(error: OSError) -> bool:
     """Whether it says that something is short for now, and nothing of what was asked about."""
     return error.errno in _WANT
+
+
+def keep_regular(fd: int) -> bool:
+    """Whether it is of a regular file. Any other is closed, and so is one that cannot be looked at:
+    raises OSError then."""
+    is_regular = False
+    try:
+        is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
+    finally:
+        if not is_regular:
+            os.close(fd)
+    return is_regular
 
 
 class _Kept:

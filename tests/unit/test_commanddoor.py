@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from zchunk.errors import NotAllowed, StorageFailure, TrackerUnreachable
+from tests.descriptors import open_descriptors
+from zchunk.errors import NotAllowed, StorageFailure, TrackerUnreachable, ZchunkError
 from zchunk.protocol import wire
 from zchunk.protocol.messages import MembersChanged, Message, Ok
 from zchunk.tracker.commanddoor import members_changed, open_door
@@ -75,6 +76,20 @@ def test_what_keeps_the_list_from_being_read_is_told(tmp_path: Path, error: Any)
 def test_a_tracker_that_does_not_answer_is_said(tmp_path: Path) -> None:
     with tracker(tmp_path, None), pytest.raises(TrackerUnreachable, match="the change is written"):
         members_changed(tmp_path, 0.3)
+
+
+def test_a_place_that_cannot_be_noted_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    (tmp_path / "home").write_text("a file: no socket, and no note, can be made in it")
+    before = open_descriptors()
+    with pytest.raises(ZchunkError, match=r"home/socket\.json"):
+        open_door(tmp_path / "home")
+    assert open_descriptors() <= before
+    assert list(runtime.iterdir()) == []
 
 
 def test_a_folder_that_can_hold_no_socket_names_another_place(

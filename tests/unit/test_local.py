@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import selectors
 import socket
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from tests.descriptors import open_descriptors
 from tests.unit.test_openfiles import none_left
 from tests.waiting import wait_for
+from zchunk import openfiles
 from zchunk.clock import SystemClock
 from zchunk.errors import NotAllowed, NotFound
 from zchunk.loop import Loop, LoopThread
@@ -191,6 +193,79 @@ def test_who_comes_when_no_descriptor_is_left_is_ended(server: Server) -> None:
             line.close()
             line.__init__(socket.AF_UNIX)  # type: ignore[misc]
     assert server.ask(b"x") == [b"x"]
+
+
+def test_who_cannot_be_waited_for_is_ended_and_others_are_not(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(server.door._selector, "register", refuse(errno.ENOSPC))
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(PATIENCE_S)
+            line.connect(server.at.removeprefix("unix:"))
+            assert line.recv(1) == b""
+    assert server.ask(b"x") == [b"x"]
+    wait_for(lambda: open_descriptors() <= before, PATIENCE_S, "the connections are closed")
+
+
+# -- what fails leaves nothing ---------------------------------------------------------------
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a door is made whose folder cannot hold it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("of", "call", "number"),
+    [
+        (socket.socket, "bind", errno.EADDRINUSE),
+        (os, "chmod", errno.EPERM),
+        (socket.socket, "listen", errno.EOPNOTSUPP),
+        (os, "dup", errno.EMFILE),
+        (selectors, "DefaultSelector", errno.EMFILE),
+        (selectors.DefaultSelector, "register", errno.ENOSPC),
+    ],
+)
+def test_a_door_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch, of: Any, call: str, number: int
+) -> None:
+    home, before = tmp_path / "jobs", open_descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(of, call, refuse(number))
+        with pytest.raises(OSError, match=os.strerror(number)):
+            LocalDoor(home, NAME)
+    assert open_descriptors() <= before
+    assert list(home.iterdir()) == list(runtime.iterdir()) == []
+
+
+def test_with_too_few_descriptors_a_door_leaves_nothing(tmp_path: Path, runtime: Path) -> None:
+    home, needed = tmp_path / "jobs", 3
+    for count in range(needed):
+        with none_left() as taken:
+            for _ in range(count):
+                os.close(taken.pop())
+            with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+                LocalDoor(home, NAME)
+            assert openfiles.free(needed) == count
+        assert list(home.iterdir()) == list(runtime.iterdir()) == []
+    with none_left() as taken:
+        for _ in range(needed):
+            os.close(taken.pop())
+        LocalDoor(home, NAME).close()
+        assert openfiles.free(needed) == needed
 
 
 # -- nobody, or somebody else ---------------------------------------------------------------

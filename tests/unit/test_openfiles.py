@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zchunk import openfiles
-from zchunk.openfiles import close_file, for_connections, for_readers, open_file, raise_limit
+from tests.descriptors import open_descriptors
+from zchunk import jsonfiles, openfiles
+from zchunk.errors import StorageFailure
+from zchunk.node.source import SourceFile
+from zchunk.openfiles import (
+    close_file,
+    for_connections,
+    for_readers,
+    keep_regular,
+    open_file,
+    raise_limit,
+)
 from zchunk.transport.guard import Guard, Limits, Seen
 
 
@@ -34,6 +46,14 @@ def take_all() -> list[int]:
     return taken
 
 
+def keep_regular_at(path: Path) -> None:
+    """Opens it, and closes it where `keep_regular` lets it stand."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not keep_regular(fd):
+        raise OSError("not a regular file")
+    os.close(fd)
+
+
 @contextmanager
 def none_left() -> Iterator[list[int]]:
     """Yields those that were taken."""
@@ -51,6 +71,32 @@ def spare() -> Iterator[None]:
     openfiles.keep(3)
     yield
     openfiles.keep(0)
+
+
+@pytest.mark.parametrize("read", [jsonfiles.read, SourceFile, keep_regular_at])
+def test_what_cannot_be_looked_at_is_closed(
+    read: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("{}")
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", fail)
+        with pytest.raises((OSError, StorageFailure), match=os.strerror(errno.EIO)):
+            read(path)
+    assert open_descriptors(tmp_path) == set()
+
+
+@pytest.mark.parametrize("read", [jsonfiles.read, keep_regular_at])
+def test_what_is_no_regular_file_is_closed(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        read(path)
+    assert open_descriptors(tmp_path) == set()
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:

@@ -18,6 +18,7 @@ from zchunk import disk
 from zchunk.clock import Clock, SystemClock
 from zchunk.errors import FileChanged, InvalidUsage, NotAllowed, NotFound, ZchunkError
 from zchunk.manifest import chunk_length
+from zchunk.openfiles import keep_regular
 
 log = logging.getLogger(__name__)
 
@@ -105,13 +106,12 @@ def _open_regular(path: Path) -> int:
             raise _no_file(path)
         # Not blocking: if it was a named pipe by now it would wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        if keep_regular(fd):
+            return fd
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{path} does not exist") from None
     except OSError as error:
         raise _unreadable(path, error) from None
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
     raise _no_file(path)
 
 

@@ -26,9 +26,13 @@ def open_door(folder: Path) -> LocalDoor:
     """For a tracker that holds the lock of HOME/tracker `folder`. Raises OSError where there can be no
     socket, ZchunkError where its place cannot be noted."""
     door = LocalDoor(folder.absolute(), _NAME)
-    disk.discard(folder / _ELSEWHERE)
-    if door.endpoint != _usual(folder):
-        disk.write_durable(folder / _ELSEWHERE, json.dumps(door.endpoint).encode(), mode=0o600)
+    try:
+        disk.discard(folder / _ELSEWHERE)
+        if door.endpoint != _usual(folder):
+            disk.write_durable(folder / _ELSEWHERE, json.dumps(door.endpoint).encode(), mode=0o600)
+    except BaseException:
+        door.close()
+        raise
     return door
 
 

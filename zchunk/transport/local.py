@@ -21,7 +21,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -61,15 +61,21 @@ class LocalDoor:
 
     def __init__(self, folder: Path, name: str) -> None:
         """Listens as `name` in `folder`, or elsewhere if the folder cannot hold a socket: `endpoint`
-        says where. What is left there of a process that was killed goes. Raises OSError."""
-        self._path, self._listener = _listen(folder, name)
-        self.endpoint = f"{SCHEME}{self._path}"
-        self._is_elsewhere = self._path.parent != folder
+        says where. What is left there of a process that was killed goes. Raises OSError: nothing
+        is left open then, nor any name."""
         self._connections: dict[bytes, _Connection] = {}
         self._numbers = itertools.count(1)
-        self._spare = os.dup(self._listener.fileno())
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        with ExitStack() as opened:
+            self._path, self._listener = _listen(folder, name)
+            opened.callback(_forget, self._path, folder)
+            opened.callback(self._listener.close)
+            self.endpoint = f"{SCHEME}{self._path}"
+            self._spare = os.dup(self._listener.fileno())
+            opened.callback(self._close_spare)
+            self._selector = selectors.DefaultSelector()
+            opened.callback(self._selector.close)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._opened = opened.pop_all()
 
     def pollable(self) -> list[int]:
         """One descriptor, which is ready when any of them is (epoll, kqueue)."""
@@ -102,14 +108,7 @@ class LocalDoor:
                 connection.line.settimeout(_LINGER_S)
                 connection.line.sendall(connection.unsent)
             self._end(connection)
-        self._selector.close()
-        self._listener.close()
-        with suppress(OSError):
-            os.close(self._spare)
-        with suppress(OSError):
-            os.unlink(self._path)
-            if self._is_elsewhere:
-                os.rmdir(self._path.parent)
+        self._opened.close()
 
     # -- inside -----------------------------------------------------------------------
 
@@ -134,8 +133,13 @@ class LocalDoor:
             return
         line.setblocking(False)
         connection = _Connection(b"%d" % next(self._numbers), line)
+        try:
+            self._selector.register(line, selectors.EVENT_READ, connection)
+        except OSError as error:  # no memory for it, or one watch too many (epoll(7))
+            log.info("a connection to %s was refused: %s", self._path, error)
+            line.close()
+            return
         self._connections[connection.name] = connection
-        self._selector.register(line, selectors.EVENT_READ, connection)
 
     def _has_room(self) -> bool:
         """Of all that stand the oldest that has not asked ends: who means to asks at once."""
@@ -148,11 +152,15 @@ class LocalDoor:
 
     def _refuse_one(self) -> None:
         """No descriptor is left: whoever waits would wake the loop again and again."""
-        spare, self._spare = self._spare, -1
+        self._close_spare()
         with suppress(OSError):
-            os.close(spare)
             self._listener.accept()[0].close()
             self._spare = os.dup(self._listener.fileno())
+
+    def _close_spare(self) -> None:
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
 
     def _read(self, connection: _Connection) -> Received | None:
         """The request, once all of it is there. Whoever says anything else is ended."""
@@ -295,13 +303,25 @@ def _bind(path: Path) -> socket.socket:
             os.unlink(path)
         with _address(path) as address:
             listener.bind(address)
-        os.chmod(path, 0o600)
-        listener.listen()
+        try:
+            os.chmod(path, 0o600)
+            listener.listen()
+        except OSError:
+            disk.discard(path)
+            raise
         listener.setblocking(False)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def _forget(path: Path, folder: Path) -> None:
+    """The name of a door that was to be in `folder`, and the folder that was made for it elsewhere."""
+    with suppress(OSError):
+        os.unlink(path)
+        if path.parent != folder:
+            os.rmdir(path.parent)
 
 
 @contextmanager

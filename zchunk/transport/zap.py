@@ -124,8 +124,12 @@ class PlainGate:
 
 def _handler(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     raw = context.socket(zmq.ROUTER)
-    raw.setsockopt(zmq.LINGER, 0)
-    raw.bind(_AT)
+    try:
+        raw.setsockopt(zmq.LINGER, 0)
+        raw.bind(_AT)
+    except BaseException:
+        raw.close()
+        raise
     return raw
 
 

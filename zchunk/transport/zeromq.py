@@ -14,7 +14,7 @@ import socket as os_socket
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,8 @@ from zmq.utils.garbage import gc as returns
 
 from zchunk import addresses
 from zchunk.errors import InvalidUsage
-from zchunk.oserrors import check_descriptors
+from zchunk.openfiles import is_want
+from zchunk.oserrors import as_ours, check_descriptors
 from zchunk.transport import descriptors, names
 from zchunk.transport.base import (
     Arrival,
@@ -117,7 +118,12 @@ class ZmqTransport:
         check_descriptors("a set of connections", own + _OF_RETURNS)
         _prepare_for_large_frames()
         self._context = zmq.Context(io_threads)
-        self._context.socket(zmq.PAIR).close()
+        try:
+            with _in_words():
+                self._context.socket(zmq.PAIR).close()
+        except BaseException:
+            self._context.term()
+            raise
         # A closed context must not hang on sockets of a thread that died.
         self._context.linger = 0
         self._admissions = Admissions()
@@ -128,88 +134,116 @@ class ZmqTransport:
         return ZmqPoller()
 
     def gate(self) -> ZapGate:
-        return ZapGate(self._context, self._admissions)
+        with _in_words():
+            return ZapGate(self._context, self._admissions)
 
     def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> RouterSocket:
-        raw = self._socket(zmq.ROUTER, options, curve)
-        raw.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        bound = self._listen(raw, bind, options, curve)
-        return RouterSocket(bound, options.unread_bytes)
+        with self._listening(zmq.ROUTER, zmq.ROUTER_MANDATORY, bind, options, curve) as bound:
+            return RouterSocket(bound, options.unread_bytes)
 
     def publisher(
         self, bind: str, options: SocketOptions, curve: CurveServer | None = None
     ) -> PublisherSocket:
         # A PUB that shows its subscriptions, and so which connection is whose.
-        raw = self._socket(zmq.XPUB, options, curve)
-        raw.setsockopt(zmq.XPUB_VERBOSE, 1)
-        return PublisherSocket(self._listen(raw, bind, options, curve))
+        with self._listening(zmq.XPUB, zmq.XPUB_VERBOSE, bind, options, curve) as bound:
+            return PublisherSocket(bound)
 
     def dealer(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
     ) -> ConnectedSocket:
-        raw = self._socket(zmq.DEALER, options, curve)
-        # Without this, requests queue up for a peer that is not there.
-        raw.setsockopt(zmq.IMMEDIATE, 1)
-        _set_heartbeats(raw, options)
-        return ConnectedSocket(raw, addresses, encrypts=curve is not None)
+        with self._socket(zmq.DEALER, options, curve) as raw:
+            # Without this, requests queue up for a peer that is not there.
+            raw.setsockopt(zmq.IMMEDIATE, 1)
+            _set_heartbeats(raw, options)
+            return ConnectedSocket(raw, addresses, encrypts=curve is not None)
 
     def subscriber(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
     ) -> ConnectedSocket:
-        raw = self._socket(zmq.SUB, options, curve)
-        raw.setsockopt(zmq.LINGER, 0)  # else closing waits for subscriptions nobody takes
-        raw.setsockopt(zmq.SUBSCRIBE, b"")
-        _set_heartbeats(raw, options)
-        # Never more unread than the mark, see there. What comes is what the tracker publishes.
-        raw.setsockopt(zmq.RCVHWM, 0)
-        return ConnectedSocket(raw, addresses, encrypts=curve is not None)
+        with self._socket(zmq.SUB, options, curve) as raw:
+            raw.setsockopt(zmq.LINGER, 0)  # else closing waits for subscriptions nobody takes
+            raw.setsockopt(zmq.SUBSCRIBE, b"")
+            _set_heartbeats(raw, options)
+            # Never more unread than the mark, see there. What comes is what the tracker publishes.
+            raw.setsockopt(zmq.RCVHWM, 0)
+            return ConnectedSocket(raw, addresses, encrypts=curve is not None)
 
-    def _listen(
-        self, raw: zmq.Socket[bytes], bind: str, options: SocketOptions, curve: CurveServer | None
-    ) -> _Bound:
-        if curve is None:
-            raw.setsockopt(zmq.RCVBUF, _PLAIN_WINDOW_BYTES)
-        _ask_gate(raw, curve.door if curve is not None else PLAIN_DOMAIN)
-        gate = self._plain_gate() if curve is None else None
-        try:
+    @contextlib.contextmanager
+    def _listening(
+        self, kind: int, flag: int, bind: str, options: SocketOptions, curve: CurveServer | None
+    ) -> Iterator[_Bound]:
+        """A socket with this option set, bound; closed again where the block fails."""
+        with self._socket(kind, options, curve) as raw, self._plain_gate(curve) as gate:
+            raw.setsockopt(flag, 1)
+            if curve is None:
+                raw.setsockopt(zmq.RCVBUF, _PLAIN_WINDOW_BYTES)
+            _ask_gate(raw, curve.door if curve is not None else PLAIN_DOMAIN)
             endpoint = _bind(raw, bind)
-        except InvalidUsage:
-            if gate is not None:
-                gate.close()
-                self._asked_in_plain = False
-            raise
-        delivered = self._connections.watch(endpoint, _limits(options))
-        return _Bound(raw, endpoint, self._admissions, curve is not None, delivered, gate)
+            delivered = self._connections.watch(endpoint, _limits(options))
+            yield _Bound(raw, endpoint, self._admissions, curve is not None, delivered, gate)
 
-    def _plain_gate(self) -> PlainGate | None:
-        """Of the first plain socket; it answers for the others too, which live in the same loop."""
-        if self._asked_in_plain:
-            return None
+    @contextlib.contextmanager
+    def _plain_gate(self, curve: CurveServer | None) -> Iterator[PlainGate | None]:
+        """Of the first plain socket; it answers for the others too, which live in the same loop.
+        Closed again where the block fails."""
+        if curve is not None or self._asked_in_plain:
+            yield None
+            return
+        gate = PlainGate(self._context)
+        try:
+            yield gate
+        except BaseException:
+            gate.close()
+            raise
         self._asked_in_plain = True
-        return PlainGate(self._context)
 
     def close(self) -> None:
         """Ends the context; every loop has closed its own sockets before."""
         self._connections.close()
         self._context.term()
 
+    @contextlib.contextmanager
     def _socket(
         self, kind: int, options: SocketOptions, curve: CurveServer | CurveClient | None
-    ) -> zmq.Socket[bytes]:
+    ) -> Iterator[zmq.Socket[bytes]]:
+        """Closed again where the block fails."""
         # Else libzmq tries to connect again and again, and tells nobody what keeps it from it.
         check_descriptors("a connection", _OF_A_SOCKET)
-        raw = self._context.socket(kind)
-        _set_curve(raw, curve)
-        raw.setsockopt(zmq.LINGER, options.linger_ms)
-        raw.setsockopt(zmq.MAXMSGSIZE, options.max_frame_bytes + (_CURVE_BYTES if curve else 0))
-        raw.setsockopt(zmq.SNDHWM, options.send_mark)
-        raw.setsockopt(zmq.RCVHWM, options.receive_mark)
-        raw.setsockopt(zmq.IPV6, 1)
-        raw.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT_MS)
-        raw.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        raw.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        raw.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-        return raw
+        with _in_words():
+            raw = self._context.socket(kind)
+            try:
+                _set_options(raw, options, curve)
+                yield raw
+            except BaseException:
+                raw.close(0)
+                raise
+
+
+def _set_options(
+    raw: zmq.Socket[bytes], options: SocketOptions, curve: CurveServer | CurveClient | None
+) -> None:
+    _set_curve(raw, curve)
+    raw.setsockopt(zmq.LINGER, options.linger_ms)
+    raw.setsockopt(zmq.MAXMSGSIZE, options.max_frame_bytes + (_CURVE_BYTES if curve else 0))
+    raw.setsockopt(zmq.SNDHWM, options.send_mark)
+    raw.setsockopt(zmq.RCVHWM, options.receive_mark)
+    raw.setsockopt(zmq.IPV6, 1)
+    raw.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT_MS)
+    raw.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    raw.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+    raw.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Strangers may have taken what was counted as free: raises StorageUnavailable then."""
+    try:
+        yield
+    except (OSError, zmq.ZMQError) as error:
+        refusal = OSError(error.errno, str(error.strerror))
+        if not is_want(refusal):
+            raise
+        raise as_ours(refusal) from error
 
 
 def _prepare_for_large_frames() -> None:
@@ -265,11 +299,9 @@ def _bind(raw: zmq.Socket[bytes], address: str) -> str:
         if _is_ipv4(number):
             raw.setsockopt(zmq.IPV6, 0)  # else the endpoint reads ::ffff:127.0.0.1
         _bind_dual_stack(raw, number)
-    except InvalidUsage:
-        raw.close(0)
-        raise
     except zmq.ZMQError as error:
-        raw.close(0)
+        if is_want(OSError(error.errno, "")):
+            raise
         hint = "another program uses it" if error.errno == zmq.EADDRINUSE else str(error.strerror)
         raise InvalidUsage(f"cannot listen on {address}: {hint}; choose another with --bind") from None
     return raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
@@ -641,9 +673,13 @@ class ConnectedSocket(Edged):
         #: the descriptor of the latest connection
         self._number: int | None = None
         self._monitor = raw.get_monitor_socket(_LINK_EVENTS)
-        if any(_name_in(address) for address in addresses):
-            self._bell = _new_bell()
-        self._connect()
+        try:
+            if any(_name_in(address) for address in addresses):
+                self._bell = _new_bell()
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
 
     def pollable(self) -> list[zmq.Socket[bytes] | int]:
         bell = [self._bell[0]] if self._bell is not None else []
