@@ -33,11 +33,14 @@ def _write_new(path: Path, data: bytes) -> None:
     except FileExistsError:
         raise TargetExists(f"{path} exists; a key file is never replaced: choose another name") from None
     try:
-        os.write(fd, data)
+        disk.write_at(None, fd, data, 0)
         disk.sync_file(fd)
+        disk.sync_folder(path.absolute().parent)
+    except OSError:
+        disk.discard(path)  # else it is in the way of the next try
+        raise
     finally:
         os.close(fd)
-    disk.sync_folder(path.absolute().parent)
 
 
 def read_key_file(path: Path) -> KeyFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zchunk.errors import InvalidUsage, NotFound, TargetExists
+from zchunk.errors import InvalidUsage, NoSpace, NotFound, TargetExists
 from zchunk.keyfiles import make_key_file, passphrase_of, read_key_file, read_passphrase
 from zchunk.sealing import Passphrase
 
@@ -35,6 +36,23 @@ def test_a_key_file_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(TargetExists):
         make_key_file(tmp_path / "link")
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync", "fsync"])
+def test_a_key_file_that_cannot_be_written_is_not_left(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "key"
+
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        with pytest.raises(NoSpace):
+            make_key_file(path)
+    assert not path.exists()
+    make_key_file(path)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from tests.descriptors import open_descriptors
 from tests.unit.test_partfile import JOB_ID, OTHER_JOB, SIZE, File, names, write
 from zchunk.errors import AlreadyRunning, NotAllowed, ZchunkError
 from zchunk.node import targetlock
@@ -152,6 +155,43 @@ def test_a_disk_without_locks_is_used_all_the_same(
     acquire(lock_path, 0.0).release()
     assert "has no locks" in caplog.text
     assert not lock_path.exists()
+
+
+@pytest.mark.parametrize(("of", "call"), [(fcntl, "flock"), (os, "lstat"), (os, "fstat")])
+def test_where_a_disk_fails_nothing_is_left(
+    lock_path: Path, of: ModuleType, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the first call alone, so that what was made can be taken away again."""
+    real, before = getattr(of, call), open_descriptors()
+    failures = iter([OSError(errno.EIO, os.strerror(errno.EIO))])
+
+    def fail_once(*args: Any) -> Any:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return real(*args)
+
+    monkeypatch.setattr(of, call, fail_once)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        acquire(lock_path, 0.0)
+    assert not lock_path.exists()
+    assert open_descriptors() <= before
+    acquire(lock_path, 0.0).release()
+
+
+def test_what_was_there_stays_where_a_disk_fails(lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock_path.touch()
+    for call in ("flock", "fstat"):
+        before = open_descriptors()
+
+        def fail(*args: Any) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fcntl if call == "flock" else os, call, fail)
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                acquire(lock_path, 0.0)
+        assert lock_path.exists()
+        assert open_descriptors() <= before
 
 
 # -- what was put there ---------------------------------------------------------------------------

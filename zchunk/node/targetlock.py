@@ -20,6 +20,7 @@ from pathlib import Path
 from zchunk import disk
 from zchunk.errors import NotAllowed
 from zchunk.node.owners import own_uid, owner_name
+from zchunk.openfiles import keep_regular
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +107,20 @@ def _try(path: Path) -> tuple[TargetLock | None, Held | None]:
             return None, None
         lock, fd = TargetLock(path, fd), -1
         return lock, None
+    except BaseException:
+        if made:
+            _take_back(path, fd)
+        raise
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def _take_back(path: Path, fd: int) -> None:
+    """What was made for a lock that the disk refuses: nobody has it."""
+    with suppress(OSError):
+        if os.path.samestat(os.lstat(path), os.fstat(fd)):
+            os.unlink(path)
 
 
 def _open(path: Path) -> tuple[int, bool]:
@@ -123,10 +135,9 @@ def _open(path: Path) -> tuple[int, bool]:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
             raise _odd(path) from None
         raise
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd, False
-    os.close(fd)
-    raise _odd(path)
+    if not keep_regular(fd):
+        raise _odd(path)
+    return fd, False
 
 
 def _open_there(path: Path) -> int:
