@@ -184,6 +184,11 @@ def is_there(path: Path) -> bool:
 # -- space ----------------------------------------------------------------------------
 
 
+def is_read_only(path: Path) -> bool:
+    """Whether its file system is mounted so. Raises OSError."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
 def free_bytes(path: Path) -> int:
     """What an ordinary user may still write on the disk of `path`."""
     with storage_errors(path, "asking for the free space of"):

@@ -28,6 +28,9 @@ WHOLE = "whole"
 #: Up to this many peers `minimum_peers` tries all sets; beyond it takes the greedy bound.
 EXACT_PEERS = 12
 _LOAD_STEPS = 1000
+#: What to do where there are too few peers, or no room.
+START_MORE = ": start more nodes, or use --wait"
+_MAKE_ROOM = "; remove files, raise a node's capacity, add a node or ask for fewer replicas"
 _MAX_LOAD = 1000.0
 
 Row = tuple[int, ...]
@@ -178,9 +181,9 @@ def _placement(strategy: str, peers: Sequence[Candidate], rows: Sequence[Row]) -
 def _check_enough(peers: Sequence[Candidate], needed: int) -> None:
     if len(peers) >= needed:
         return
-    online = [peer.name for peer in peers]
+    online = sorted(peer.name for peer in peers)
     listed = f" ({', '.join(online)})" if online else ""
-    message = f"{_peers(len(online))} online{listed}, but it takes {needed}: start more nodes, or use --wait"
+    message = f"{_peers(len(online))} online{listed}, but it takes {needed}{START_MORE}"
     raise TooFewPeers(message, online=online, needed=needed)
 
 
@@ -192,6 +195,27 @@ def _check_each_chunk(peers: Sequence[Candidate], held: Sequence[Collection[str]
             _check_enough(peers, replicas - len(holders - ids))
 
 
+#: (name, why, and what to do about it) of a peer that is up and takes nothing.
+Refused = tuple[str, str]
+
+
+def without_refused(error: TooFewPeers | NoSpace, refused: Sequence[Refused]) -> str:
+    """What it means that there is no plan without these peers: to start others, or to remove files,
+    is not what is missing first."""
+    if isinstance(error, NoSpace):
+        return f"{error.message.removesuffix(_MAKE_ROOM)}; {refusals_text(refused)}"
+    return f"{takers_text(error)}; {refusals_text(refused)}"
+
+
+def takers_text(error: TooFewPeers) -> str:
+    online, needed = error.details.get("online", ()), error.details.get("needed", 0)
+    return f"it takes {_peers(needed)}, and {', '.join(online) or 'none'} can take chunks now"
+
+
+def refusals_text(refused: Sequence[Refused]) -> str:
+    return "; ".join(f"{name} is up, but refuses: {reason}" for name, reason in refused)
+
+
 def _no_space(peers: Sequence[Candidate], needed: int, apart: int, what: str) -> NoSpace:
     """`apart` is how many different peers the data must lie on."""
     free = sum(max(0, peer.free) for peer in peers)
@@ -200,9 +224,9 @@ def _no_space(peers: Sequence[Candidate], needed: int, apart: int, what: str) ->
     more = f" and {len(peers) - len(most)} more" if len(peers) > len(most) else ""
     message = (
         f"no room for {what}: {_amount(needed)} needed on at least {_peers(apart)}, {_amount(free)} free"
-        f" ({listed}{more}); remove files, raise a node's capacity, add a node or ask for fewer replicas"
+        f" ({listed}{more})"
     )
-    return NoSpace(message, needed=needed, free=free)
+    return NoSpace(message + _MAKE_ROOM, needed=needed, free=free)
 
 
 def _peers(count: int) -> str:

@@ -173,6 +173,7 @@ class _Nodes:
                     free=CAPACITY,
                     chunks=node.chunks,
                     inventory_digest=node.digest,
+                    refuses="",
                 ),
             )
         left, end = len(self._nodes), time.monotonic() + _PATIENCE_S
@@ -206,6 +207,7 @@ class _Nodes:
                 load=0.0,
                 store_online=online,
                 files_unknown=0,
+                refuses="",
             ),
         )
 

@@ -59,6 +59,28 @@ def test_a_disk_that_failed_once_is_not_used_until_a_restart(trio: Cluster, fold
     assert node.peer_id in trio.client.put(third.path).last["peers"]
 
 
+def test_a_plan_that_needs_a_node_whose_disk_failed_says_so(trio: Cluster, folder: Path) -> None:
+    """And not that there is no room: nobody is to remove files for it."""
+    node, source = trio.nodes["A"], make_file(folder / "needs", 2 * MIB)
+    with tampered(node.process, folder / "trace", _SYNCS):
+        trio.client.put(make_file(folder / "fails", 4 * MIB).path)
+    wait_for(lambda: free(trio, "A") == 0, PATIENCE_S, "the tracker knows that A takes nothing")
+    row = next(row for row in trio.client.run("peers").last if row["name"] == "A")
+    assert row["status"] == "up"
+    assert row["refuses"].startswith("the store takes nothing until the node is restarted: ")
+    assert row["refuses"].endswith("Input/output error; check the disk, the data there is not trusted")
+    refused = trio.client.run("put", "--yes", "--replicas", "3", source.path, code=3).last
+    assert refused["code"] == "too_few_peers"
+    assert refused["message"] == (
+        f"it takes 3 peers, and B, C can take chunks now; A is up, but refuses: {row['refuses']}"
+    )
+    put = trio.client.start("put", "--yes", "--wait", "--replicas", "3", source.path)
+    assert [told["name"] for told in put.until("waiting")["refusing"]] == ["A"]
+    node.process.end()
+    trio.restart("A")
+    assert node.peer_id in put.result().expect(0).last["peers"]
+
+
 def test_what_a_node_cannot_read_comes_from_the_replica(trio: Cluster, folder: Path) -> None:
     source, node = make_file(folder / "unread.bin", 4 * MIB), trio.nodes["A"]
     trio.client.put(source.path, "--replicas", "2")

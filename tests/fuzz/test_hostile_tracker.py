@@ -44,6 +44,7 @@ HELLO = Hello(
     free=1,
     chunks=0,
     inventory_digest=bytes(32),
+    refuses="",
 )
 
 
@@ -117,7 +118,9 @@ class Tracked(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0.0, 0.1, 1.0, 3.0, 10.0)))
     def time(self, seconds: float) -> None:
         self.now += seconds
-        status = Heartbeat(incarnation=1, free=1, chunks=0, load=0.0, store_online=True, files_unknown=0)
+        status = Heartbeat(
+            incarnation=1, free=1, chunks=0, load=0.0, store_online=True, files_unknown=0, refuses=""
+        )
         self.session.set_status(status)
         self.perform(self.session.on_time(self.now))
 

@@ -117,6 +117,7 @@ class Tracker(_Asked):
             free=10**12,
             chunks=len(HASHES),
             inventory_digest=hashing.inventory_digest(list(HASHES)),
+            refuses="",
         )
         self.asked.add((connection, self.shell.ask(hello, connection, peer_id(name))))
         self.shell.work()

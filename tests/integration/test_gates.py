@@ -15,7 +15,15 @@ from tests.integration.doors import DOORS, SILENCE_S, Doors, allow_list
 from tests.integration.raw import REFUSED_WITHIN_S, new_keys, silent
 from tests.waiting import wait_for
 
-BEAT = {"incarnation": 0, "free": 0, "chunks": 0, "load": 0.0, "store_online": True, "files_unknown": 0}
+BEAT = {
+    "incarnation": 0,
+    "free": 0,
+    "chunks": 0,
+    "load": 0.0,
+    "store_online": True,
+    "files_unknown": 0,
+    "refuses": "",
+}
 
 
 # -- keys -------------------------------------------------------------------------------
@@ -130,7 +138,7 @@ PLAN = {
 }
 HELLO = {
     **{"incarnation": 1, "instance": "0" * 16, "bound": "127.0.0.1", "port": 9, "advertise": ()},
-    **{"interfaces": (), "capacity": 1, "free": 1, "chunks": 0, "inventory_digest": bytes(32)},
+    **{"interfaces": (), "capacity": 1, "free": 1, "chunks": 0, "inventory_digest": bytes(32), "refuses": ""},
 }
 COMMIT = {**UPLOAD, **FILE, "replicas": 1, "min_peers": 1, "distribute": False}
 OFFER = {**UPLOAD, "sha256": bytes(32), "blake3": bytes(32), "size": 1}

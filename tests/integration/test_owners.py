@@ -80,12 +80,14 @@ def test_an_upload_names_the_peer_that_refuses_and_why(cluster: Cluster, folder:
     source, node = make_file(folder / "refused.bin", 2 * MIB), cluster.nodes["A"]
     shards = [path for path in (node.store / "chunks").iterdir() if path.is_dir()]
     with mode(0o500, node.store / "chunks", *shards, node.store / "tmp"):
-        put = cluster.client.start("put", "--yes", source.path)
+        # Until the tracker has heard of it a plan is made, and the node refuses what it is offered.
+        put = cluster.client.start("put", "--yes", "--wait", source.path)
         waiting = put.until("waiting")
         (refusing,) = waiting["refusing"]
         assert (refusing["peer_id"], refusing["name"]) == (node.peer_id, "A")
         assert "is not permitted" in refusing["reason"]
         assert "A is up, but refuses" in waiting["message"]
+        assert "remove files" not in waiting["message"]
     put.result().expect(0)
     cluster.client.get("refused.bin", folder / "copy")
     assert sha256_of(folder / "copy") == source.sha256

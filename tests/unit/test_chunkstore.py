@@ -519,7 +519,8 @@ def test_a_failed_sync_flags_the_store_until_it_is_opened_again(
     for refused in (lambda: put(store, chunk), lambda: keep(store, chunk), lambda: store.reserve_space(1)):
         with pytest.raises(StorageFailure, match="until the node is restarted"):
             refused()
-    assert store.free() == 0
+    with pytest.raises(StorageFailure, match="until the node is restarted"):
+        store.free()
     assert store.read_block(held.sha256, 0, 9) == held.data[:9]
     store.close()
     again = stores.reopen()
@@ -560,8 +561,35 @@ def test_an_index_that_fails_flags_too(stores: Stores, store: ChunkStore, step: 
     with replaced(chunkindex.ChunkIndex, step, fail), pytest.raises(StorageFailure):
         put(store, Chunk(1))
     assert store.flag
-    assert store.free() == 0
+    with pytest.raises(StorageFailure, match="until the node is restarted"):
+        store.free()
     assert not store.has(Chunk(1).sha256)
+
+
+@pytest.mark.parametrize(
+    ("is_read_only", "why"),
+    [
+        (True, "writing to .*/tmp is not permitted: its disk is mounted read-only"),
+        (False, "Permission denied"),
+    ],
+)
+def test_a_store_that_may_not_be_written_to_says_so_and_serves_what_it_has(
+    store: ChunkStore, is_read_only: bool, why: str
+) -> None:
+    """And takes chunks again by itself, once it may."""
+    held = Chunk(1)
+    put(store, held)
+    with (
+        replaced(os, "access", lambda path, mode: False),
+        replaced(disk, "is_read_only", lambda path: is_read_only),
+    ):
+        for refused in (store.free, lambda: store.reserve_space(1)):
+            with pytest.raises(NotAllowed, match=why):
+                refused()
+        assert store.read_block(held.sha256, 0, 9) == held.data[:9]
+    assert store.flag is None
+    assert store.free() > 0
+    put(store, Chunk(2))
 
 
 def test_a_failed_write_flags_too(store: ChunkStore) -> None:

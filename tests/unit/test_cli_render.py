@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from zchunk.cli import files, members, render
 from zchunk.cli.progress import MAX_ROWS, JobView, ProgressLine
@@ -529,7 +530,10 @@ def test_peers_in_json() -> None:
         "chunks": 7,
         "last_seen": "2023-11-14T22:13:20.123Z",
         "files_unknown": 0,
+        "refuses": None,
     }
+    refusing = replace(peer(A, "LAB"), refuses="its disk is mounted read-only")
+    assert members.peer_json(refusing)["refuses"] == "its disk is mounted read-only"
 
 
 # -- a download's peers ---------------------------------------------------------------------------

@@ -253,12 +253,20 @@ def hello(incarnation: int = 1, held: Sequence[bytes] = (), **other: Any) -> Hel
         "free": 10**9,
         "chunks": len(held),
         "inventory_digest": inventory_digest(list(held)),
+        "refuses": "",
     }
     return Hello(**{**values, **other})
 
 
 def beat(incarnation: int = 1, **other: Any) -> Heartbeat:
-    values: dict[str, Any] = {"free": 5, "chunks": 0, "load": 0.0, "store_online": True, "files_unknown": 0}
+    values: dict[str, Any] = {
+        "free": 5,
+        "chunks": 0,
+        "load": 0.0,
+        "store_online": True,
+        "files_unknown": 0,
+        "refuses": "",
+    }
     return Heartbeat(**{"incarnation": incarnation, **values, **other})
 
 
@@ -819,6 +827,62 @@ def test_too_few_peers_are_said(cluster: Cluster) -> None:
     assert isinstance(reply, ErrorReply)
     assert reply.code == "too_few_peers"
     assert "1 peer online (A)" in reply.message
+
+
+FAILED = "writing /srv/store failed: Input/output error; check the disk, then restart the node"
+
+
+def test_a_node_that_takes_no_chunks_gets_none_and_says_why(cluster: Cluster) -> None:
+    """Not "no room", nor that files are to be removed: it has room, and nothing can be written."""
+    cluster.up("A", "B", "C")
+    cluster.ask("A", beat(1, free=0, refuses=FAILED))
+    reply = cluster.ask("client", plan())
+    assert isinstance(reply, Planned)
+    assert {peer.name for peer in reply.peers} == {"B", "C"}
+    refused = cluster.ask("client", plan(replicas=3))
+    assert isinstance(refused, ErrorReply)
+    assert refused.code == "too_few_peers"
+    assert refused.message == (
+        f"it takes 3 peers, and B, C can take chunks now; A is up, but refuses: {FAILED}"
+    )
+    row = {"peer_id": peer_id("A"), "name": "A", "reason": FAILED}
+    assert refused.details == {"online": ["B", "C"], "needed": 3, "refusing": [row]}
+    refused = cluster.ask("client", plan(replicas=3, avoid=(peer_id("A"),)))
+    assert isinstance(refused, ErrorReply)
+    assert "refuses" not in refused.message, "the client knows of it"
+
+
+def test_without_room_elsewhere_a_node_that_takes_no_chunks_is_named(cluster: Cluster) -> None:
+    cluster.up("A")
+    for name in ("B", "C"):
+        cluster.ask(name, hello(free=CHUNK))
+    cluster.ask("A", beat(1, free=0, refuses=FAILED))
+    refused = cluster.ask("client", plan())
+    assert isinstance(refused, ErrorReply)
+    assert refused.code == "no_space"
+    assert refused.message.startswith("no room for the file: ")
+    assert refused.message.endswith(f"); A is up, but refuses: {FAILED}")
+    assert "remove files" not in refused.message
+
+
+def test_that_a_node_takes_no_chunks_is_told_when_it_changes(cluster: Cluster) -> None:
+    cluster.up("A", "B")
+    before = cluster.core.seq
+
+    def told() -> list[tuple[str, str]]:
+        events = [e for e in cluster.core.history if e.seq > before]
+        return [(e.topic, e.fields["peer"]["refuses"]) for e in events]
+
+    for _ in range(2):
+        cluster.ask("A", beat(1, refuses=FAILED))
+    assert told() == [("peer.updated", FAILED)]
+    assert cluster.refused("client", plan()) == "too_few_peers"
+    cluster.ask("A", beat(1))
+    assert told()[1:] == [("peer.updated", "")]
+    assert isinstance(cluster.ask("client", plan(size=CHUNK, distribute=False)), Planned)
+    cluster.ask("A", beat(1, refuses=FAILED))
+    cluster.ask("A", hello(2))
+    assert {r.name: r.refuses for r in cluster.ask("observer", GetSnapshot()).peers} == {"A": "", "B": ""}
 
 
 def test_two_uploads_do_not_count_on_the_same_free_space(cluster: Cluster) -> None:

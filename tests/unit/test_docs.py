@@ -157,7 +157,7 @@ _WORDS = {
     *("revoked", "round_robin", "contiguous", "balanced", "host", "encoding", "rows", "sealed", "version"),
     *("stored_size", "plain_blake3", "hello", "lease", "goodbye", "connection"),
     *("details.suggestion", "details.online", "details.needed", "details.free"),
-    *("details.unsure", "details.unsure_s"),
+    *("details.unsure", "details.unsure_s", "details.refusing"),
     *("details.chunks_missing", "details.first_missing", "details.candidates"),
     *("config.yaml", "hello.bin", "time", "first", "last"),
     *("tracker.send", "tracker.recv", "complete", "degraded", "unavailable", "downloads", "uploads"),

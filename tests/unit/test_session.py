@@ -74,6 +74,7 @@ HELLO = Hello(
     free=5,
     chunks=0,
     inventory_digest=bytes(32),
+    refuses="",
 )
 
 
@@ -365,7 +366,9 @@ def test_a_client_says_no_hello_but_sends_heartbeats() -> None:
 
 def test_a_node_sends_its_status_once_per_heartbeat_after_it_is_registered() -> None:
     session = registered()
-    status = Heartbeat(incarnation=1, free=7, chunks=3, load=0.5, store_online=True, files_unknown=2)
+    status = Heartbeat(
+        incarnation=1, free=7, chunks=3, load=0.5, store_online=True, files_unknown=2, refuses=""
+    )
     session.set_status(status)
     assert [s.message for s in sends(session.on_time(BEAT))] == [status]
     assert sends(session.on_time(BEAT + 0.1)) == []

@@ -147,6 +147,19 @@ def test_what_a_node_has_is_not_sent() -> None:
     assert job.bytes_sent == 0
 
 
+def test_a_plan_is_asked_for_again_while_a_node_that_is_up_takes_nothing() -> None:
+    """It may take chunks again by itself, without an event that the job would hear of."""
+    job = make([[A]])
+    job.start(0.0)
+    offered(job, 0)
+    job.peer_down(A, 0.0)
+    row = {"peer_id": B, "name": "B", "reason": "its disk is mounted read-only"}
+    refusal = TooFewPeers("it takes 1 peer", online=[], needed=1, refusing=[row])
+    assert job.not_replanned([0], refusal, 1.0) == [StateChanged(UploadState.WAITING)]
+    assert job.deadline() == 1.0 + ROOM_S
+    assert of(Replan, job.on_time(1.0 + ROOM_S)) == [Replan((0,), ((),), ())]
+
+
 def test_a_chunk_stays_in_memory_until_the_files_digest_has_it() -> None:
     job = make([[A]])
     job.start(0.0)

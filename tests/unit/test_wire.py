@@ -25,6 +25,7 @@ from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import (
     BY_TYPE,
     HEADER_FIELDS,
+    MAX_REASON,
     PAYLOAD,
     PAYLOAD_FIELDS,
     PROTOCOL_VERSION,
@@ -135,6 +136,15 @@ def test_payload_fields_are_those_of_that_type(cls: type[Message]) -> None:
     payload = [name for name in cls.__struct_fields__ if PAYLOAD in getattr(hints[name], "__metadata__", ())]
     assert list(PAYLOAD_FIELDS[cls]) == payload
     assert [*HEADER_FIELDS[cls], *payload] == list(cls.__struct_fields__)
+
+
+def test_a_text_that_names_a_path_can_be_sent() -> None:
+    reason = wire.sendable("/a/\udce9" + 5_000 * "b", MAX_REASON)
+    assert reason == "/a/?" + 996 * "b"
+    beat = Heartbeat(
+        incarnation=1, free=0, chunks=0, load=0.0, store_online=True, files_unknown=0, refuses=reason
+    )
+    assert wire.decode(wire.encode(beat, 1)).message == beat
 
 
 def test_payload_is_not_copied_on_the_way_out() -> None:
@@ -276,7 +286,7 @@ WRONG: list[tuple[Callable[[], Message], dict[str, Any]]] = [
     (lambda: Locate("n", False), {"name_or_id": "x" * 5000}),
     (lambda: Locate("n", False), {"name_or_id": 1}),
     (lambda: Locate("n", False), {"unique": 1}),
-    (lambda: Heartbeat(1, 1, 1, 0.0, True, 0), {"load": "fast"}),
+    (lambda: Heartbeat(1, 1, 1, 0.0, True, 0, ""), {"load": "fast"}),
     (lambda: Snapshot("e", 0, (), (), ()), {"peers": [{"peer_id": "x"}]}),
     (lambda: Snapshot("e", 0, (), (), ()), {"peers": [7]}),
     (lambda: Snapshot("e", 0, (), (), ()), {"peers": {}}),

@@ -214,9 +214,10 @@ def _plan(
 
 def _tell_too_few(invocation: Invocation, client: Client, file: Path, error: TooFewPeers) -> None:
     from zchunk.manifest import chunk_count
+    from zchunk.placement import START_MORE
 
     if not invocation.json:
-        why = f"waiting: {error.message.partition(':')[0]}"
+        why = f"waiting: {error.message.removesuffix(START_MORE)}"
         if isinstance(unsure := error.details.get("unsure"), (list, tuple)):
             why = render.hellos_text(list(map(str, unsure)))
         say(f"{why} (Ctrl-C ends)")

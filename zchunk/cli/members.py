@@ -167,6 +167,9 @@ def _list(invocation: Invocation) -> None:
         emit_json([peer_json(record) for record in records])
     elif records:
         render.peer_table(records)
+        for record in records:
+            if record.status == "up" and record.refuses:
+                say(f"{record.name} takes no chunks: {record.refuses}")
     else:
         say("no node has joined yet; start one with `zchunk node --join -`")
 
@@ -185,4 +188,5 @@ def peer_json(record: PeerRecord) -> dict[str, Any]:
         "chunks": record.chunks,
         "last_seen": iso_utc(record.last_seen_ms / 1000) if record.last_seen_ms else None,
         "files_unknown": record.files_unknown,
+        "refuses": record.refuses or None,
     }

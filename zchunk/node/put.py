@@ -59,6 +59,7 @@ from zchunk.node.upload import (
     UploadJob,
     UploadState,
 )
+from zchunk.placement import refusals_text, takers_text
 from zchunk.protocol import columns
 from zchunk.protocol.messages import (
     Abandon,
@@ -516,7 +517,9 @@ class Upload(JobDriver[Action]):
         """For whom the job waits, since when, for how many chunks, and how many peers it takes."""
         assert self._job is not None
         missing, why = self._job.missing(), self._job.blocked
-        refusing = self._refusing()
+        own = self._refusing()
+        told = _told_refusing(why) if why is not None else []
+        refusing = own + [row for row in told if row["peer_id"] not in {mine["peer_id"] for mine in own}]
         event = {
             "event": "waiting",
             "missing_peers": sorted(missing),
@@ -527,7 +530,7 @@ class Upload(JobDriver[Action]):
         }
         if why is None:
             return event
-        return {**why.details, "message": _why_it_waits(why, refusing), **event}
+        return {**why.details, "message": _why_it_waits(why, own, refusing), **event}
 
     def waiting_counts(self) -> dict[str, Any]:
         assert self._job is not None
@@ -752,12 +755,20 @@ class Upload(JobDriver[Action]):
         )
 
 
-def _why_it_waits(why: ZchunkError, refusing: Sequence[Mapping[str, str]]) -> str:
-    """The tracker counts those it was not told to avoid: who refuses is up all the same."""
-    if not refusing or isinstance(why, PeersUnsure):
+def _told_refusing(why: ZchunkError) -> list[dict[str, str]]:
+    """As the tracker has it; it was not asked of those that are avoided."""
+    rows = why.details.get("refusing")
+    known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, (list, tuple)) else []
+    return [{key: str(row.get(key, "")) for key in ("peer_id", "name", "reason")} for row in known]
+
+
+def _why_it_waits(
+    why: ZchunkError, own: Sequence[Mapping[str, str]], refusing: Sequence[Mapping[str, str]]
+) -> str:
+    """The tracker counts those it was not told to avoid: who refuses, and which of them refused us,
+    is up all the same."""
+    if not own or isinstance(why, PeersUnsure):
         return why.message
-    refusals = "; ".join(f"{peer['name']} is up, but refuses: {peer['reason']}" for peer in refusing)
-    if isinstance(why, TooFewPeers):
-        online, needed = why.details.get("online", ()), why.details.get("needed")
-        return f"it takes {needed} peers, and {', '.join(online) or 'none'} can take chunks now; {refusals}"
-    return f"{why.message}; {refusals}"
+    if not isinstance(why, TooFewPeers):
+        return f"{why.message}; {refusals_text([(row['name'], row['reason']) for row in own])}"
+    return f"{takers_text(why)}; {refusals_text([(row['name'], row['reason']) for row in refusing])}"

@@ -21,8 +21,10 @@ from zchunk.node.garbage import GarbageCollector
 from zchunk.node.selfcheck import SelfCheck
 from zchunk.node.service import ChunkService, HeldMemory
 from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.protocol import wire
 from zchunk.protocol.messages import (
     MAX_COUNT,
+    MAX_REASON,
     Event,
     Heartbeat,
     Hello,
@@ -228,6 +230,7 @@ class NodeServer(Registrar):
         self._registered = self._hello_again = False
         self._announced = self._interfaces()
         log.info("saying hello to the tracker")
+        free, refuses = self._room()
         bound = self._bound if not addresses.is_wildcard(self._bound) else "*"
         return Hello(
             incarnation=self.incarnation,
@@ -236,10 +239,11 @@ class NodeServer(Registrar):
             port=self._port,
             advertise=tuple(self._settings.node.advertise),
             interfaces=tuple(self._announced[:16]),
-            capacity=self._capacity(),
-            free=self._free(),
+            capacity=self._capacity(free),
+            free=free,
             chunks=self._store.count,
             inventory_digest=self._store.digest,
+            refuses=refuses,
         )
 
     def status(self) -> Heartbeat:
@@ -247,13 +251,15 @@ class NodeServer(Registrar):
         load = (moved - self._last_moved) / max(now - self._last_status, 1e-3)
         if now - self._last_status >= 1.0:
             self._last_moved, self._last_status = moved, now
+        free, refuses = self._room()
         return Heartbeat(
             incarnation=self.incarnation,
-            free=self._free(),
+            free=free,
             chunks=self._store.count,
             load=load,
             store_online=self._is_store_online(),
             files_unknown=self.filecheck.unknown,
+            refuses=refuses,
         )
 
     def _is_store_online(self) -> bool:
@@ -437,13 +443,12 @@ class NodeServer(Registrar):
 
     # -- numbers ------------------------------------------------------------------------
 
-    def _free(self) -> int:
+    def _room(self) -> tuple[int, str]:
+        """Bytes of chunks that are still taken here; and why none are, at present, if so."""
         try:
-            return self._store.free()
-        except ZchunkError:
-            return 0  # offline, or its disk does not answer: nothing is put here
+            return self._store.free(), ""
+        except ZchunkError as error:
+            return 0, wire.sendable(error.message, MAX_REASON)
 
-    def _capacity(self) -> int:
-        if self._store.capacity is not None:
-            return self._store.capacity
-        return self._store.used + self._free()
+    def _capacity(self, free: int) -> int:
+        return self._store.capacity if self._store.capacity is not None else self._store.used + free

@@ -177,7 +177,7 @@ class Session:
         #: `_LATE` when a tick came since the last one
         self._late = 0.0
         self._status = Heartbeat(
-            incarnation=0, free=0, chunks=0, load=0.0, store_online=True, files_unknown=0
+            incarnation=0, free=0, chunks=0, load=0.0, store_online=True, files_unknown=0, refuses=""
         )
         self._helloed = False
         #: (epoch, seq) up to which `peers` is true; None before the first snapshot

@@ -452,7 +452,8 @@ class UploadJob:
             self._places_changed = True  # a peer came after the tracker had said so
         else:
             self._blocked = error
-            self._room_missing |= bool(self._refused)
+            # No event tells of them, or may have come before this answer.
+            self._room_missing |= bool(self._refused) or "refusing" in error.details
             self._room_at = now + ROOM_S
         return self._go_on(now)
 

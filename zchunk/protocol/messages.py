@@ -50,6 +50,9 @@ PeerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 UploadId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Name = Annotated[str, Meta(max_length=4096)]
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
+#: characters of what a node says of itself
+MAX_REASON = 1_000
+Reason = Annotated[str, Meta(max_length=MAX_REASON)]
 #: characters of an endpoint, `tcp://` and port with it
 MAX_ADDRESS = 300
 #: chunks that a node is asked to check at once
@@ -205,6 +208,8 @@ class PeerRecord(Record, frozen=True):
     #: it is `down` only as far as is known: the tracker has just started, or the node is saying
     #: hello. Whether it is up shows within a lease: an event follows
     unsure: bool = False
+    #: why it takes no chunks at present, and what to do; empty where it takes them
+    refuses: Reason = ""
 
 
 class MemberRecord(Record, frozen=True):
@@ -358,6 +363,7 @@ class Hello(Request, frozen=True):
     free: Count
     chunks: Count
     inventory_digest: Hash
+    refuses: Reason
 
 
 class Inventory(Request, frozen=True):
@@ -383,7 +389,8 @@ class Heartbeat(Request, frozen=True):
     """A node's or client's sign of life. A client's numbers are zero. `store_online` is false
     while the disk with the node's chunks is away: it is then there, and of no use.
     `files_unknown`: of the files it keeps manifests of, how many this tracker does not know,
-    as `CheckFiles` found: not zero after a tracker's database was lost or an older one put back."""
+    as `CheckFiles` found: not zero after a tracker's database was lost or an older one put back.
+    `refuses`: why it takes no chunks at present, though it serves those it has; else empty."""
 
     TYPE: ClassVar[str] = "heartbeat"
     REPLY: ClassVar[type[Message]] = Beat
@@ -393,6 +400,7 @@ class Heartbeat(Request, frozen=True):
     load: Rate  # bytes per second served and stored lately
     store_online: bool
     files_unknown: Count
+    refuses: Reason
 
 
 class Goodbye(Request, frozen=True):

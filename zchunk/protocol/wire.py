@@ -163,9 +163,12 @@ def error_reply(error: ZchunkError) -> ErrorReply:
     """What cannot travel of the details is left out: the message says what matters."""
     told = {key: value for key, value in error.details.items() if key != "request_id"}
     details = {key: value for key, value in told.items() if isinstance(key, str) and is_fact(value)}
-    # A path may hold what is no UTF-8.
-    message = error.message[:4000].encode("utf-8", "replace").decode()
-    return ErrorReply(code=error.code, message=message, details=details)
+    return ErrorReply(code=error.code, message=sendable(error.message, 4000), details=details)
+
+
+def sendable(text: str, most: int) -> str:
+    """No more of it than so many characters; a path in it may hold what is no UTF-8."""
+    return text[:most].encode("utf-8", "replace").decode()
 
 
 def raised(reply: ErrorReply) -> ZchunkError:

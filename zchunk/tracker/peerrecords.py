@@ -38,6 +38,9 @@ class PeerRecords(MutableMapping[str, PeerRecord]):
     def files_unknown(self, peer_id: str) -> int:
         return self._records[peer_id].files_unknown
 
+    def refuses(self, peer_id: str) -> str:
+        return self._records[peer_id].refuses
+
     def __getitem__(self, peer_id: str) -> PeerRecord:
         beat = self._beats.pop(peer_id, None)
         if beat is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from zchunk.errors import InvalidUsage, MalformedMessage, NoSpace, PeersUnsure, TooFewPeers, ZchunkError
 from zchunk.manifest import MAX_NEW_CHUNKS, chunk_count, chunk_length, chunk_size_problem
-from zchunk.placement import Candidate, Placement, place, place_missing, place_whole
+from zchunk.placement import Candidate, Placement, place, place_missing, place_whole, without_refused
 from zchunk.protocol import columns
 from zchunk.protocol.messages import PeerRecord, Plan, Planned
 
@@ -25,9 +25,11 @@ def make_plan(
     """The answer to `plan` and the bytes it puts on each peer. `taken`: bytes that are not for
     this upload (promises.py); `loads`: bytes per second that peers move already.
 
-    Raises TooFewPeers, NoSpace, or MalformedMessage for a request that contradicts itself.
+    A node that takes no chunks at present gets none. Raises TooFewPeers, NoSpace (both say so of
+    such nodes), or MalformedMessage for a request that contradicts itself.
     """
     avoid = set(plan.avoid)
+    others = [p for p in online if p.peer_id not in avoid]
     candidates = [
         Candidate(
             p.peer_id,
@@ -35,13 +37,27 @@ def make_plan(
             free=max(0, p.free - taken.get(p.peer_id, 0)),
             load=loads.get(p.peer_id, 0.0) / _FULL_LOAD,
         )
-        for p in online
-        if p.peer_id not in avoid
+        for p in others
+        if not p.refuses
     ]
     sizes = _sizes(plan)
-    placement = _place(plan, sizes, candidates)
+    try:
+        placement = _place(plan, sizes, candidates)
+    except (TooFewPeers, NoSpace) as error:
+        refusing = sorted((p for p in others if p.refuses), key=lambda p: p.name)
+        raise _explained(error, refusing) from None
     wanted = _bytes_per_peer(placement, sizes)
     return _planned(plan, placement, online), wanted
+
+
+def _explained(error: TooFewPeers | NoSpace, refusing: Sequence[PeerRecord]) -> ZchunkError:
+    """With what those peers say that are up and take nothing: without them there is no plan."""
+    if not refusing:
+        return error
+    rows = [{"peer_id": p.peer_id, "name": p.name, "reason": p.refuses} for p in refusing[:_NAMED]]
+    message = without_refused(error, [(row["name"], row["reason"]) for row in rows])
+    more = f"; and {len(refusing) - _NAMED} more refuse" if len(refusing) > _NAMED else ""
+    return type(error)(message + more, **error.details, refusing=rows)
 
 
 def refusal(error: ZchunkError, unsure: Sequence[str], unsure_s: float) -> ZchunkError:
@@ -51,7 +67,9 @@ def refusal(error: ZchunkError, unsure: Sequence[str], unsure_s: float) -> Zchun
     enough = isinstance(error, TooFewPeers) and more >= error.details.get("needed", more)
     if not unsure or not (enough or isinstance(error, NoSpace)):
         return error
-    reason, names = error.message.partition(":")[0], ", ".join(unsure[:_NAMED])
+    # Not what to do about it: who is not heard from yet may be what is missing.
+    reason = error.message if "refusing" in error.details else error.message.partition(":")[0]
+    names = ", ".join(unsure[:_NAMED])
     more_names = f" and {len(unsure) - _NAMED} more" if len(unsure) > _NAMED else ""
     return PeersUnsure(
         f"{reason}; the tracker has just started, or they have, and it has not heard from {names}{more_names}"

@@ -417,21 +417,24 @@ class ChunkStore:
 
     def free(self) -> int:
         """Bytes of chunks that may still come: by capacity and by the disk, less what is
-        reserved; never negative; 0 for a flagged store."""
-        self._folder.check_online()
-        if self.flag is not None:
-            return 0
+        reserved; never negative. Raises why the store takes none at all: StorageFailure for a
+        flagged one, NotAllowed where it may not be written to, StoreOffline (retryable)."""
+        self._check_takes()
         return self._held.room(disk.free_bytes(self.root))
+
+    def _check_takes(self) -> None:
+        self._check_writable()
+        self._folder.check_writable()
 
     def reserve_space(self, size: int) -> bool:
         """Holds `size` bytes for a transfer, to be given back by its `put`, or by `unreserve`
         where it does not come to that.
 
         The oldest trash is purged for it when space is short. False: there is no room.
-        Raises StorageFailure for a flagged store, StoreOffline (retryable).
+        Raises as `free` does.
         """
         with self._index_lock:
-            self._check_writable()
+            self._check_takes()
             short = self._held.shortfall(size, disk.free_bytes(self.root), self._trash.bytes)
             if short is None:
                 return False

@@ -19,6 +19,7 @@ look offline, not empty.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -84,6 +85,14 @@ class StoreFolder:
         self.check_online()
         if _identity(self.chunks) != self._opened:
             raise self._offline(f"{self.chunks} is not the folder it was; is its disk mounted?")
+
+    def check_writable(self) -> None:
+        """Raises NotAllowed where no chunk can be written: the disk is mounted read-only (as the
+        system does by itself after errors of a disk), or others own the store."""
+        with disk.storage_errors(self.tmp, "writing to"):
+            if not os.access(self.tmp, os.W_OK):
+                number = errno.EROFS if disk.is_read_only(self.tmp) else errno.EACCES
+                raise OSError(number, os.strerror(number))
 
     def has_marker(self) -> bool:
         return os.path.exists(self._marker)

@@ -142,6 +142,7 @@ class Presence:
             chunks=hello.chunks,
             last_seen_ms=now.wall_ms,
             public_key=member.public_key.hex(),
+            refuses=hello.refuses,
         )
 
     def _welcome(self, record: PeerRecord, inventory_wanted: bool) -> Welcome:
@@ -204,7 +205,8 @@ class Presence:
         self._peers.loads[ask.peer_id] = beat.load
         self._peers.records.heard(ask.peer_id, beat.free, beat.chunks, now.wall_ms)
         news = self._store_beat(ask.peer_id, beat.store_online, now)
-        return news + self._unknown_beat(ask.peer_id, beat.files_unknown, now)
+        news += self._unknown_beat(ask.peer_id, beat.files_unknown, now)
+        return news + self._refusing_beat(ask.peer_id, beat.refuses, now)
 
     def _store_beat(self, peer_id: str, online: bool, now: Now) -> list[Action]:
         """A node's disk was unplugged, or is back (SPEC R8)."""
@@ -230,6 +232,14 @@ class Presence:
                 record.name,
                 record.files_unknown,
             )
+        return [self._events.publish("peer.updated", peer_fields(record), now)]
+
+    def _refusing_beat(self, peer_id: str, refuses: str, now: Now) -> list[Action]:
+        """A node takes no chunks any more, or takes them again."""
+        records = self._peers.records
+        if refuses == records.refuses(peer_id):
+            return []
+        record = records[peer_id] = replace(records[peer_id], refuses=refuses)
         return [self._events.publish("peer.updated", peer_fields(record), now)]
 
     # -- who came and went ------------------------------------------------------------
