@@ -41,6 +41,11 @@ MAX_CHUNK_SIZE = 64 * 1024 * 1024
 MAX_STORED_SIZE = MAX_CHUNK_SIZE + TAG_BYTES
 CHUNK_SIZE_STEP = 4096
 MAX_NAME_BYTES = 4096
+_ROW_BYTES = 84
+#: Of what stands before the rows.
+_HEAD_BYTES = 128
+#: What file systems give to a file.
+_BLOCK = 4096
 #: So that a manifest (84 bytes a row) fits the largest frame of an answer, 64 MiB.
 MAX_CHUNKS = 700_000
 #: Of a file that is put today: so that its manifest fits the largest frame of a request, 16 MiB.
@@ -133,6 +138,18 @@ class Manifest:
     @property
     def stored_bytes(self) -> int:
         return sum(chunk.stored_size for chunk in self.chunks)
+
+
+def expected_bytes(chunks: int) -> int:
+    """Of the manifest of a file of so many chunks that has a usual name and is not encrypted (two
+    fifths more, if it is)."""
+    return _HEAD_BYTES + _ROW_BYTES * chunks
+
+
+def kept_bytes(size: int) -> int:
+    """What a node's store gives to a manifest of so many bytes: its file, and as much for its rows in
+    the index."""
+    return -(-2 * size // _BLOCK) * _BLOCK
 
 
 def parse(data: bytes | memoryview, file_id: str | None = None) -> Manifest:

@@ -30,7 +30,7 @@ from tests.integration.cluster import (
     wait_for,
 )
 from tests.integration.conftest import SMALL
-from zchunk.node.store.manifestfolder import cost
+from zchunk.manifest import kept_bytes
 
 CHUNK = 64 * 1024
 THRESHOLD = MIB
@@ -145,7 +145,7 @@ def test_the_plan_follows_free_space_and_a_full_cluster_refuses(
 
         def taken(node: Node) -> int:
             manifests = (node.store / "manifests").glob("*")
-            return sum(node.chunks().values()) + sum(cost(path.stat().st_size) for path in manifests)
+            return sum(node.chunks().values()) + sum(kept_bytes(path.stat().st_size) for path in manifests)
 
         def put(size: int, *options: str) -> dict[str, int]:
             """Chunks of a new file by node, once its space is no longer told as free."""

@@ -11,7 +11,8 @@ import pytest
 import zmq
 from blake3 import blake3
 
-from tests.integration.cluster import MIB, Cluster
+from tests.integration.cluster import MIB, Cluster, make_file
+from tests.integration.conftest import SMALL
 from tests.integration.doors import keys_of
 from tests.integration.raw import Line
 from zchunk.manifest import ChunkRow, Manifest
@@ -29,6 +30,18 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Li
         with Line(zmq.DEALER, node.endpoint, client, server.public) as line:
             assert line.outcome() == "in"
             yield cluster, line
+
+
+def test_a_plan_leaves_room_for_the_manifest(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A has room for just half of the chunks. It is not sent any that it could not keep."""
+    folder = tmp_path_factory.mktemp("room")
+    with Cluster(folder, SMALL) as cluster:
+        small = cluster.start_node("A", "--capacity", str(1 * MIB))
+        cluster.start_node("B")
+        source = make_file(folder / "halves", 2 * MIB)
+        done = cluster.client.put(source.path).last
+        assert done["bytes_sent"] == source.size, "nothing was sent twice"
+        assert len(small.chunks()) == 15
 
 
 def large_manifest(name: str) -> Manifest:

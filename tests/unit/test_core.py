@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tracemalloc
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.strategies import simplest
 from zchunk.clock import ManualClock, Now, read
 from zchunk.errors import Busy, NoSpace, StorageFailure, ZchunkError
 from zchunk.hashing import inventory_digest
-from zchunk.manifest import MAX_NEW_CHUNKS, ChunkRow, Manifest
+from zchunk.manifest import MAX_NEW_CHUNKS, ChunkRow, Manifest, expected_bytes, kept_bytes
 from zchunk.node.located import location
 from zchunk.protocol import columns
 from zchunk.protocol.messages import (
@@ -901,6 +901,28 @@ def test_an_uploads_own_promise_does_not_stand_in_its_way(cluster: Cluster) -> N
         assert isinstance(cluster.ask("client", plan()), Planned)
 
 
+def test_whoever_takes_a_chunk_has_room_for_the_manifest_too(cluster: Cluster) -> None:
+    """Else it takes its chunks, refuses the manifest, and all of them go elsewhere."""
+    file = make_file(chunks=(1, 2, 3, 4))
+    kept = kept_bytes(len(file.canonical))
+    for free, expected in ((2 * CHUNK + kept, [2, 2]), (2 * CHUNK + kept - 1, [1, 3])):
+        cluster.ask("A", hello(1, free=free))
+        cluster.ask("B", hello(1, free=100 * CHUNK))
+        reply = cluster.ask("client", plan())
+        assert isinstance(reply, Planned)
+        places = Counter(reply.peers[at].name for at in columns.unpack(2, reply.assignment))
+        assert [places["A"], places["B"]] == expected
+        cluster.ask("client", Abandon(upload_id=UPLOAD))
+
+
+def test_two_uploads_do_not_count_on_the_same_room_for_manifests(cluster: Cluster) -> None:
+    kept = kept_bytes(expected_bytes(4))
+    for name in NODES[:2]:
+        cluster.ask(name, hello(free=4 * CHUNK + 2 * kept - 1))
+    assert isinstance(cluster.ask("client", plan()), Planned)
+    assert cluster.refused("client", plan(upload_id=OTHER_UPLOAD)) == "no_space"
+
+
 def test_a_plan_for_single_chunks_adds_to_the_copies_that_stay(cluster: Cluster) -> None:
     cluster.up("A", "B", "C")
     reply = cluster.ask(
@@ -976,10 +998,14 @@ def test_strange_questions_for_chunks_are_refused(cluster: Cluster, hashes: byte
     assert cluster.answer("client", request_id).code == "malformed"  # type: ignore[union-attr]
 
 
+#: of a file of 4 chunks
+KEPT = kept_bytes(expected_bytes(4))
+
+
 def full_but_for_one_file(cluster: Cluster) -> None:
     """A has 4 chunks free, B and C have none: a file of 4 chunks fits once."""
     for name in NODES[:2]:
-        cluster.ask(name, hello(free=2 * CHUNK))
+        cluster.ask(name, hello(free=2 * CHUNK + KEPT))
 
 
 def test_space_of_an_upload_that_was_killed_is_free_for_the_same_put_at_once(cluster: Cluster) -> None:
@@ -988,7 +1014,7 @@ def test_space_of_an_upload_that_was_killed_is_free_for_the_same_put_at_once(clu
     stored(cluster, "A", [1])
     stored(cluster, "B", [2])
     for name in NODES[:2]:
-        cluster.ask(name, beat(free=CHUNK, chunks=1))
+        cluster.ask(name, beat(free=CHUNK + KEPT, chunks=1))
     cluster.perform(cluster.core.connection_gone(b"first", read(cluster.clock)))
     again = plan(upload_id=OTHER_UPLOAD)
     assert cluster.refused("A", again) == "no_space", "another member's"
@@ -1004,7 +1030,7 @@ def test_and_for_others_when_it_did_not_come_back(cluster: Cluster) -> None:
     assert isinstance(cluster.ask("A", plan(upload_id=OTHER_UPLOAD)), Planned)
 
 
-def beats(cluster: Cluster, seconds: float, free: int = 2 * CHUNK) -> None:
+def beats(cluster: Cluster, seconds: float, free: int = 2 * CHUNK + KEPT) -> None:
     """So long the nodes say that they are there."""
     for _ in range(int(seconds)):
         cluster.advance(1.0)
@@ -1057,12 +1083,13 @@ def test_a_plan_that_was_made_when_its_member_was_revoked_is_no_promise(cluster:
 
 
 def test_a_plan_for_all_there_is_leaves_others_their_share(cluster: Cluster) -> None:
+    free = 8 * CHUNK + 2 * kept_bytes(expected_bytes(16))
     for name in NODES[:2]:
-        cluster.ask(name, hello(free=8 * CHUNK))
+        cluster.ask(name, hello(free=free))
     assert isinstance(cluster.ask("client", plan(size=16 * CHUNK)), Planned)
     assert cluster.refused("A", plan(upload_id=OTHER_UPLOAD, size=8 * CHUNK)) == "no_space"
     for _ in range(int(STUCK_S / 60)):
-        beats(cluster, 60, 8 * CHUNK)
+        beats(cluster, 60, free)
         cluster.ask("client", beat(0, free=0))
     assert cluster.refused("A", plan(upload_id=OTHER_UPLOAD, size=9 * CHUNK)) == "no_space"
     assert isinstance(cluster.ask("A", plan(upload_id=OTHER_UPLOAD, size=8 * CHUNK)), Planned)

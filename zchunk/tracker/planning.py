@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from zchunk.errors import InvalidUsage, MalformedMessage, NoSpace, PeersUnsure, TooFewPeers, ZchunkError
-from zchunk.manifest import MAX_NEW_CHUNKS, chunk_count, chunk_length, chunk_size_problem
+from zchunk.manifest import (
+    MAX_NEW_CHUNKS,
+    chunk_count,
+    chunk_length,
+    chunk_size_problem,
+    expected_bytes,
+    kept_bytes,
+)
 from zchunk.placement import Candidate, Placement, place, place_missing, place_whole, without_refused
 from zchunk.protocol import columns
 from zchunk.protocol.messages import PeerRecord, Plan, Planned
@@ -28,25 +35,26 @@ def make_plan(
     A node that takes no chunks at present gets none. Raises TooFewPeers, NoSpace (both say so of
     such nodes), or MalformedMessage for a request that contradicts itself.
     """
-    avoid = set(plan.avoid)
+    avoid, sizes = set(plan.avoid), _sizes(plan)
+    # Whoever takes a chunk keeps the manifest too.
+    manifest = kept_bytes(expected_bytes(chunk_count(plan.size, plan.chunk_size)))
     others = [p for p in online if p.peer_id not in avoid]
     candidates = [
         Candidate(
             p.peer_id,
             p.name,
-            free=max(0, p.free - taken.get(p.peer_id, 0)),
+            free=max(0, p.free - taken.get(p.peer_id, 0) - manifest),
             load=loads.get(p.peer_id, 0.0) / _FULL_LOAD,
         )
         for p in others
         if not p.refuses
     ]
-    sizes = _sizes(plan)
     try:
         placement = _place(plan, sizes, candidates)
     except (TooFewPeers, NoSpace) as error:
         refusing = sorted((p for p in others if p.refuses), key=lambda p: p.name)
         raise _explained(error, refusing) from None
-    wanted = _bytes_per_peer(placement, sizes)
+    wanted = _bytes_per_peer(placement, sizes, manifest)
     return _planned(plan, placement, online), wanted
 
 
@@ -135,8 +143,8 @@ def _held(plan: Plan, count: int) -> list[list[str]]:
     return [[plan.held_peers[at] for at in row if at != columns.NOBODY] for row in rows]
 
 
-def _bytes_per_peer(placement: Placement, sizes: Sequence[int]) -> dict[str, int]:
-    total = dict.fromkeys(placement.peers, 0)
+def _bytes_per_peer(placement: Placement, sizes: Sequence[int], manifest: int) -> dict[str, int]:
+    total = dict.fromkeys(placement.peers, manifest)
     for size, row in zip(sizes, placement.assignment, strict=True):
         for at in row:
             total[placement.peers[at]] += size

@@ -53,7 +53,7 @@ from zchunk.node.store.chunkreaders import ChunkReaders
 from zchunk.node.store.clustermemory import ClusterMemory
 from zchunk.node.store.inventory import Inventory, not_held
 from zchunk.node.store.judge import Judged, Verdict, judge, unreadable_chunk
-from zchunk.node.store.manifestfolder import ManifestFolder, cost
+from zchunk.node.store.manifestfolder import ManifestFolder
 from zchunk.node.store.reconcile import Reconciler, name_of
 from zchunk.node.store.storefolder import MARKER, StoreFolder
 from zchunk.node.store.trash import Trash
@@ -467,7 +467,7 @@ class ChunkStore:
             return
         with self._index_lock:
             self._admit_manifest(file_id, parsed, upload_id)
-        taken = cost(len(data))
+        taken = manifest.kept_bytes(len(data))
         if not self.reserve_space(taken):
             raise NoSpace(f"this node has no room for a manifest of {len(data)} bytes")
         try:

@@ -24,14 +24,6 @@ from zchunk.node.store.judge import Verdict, judge, unreadable
 from zchunk.node.store.storefolder import HEX_DIGEST, StoreFolder
 from zchunk.node.store.trash import MANIFEST, Trash
 
-#: What file systems give to a file.
-_BLOCK = 4096
-
-
-def cost(size: int) -> int:
-    """What a manifest of so many bytes takes: its file, and as much for its rows in the index."""
-    return -(-2 * size // _BLOCK) * _BLOCK
-
 
 class ManifestFolder:
     """The kept manifests. Nothing is kept before `reconcile` was called."""
@@ -103,7 +95,7 @@ class ManifestFolder:
         is_new = not self.has(file_id)
         self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
         self.unread.discard(file_id)
-        self._keep({file_id: cost(len(parsed.canonical))})
+        self._keep({file_id: manifest.kept_bytes(len(parsed.canonical))})
         if is_new:
             self._claim([file_id])
         else:
@@ -198,7 +190,7 @@ class ManifestFolder:
     def _cost(self, file_id: str) -> int:
         path = self._folder / file_id
         with disk.storage_errors(path, "looking at"):
-            return cost(path.stat().st_size)
+            return manifest.kept_bytes(path.stat().st_size)
 
     def _adopt(self, file_id: str) -> bool:
         path = self._folder / file_id
