@@ -867,10 +867,10 @@ def test_without_room_elsewhere_a_node_that_takes_no_chunks_is_named(cluster: Cl
 
 def test_that_a_node_takes_no_chunks_is_told_when_it_changes(cluster: Cluster) -> None:
     cluster.up("A", "B")
-    before = cluster.core.seq
+    before = cluster.core.events.seq
 
     def told() -> list[tuple[str, str]]:
-        events = [e for e in cluster.core.history if e.seq > before]
+        events = [e for e in cluster.core.events.history if e.seq > before]
         return [(e.topic, e.fields["peer"]["refuses"]) for e in events]
 
     for _ in range(2):
