@@ -53,7 +53,7 @@ facts = st.recursive(
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Values of a field's type, as `messages.py` constrains it."""
+    """Values of a field's type, as `protocol/messages.py` constrains it."""
     if typing.get_origin(hint) is typing.Annotated:
         base, *rules = typing.get_args(hint)
         return _constrained(base, rules)

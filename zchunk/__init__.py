@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from zchunk.client import Client
+    from zchunk.content.encryption import KeyFile, Passphrase
     from zchunk.errors import ZchunkError
     from zchunk.node.manager import PutOptions
-    from zchunk.sealing import KeyFile, Passphrase
 
 __all__ = ["Client", "KeyFile", "Passphrase", "PutOptions", "ZchunkError", "__version__"]
 
 
 _LAZY = {
     "Client": "zchunk.client",
-    "KeyFile": "zchunk.sealing",
-    "Passphrase": "zchunk.sealing",
+    "KeyFile": "zchunk.content.encryption",
+    "Passphrase": "zchunk.content.encryption",
     "PutOptions": "zchunk.node.manager",
     "ZchunkError": "zchunk.errors",
 }

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import ValidationError
 
-from zchunk import disk
 from zchunk.clock import SystemClock, iso_utc
 from zchunk.config import Settings
 from zchunk.config import load as load_settings
+from zchunk.content.encryption import Lock, Secret, head_of, open_manifest
 from zchunk.errors import (
     ClientClosed,
     ForeignProcess,
@@ -46,26 +46,23 @@ from zchunk.errors import (
     UnknownMessage,
     ZchunkError,
 )
-from zchunk.loop import Loop, LoopThread, ThreadWorkers
-from zchunk.node.calls import SHUT_OUT, Call, Calls
-from zchunk.node.control import ControlPlane
-from zchunk.node.feed import Missed
-from zchunk.node.get import Download
-from zchunk.node.hellos import HelloWait, PlanPatience
-from zchunk.node.jobcontrol import KeptJob
-from zchunk.node.jobdesk import JobDesk
-from zchunk.node.jobs import JobRecord, JobStatus, book_of
-from zchunk.node.located import Location, location
+from zchunk.node.bulk.location import Location, location
+from zchunk.node.bulk.plane import BULK_IO_THREADS, BulkPlane
+from zchunk.node.control.event_feed import Missed
+from zchunk.node.control.hello_wait import HelloWait, PlanPatience
+from zchunk.node.control.plane import ControlPlane
+from zchunk.node.download.part_file import open_part, remove_leftovers, safe_target_name, target_has_content
+from zchunk.node.download.preparing import Preparing
+from zchunk.node.download.runner import Download
+from zchunk.node.download.target import check_regular, followed
+from zchunk.node.home.membership import check_transport, identity_of, of_home, own_node
+from zchunk.node.jobs.control import KeptJob
+from zchunk.node.jobs.desk import JobDesk
+from zchunk.node.jobs.records import JobRecord, JobStatus, book_of
 from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
-from zchunk.node.membership import check_transport, identity_of, of_home, own_node
-from zchunk.node.partfile import open_part, remove_leftovers, safe_target_name, target_has_content
 from zchunk.node.planes import bulk_plane, control_plane
-from zchunk.node.preparing import Preparing
-from zchunk.node.sealkeys import Sealing, SealKeys
-from zchunk.node.source import SourceFile
-from zchunk.node.target import check_regular, followed
-from zchunk.node.transfer import BULK_IO_THREADS, BulkPlane
-from zchunk.oserrors import check_descriptors
+from zchunk.node.upload.source_file import SourceFile
+from zchunk.node.upload.upload_keys import Sealing, SealKeys
 from zchunk.protocol.messages import (
     Abandon,
     Event,
@@ -84,11 +81,14 @@ from zchunk.protocol.messages import (
     Request,
     Snapshot,
 )
-from zchunk.sealing import Lock, Secret, head_of, open_manifest
+from zchunk.runtime.blocking_calls import SHUT_OUT, Call, Calls
+from zchunk.runtime.loop import Loop, LoopThread, ThreadWorkers
+from zchunk.system import disk
+from zchunk.system.os_errors import check_descriptors
 from zchunk.transport.zeromq import ZmqTransport
 
 if TYPE_CHECKING:
-    from zchunk.node.rangefile import ChunkStream
+    from zchunk.node.reading.file_object import ChunkStream
 
 log = logging.getLogger(__name__)
 
@@ -556,15 +556,15 @@ class Client:
         `corrupt` while a read waits. Reads raise IntegrityError for a chunk that no holder has
         right. Raises as `get` does.
         """
-        from zchunk.node.rangefile import file_object
+        from zchunk.node.reading.file_object import file_object
 
         where = self.opened(self.locate(name_or_id), unlock)
         return file_object(self.stream(where, wait=wait, on_event=on_event))
 
     def stream(self, where: Location, *, wait: bool = True, on_event: OnEvent | None = None) -> ChunkStream:
         """Pieces of a file that `locate` and `opened` returned; to be closed."""
-        from zchunk.node.rangefile import ChunkStream
-        from zchunk.node.reading import Reader, room_of
+        from zchunk.node.reading.file_object import ChunkStream
+        from zchunk.node.reading.range_reader import Reader, room_of
 
         self._check_fetches()
         self._check_process()

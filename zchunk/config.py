@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_type_hi
 import msgspec
 from msgspec import Meta, Struct, ValidationError
 
-from zchunk import addresses
 from zchunk.clock import MAX_PERIOD_S, MIN_PERIOD_S
+from zchunk.content.manifest import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, chunk_size_problem
 from zchunk.errors import ConfigError, InvalidUsage
-from zchunk.manifest import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, chunk_size_problem
 from zchunk.strategy import MAX_COPIES, Strategy
+from zchunk.system import addresses
 
 if TYPE_CHECKING:  # imported where there is a file
     import yaml

@@ -77,10 +77,10 @@ def check_limit() -> None:
     """Raises the soft limit of descriptors; ends the process where modules could not be opened."""
     import json
 
-    from zchunk import openfiles
+    from zchunk.system import file_limit
 
-    openfiles.raise_limit()
-    problem = openfiles.shortage("zchunk", _DESCRIPTORS)
+    file_limit.raise_limit()
+    problem = file_limit.shortage("zchunk", _DESCRIPTORS)
     if problem is not None:
         told = {"event": "error", "code": "storage_unavailable", "exit_code": 1, "message": problem}
         end(1, json.dumps(told).encode() + b"\n", f"zchunk: {problem}\n".encode())

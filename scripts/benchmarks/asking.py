@@ -9,7 +9,7 @@ from typing import TypeVar
 from servers import Failed
 
 from benchmarks.crowd import OPTIONS, At, await_links
-from zchunk.manifest import Manifest
+from zchunk.content.manifest import Manifest
 from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import (
     Commit,

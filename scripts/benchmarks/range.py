@@ -30,9 +30,9 @@ from benchmarks.figures import quantile
 from benchmarks.processes import Command
 from benchmarks.series import print_rows
 from zchunk.config import Settings, load
-from zchunk.manifest import chunk_count, chunk_length
-from zchunk.node.rangefile import RangeFile
-from zchunk.node.ranges import chunks_of, room_for
+from zchunk.content.manifest import chunk_count, chunk_length
+from zchunk.node.reading.file_object import RangeFile
+from zchunk.node.reading.read_ahead import chunks_of, room_for
 
 NODES = 3
 LENGTH = 1024**2

@@ -28,7 +28,7 @@ import zchunk
 from benchmarks import cable
 from benchmarks.figures import Figure, print_json, print_table
 from zchunk.config import Settings
-from zchunk.node.partfile import PartFile
+from zchunk.node.download.part_file import PartFile
 
 MIB = 1024**2
 FILE = "waiting.bin"

@@ -23,7 +23,7 @@ from benchmarks import asking, trackerhome
 from benchmarks.asking import Asker
 from benchmarks.crowd import At, Crowd, Listeners
 from benchmarks.trackerprocess import TrackerProcess, stay_off_the_trackers_cpu
-from zchunk import addresses
+from zchunk.system import addresses
 
 #: heartbeats per second that the other figures are taken under
 RATE = 5_000

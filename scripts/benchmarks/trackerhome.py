@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zchunk.clock import SystemClock
-from zchunk.manifest import IDENTITY, ChunkRow, Manifest
+from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.protocol.columns import split_hashes
-from zchunk.tracker.membership import Membership
-from zchunk.tracker.store import TrackerStore
+from zchunk.tracker.members.membership import Membership
+from zchunk.tracker.store.store import TrackerStore
 from zchunk.transport.auth import make_key, new_key_pair
 from zchunk.transport.keys import KeyPair
 

@@ -86,7 +86,7 @@ def main() -> None:
     os.sched_setaffinity(0, {TRACKER_CPU})
     notes, sys.argv = Path(sys.argv[1]), ["zchunk", *sys.argv[2:]]
     from zchunk import cli
-    from zchunk.loop import Loop
+    from zchunk.runtime.loop import Loop
 
     loops: list[Loop] = []
     made = Loop.__init__

@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.strategies import messages
-from zchunk import hashing
 from zchunk.clock import ManualClock, read
+from zchunk.content import hashing
+from zchunk.content.manifest import ChunkRow, Manifest
 from zchunk.errors import ZchunkError
-from zchunk.loop import Loop
-from zchunk.manifest import ChunkRow, Manifest
-from zchunk.node.service import ChunkService, HeldMemory
-from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.node.serving.chunk_server import ChunkService, HeldMemory
+from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.protocol import wire
 from zchunk.protocol.messages import BY_TYPE, PAYLOAD_FIELDS, Message, Request
+from zchunk.runtime.loop import Loop
 from zchunk.tracker.core import TrackerCore
-from zchunk.tracker.membership import Membership
+from zchunk.tracker.members.membership import Membership
 from zchunk.tracker.requests.presence import Timing
 from zchunk.tracker.server import TrackerServer
-from zchunk.tracker.store import TrackerStore
-from zchunk.tracker.storemark import StoreMark
+from zchunk.tracker.state.store_mark import StoreMark
+from zchunk.tracker.store.store import TrackerStore
 from zchunk.transport.base import Buffer, Delivery, Received
 from zchunk.transport.keys import peer_id_of
 

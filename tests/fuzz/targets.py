@@ -21,8 +21,10 @@ from typing import Any, cast
 import msgpack
 from msgspec.structs import asdict
 
-from zchunk import addresses, config, manifest, sealing
+from zchunk import config
 from zchunk.clock import ManualClock, iso_utc
+from zchunk.content import encryption, manifest
+from zchunk.content.manifest import TAG_BYTES, ChunkRow, Manifest
 from zchunk.errors import (
     ConfigError,
     InvalidUsage,
@@ -34,14 +36,15 @@ from zchunk.errors import (
     UnsupportedVersion,
     ZchunkError,
 )
-from zchunk.homestate import HomeState
-from zchunk.manifest import TAG_BYTES, ChunkRow, Manifest
-from zchunk.node import allowlist, jobs, membership, options, partfile
-from zchunk.node.located import found_holders, location
-from zchunk.node.server import raise_incarnation
-from zchunk.node.store.chunkindex import ChunkIndex
-from zchunk.node.store.clustermemory import ClusterMemory
-from zchunk.node.store.storefolder import StoreFolder, create
+from zchunk.node.bulk.location import found_holders, location
+from zchunk.node.download import part_file
+from zchunk.node.home import membership, options
+from zchunk.node.jobs import records as jobs_records
+from zchunk.node.registration import raise_incarnation
+from zchunk.node.serving import allow_list
+from zchunk.node.store.chunk_index import ChunkIndex
+from zchunk.node.store.cluster_memory import ClusterMemory
+from zchunk.node.store.store_folder import StoreFolder, create
 from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import (
     PAYLOAD_FIELDS,
@@ -60,8 +63,10 @@ from zchunk.protocol.messages import (
     Welcome,
     record_in,
 )
+from zchunk.system import addresses
+from zchunk.system.home_state import HomeState
 from zchunk.tracker.home import load_endpoints
-from zchunk.tracker.membership import Membership
+from zchunk.tracker.members.membership import Membership
 from zchunk.transport.auth import Token, load_or_make_key, parse_token
 from zchunk.transport.keys import KeyPair, peer_id_of
 
@@ -219,14 +224,14 @@ def _manifest(data: bytes) -> None:
     assert manifest.parse(data, hashlib.sha256(data).hexdigest()) == parsed
     assert sum(parsed.length(index) for index in range(len(parsed.chunks))) == parsed.size
     assert parsed.stored_bytes == parsed.size
-    partfile.safe_target_name(parsed.name).encode()
+    part_file.safe_target_name(parsed.name).encode()
 
 
 def _sealed(data: bytes) -> None:
     """What an encrypted file's manifest shows to everybody, by who has no key."""
-    head = sealing.parse_head(data)
-    assert sealing.parse_head(head.encode()) == head
-    sealing.head_of(Manifest("x", 0, None, 65536, (), msgpack.packb((*head.parts, b"b" * 64))))
+    head = encryption.parse_head(data)
+    assert encryption.parse_head(head.encode()) == head
+    encryption.head_of(Manifest("x", 0, None, 65536, (), msgpack.packb((*head.parts, b"b" * 64))))
 
 
 # -- what people type -------------------------------------------------------------------------
@@ -252,11 +257,11 @@ def _address(data: bytes) -> None:
 
 
 def _name(data: bytes) -> None:
-    name = partfile.safe_target_name(data.decode("utf-8", "surrogateescape"))
+    name = part_file.safe_target_name(data.decode("utf-8", "surrogateescape"))
     assert name not in ("", ".", "..")
     assert not set(name) & set("/\\\0\n\x1b")
-    assert len(name.encode()) <= partfile.MAX_NAME_BYTES
-    assert partfile.safe_target_name(name) == name
+    assert len(name.encode()) <= part_file.MAX_NAME_BYTES
+    assert part_file.safe_target_name(name) == name
 
 
 # -- files ------------------------------------------------------------------------------------
@@ -277,7 +282,7 @@ def _config(data: bytes) -> None:
 
 
 def _zjob(data: bytes) -> None:
-    job = partfile.load_job(_file("x.zjob", data))
+    job = part_file.load_job(_file("x.zjob", data))
     if job is not None:
         assert job.manifest.file_id == job.file_id
         assert all(0 <= index < len(job.manifest.chunks) for index in job.completed)
@@ -289,10 +294,10 @@ def _job_record(data: bytes) -> None:
     path = _FOLDER / "jobs" / "j1.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
-    book = jobs.JobBook([path.parent])
+    book = jobs_records.JobBook([path.parent])
     record = book.load("j1")
     if record is not None:
-        json.dumps(jobs.standing(record).to_json())
+        json.dumps(jobs_records.standing(record).to_json())
         book.save(record)
         assert book.load("j1") == record
     assert book.all() == ([record] if record is not None else [])
@@ -323,9 +328,9 @@ def _members(data: bytes) -> None:
 
 
 def _allow_list(data: bytes) -> None:
-    listed = allowlist.load(_file("allowed.json", data))
-    allowlist.save(_FOLDER / "allowed.json", listed.members)
-    assert allowlist.load(_FOLDER / "allowed.json").members == listed.members
+    listed = allow_list.load(_file("allowed.json", data))
+    allow_list.save(_FOLDER / "allowed.json", listed.members)
+    assert allow_list.load(_FOLDER / "allowed.json").members == listed.members
 
 
 def _options(data: bytes) -> None:
@@ -478,12 +483,12 @@ def _manifest_seeds() -> list[bytes]:
 
 
 def _sealed_seeds() -> list[bytes]:
-    salt, wrapped = b"s" * sealing.SALT_BYTES, b"w" * (sealing.KEY_BYTES + TAG_BYTES)
+    salt, wrapped = b"s" * encryption.SALT_BYTES, b"w" * (encryption.KEY_BYTES + TAG_BYTES)
     locks = (
-        sealing.Lock(salt, cost=sealing.COST),
-        sealing.Lock(salt, key_id=b"k" * sealing.KEY_ID_BYTES),
+        encryption.Lock(salt, cost=encryption.COST),
+        encryption.Lock(salt, key_id=b"k" * encryption.KEY_ID_BYTES),
     )
-    return [sealing.Head(lock, wrapped).encode() for lock in locks]
+    return [encryption.Head(lock, wrapped).encode() for lock in locks]
 
 
 TARGETS = {

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.structs import asdict, replace
 
 from tests.strategies import messages
-from zchunk.node.feed import MAX_HELD, EventFeed, Fetch
-from zchunk.node.session import AskHello, Outcome, Send, Session
+from zchunk.node.control.event_feed import MAX_HELD, EventFeed, Fetch
+from zchunk.node.control.session import AskHello, Outcome, Send, Session
 from zchunk.protocol.messages import (
     BY_TYPE,
     Beat,

@@ -27,9 +27,9 @@ from tests.fuzz.shells import (
     requests,
 )
 from tests.strategies import damaged
-from zchunk import hashing
-from zchunk.node.serving import MAX_ASKS, MAX_WAITING
-from zchunk.outstanding import MAX_REQUESTS
+from zchunk.content import hashing
+from zchunk.limits.admission import MAX_REQUESTS
+from zchunk.node.serving.scheduler import MAX_ASKS, MAX_WAITING
 from zchunk.protocol import wire
 from zchunk.protocol.messages import (
     Acknowledge,

@@ -30,7 +30,7 @@ import zmq
 from tests.hostile import zmtp
 from tests.hostile.zmtp import At
 from tests.integration.raw import Keys, Line
-from zchunk import hashing
+from zchunk.content import hashing
 from zchunk.protocol import wire
 from zchunk.protocol.messages import Locate
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import zmq
 
-from zchunk.loop import Loop
-from zchunk.node.service import ChunkService
+from zchunk.node.serving.chunk_server import ChunkService
+from zchunk.runtime.loop import Loop
 from zchunk.startup import main
 from zchunk.transport import zeromq
 

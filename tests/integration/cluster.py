@@ -33,7 +33,7 @@ from zchunk.clock import SystemClock
 from zchunk.config import Settings
 from zchunk.errors import TrackerUnreachable
 from zchunk.protocol.messages import PeerRecord
-from zchunk.tracker.membership import Membership
+from zchunk.tracker.members.membership import Membership
 from zchunk.transport.auth import parse_token
 
 ROOT = Path(__file__).resolve().parents[2]

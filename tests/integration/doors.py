@@ -16,8 +16,8 @@ from tests.integration.cluster import PATIENCE_S, Cluster, make_file
 from tests.integration.raw import Keys, Line, keys_in, keys_of, new_keys
 from tests.waiting import wait_for
 from zchunk.clock import SystemClock
-from zchunk.tracker.commanddoor import members_changed
-from zchunk.tracker.membership import Membership
+from zchunk.tracker.members.admin_socket import members_changed
+from zchunk.tracker.members.membership import Membership
 
 DOORS = ("tracker", "events", "node")
 #: Long enough for a tick of the tracker's events.

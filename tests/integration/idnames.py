@@ -16,7 +16,7 @@ def anything(name: Any) -> None:
 
 if __name__ == "__main__":
     from zchunk.node import manager
-    from zchunk.tracker import commits, listing
+    from zchunk.tracker.store import commits, listing
 
     manager.new_name_problem = commits.new_name_problem = anything  # type: ignore[attr-defined]
     listing.is_file_id = lambda text: False  # type: ignore[attr-defined]

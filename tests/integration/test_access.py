@@ -24,7 +24,7 @@ from tests.integration.test_cutoff import allow, peers, revoke
 from tests.waiting import wait_for
 from zchunk.clock import SystemClock
 from zchunk.config import Settings
-from zchunk.node.joining import join
+from zchunk.node.control.join import join
 from zchunk.transport.auth import parse_token
 from zchunk.transport.keys import peer_id_of
 from zchunk.transport.zeromq import ZmqTransport

@@ -15,7 +15,7 @@ from tests.integration.cluster import PATIENCE_S, Cluster, Result
 from tests.integration.doors import DOORS, SILENCE_S, Doors, set_revoked
 from tests.integration.raw import Keys, Taking, keys_of, silent
 from tests.waiting import wait_for
-from zchunk import misuse
+from zchunk.limits import misuse
 
 pytestmark = pytest.mark.alone
 

@@ -30,7 +30,7 @@ from tests.integration.cluster import (
     wait_for,
 )
 from tests.integration.conftest import SMALL
-from zchunk.manifest import kept_bytes
+from zchunk.content.manifest import kept_bytes
 
 CHUNK = 64 * 1024
 THRESHOLD = MIB

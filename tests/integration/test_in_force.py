@@ -17,8 +17,8 @@ from zchunk.clock import SystemClock
 from zchunk.errors import NotFound
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, GetSnapshot
-from zchunk.tracker.membership import Membership
-from zchunk.transport.local import SCHEME, LocalLine
+from zchunk.tracker.members.membership import Membership
+from zchunk.transport.unix_socket import SCHEME, LocalLine
 
 ROUNDS = 5
 

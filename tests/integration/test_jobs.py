@@ -22,22 +22,13 @@ import pytest
 
 import zchunk
 from tests.hostile import zmtp
-from tests.integration.cluster import (
-    MIB,
-    UNPRIVILEGED,
-    Client,
-    Cluster,
-    Event,
-    Process,
-    Source,
-    sha256_of,
-)
+from tests.integration.cluster import MIB, UNPRIVILEGED, Client, Cluster, Event, Process, Source, sha256_of
 from tests.integration.conftest import SMALL
 from tests.integration.test_edges import fresh
 from tests.waiting import wait_for
 from zchunk.config import Settings
 from zchunk.errors import NotFound
-from zchunk.transport.local import SCHEME, LocalLine
+from zchunk.transport.unix_socket import SCHEME, LocalLine
 
 #: A command's own start takes most of it.
 SOON_S = 20.0

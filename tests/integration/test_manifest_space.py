@@ -15,7 +15,7 @@ from tests.integration.cluster import MIB, Cluster, make_file
 from tests.integration.conftest import SMALL
 from tests.integration.doors import keys_of
 from tests.integration.raw import Line
-from zchunk.manifest import ChunkRow, Manifest
+from zchunk.content.manifest import ChunkRow, Manifest
 
 CHUNK = bytes(range(256)) * 256
 CAPACITY = 8 * MIB

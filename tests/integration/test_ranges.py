@@ -20,7 +20,7 @@ from tests.integration.cluster import MIB, Client, Cluster, Source, make_file
 from tests.waiting import wait_for
 from zchunk.config import Settings, load
 from zchunk.errors import IntegrityError, NotFound, PartialDownload, WrongKey
-from zchunk.node.rangefile import RangeFile
+from zchunk.node.reading.file_object import RangeFile
 
 CHUNK = 64 * 1024
 SIZE = 3 * MIB + 777

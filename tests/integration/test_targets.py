@@ -22,9 +22,9 @@ from tests.integration.cluster import MIB, NOBODY, Cluster, Source, flip_bit, sh
 from tests.integration.test_edges import CHUNK, fresh
 from tests.integration.test_jobs import waiting_get
 from zchunk.config import Settings
-from zchunk.node.owners import owner_name
-from zchunk.node.partfile import open_part
-from zchunk.node.targetlock import acquire
+from zchunk.node.download.part_file import open_part
+from zchunk.node.download.target_lock import acquire
+from zchunk.system.file_owners import owner_name
 
 PRECIOUS = b"precious, and none of their business"
 

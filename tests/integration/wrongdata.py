@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any
 
 from zchunk.cli import main
-from zchunk.node.store.chunkstore import ChunkStore
+from zchunk.node.store.chunk_store import ChunkStore
 
 
 def lying(read: Callable[..., memoryview]) -> Callable[..., memoryview]:

@@ -7,7 +7,7 @@ import hashlib
 import sys
 
 from zchunk.cli import main
-from zchunk.hashing import FileDigest
+from zchunk.content.hashing import FileDigest
 
 if __name__ == "__main__":
     FileDigest.digest = lambda self: hashlib.sha256(b"another file").digest()  # type: ignore[method-assign]

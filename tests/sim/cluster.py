@@ -19,30 +19,34 @@ from typing import Any, ClassVar
 import pytest
 from msgspec import structs
 
-from zchunk import config, disk, hashing
+from zchunk import config
 from zchunk.clock import ManualClock
+from zchunk.content import hashing
+from zchunk.content.encryption import Secret, open_manifest
 from zchunk.errors import ZchunkError
-from zchunk.loop import Loop
-from zchunk.node import assembly, ownstore, source
-from zchunk.node.assembly import node_parts
-from zchunk.node.control import ControlPlane
-from zchunk.node.get import Download
-from zchunk.node.located import location
+from zchunk.node import build as node_build
+from zchunk.node.build import node_parts
+from zchunk.node.bulk.location import location
+from zchunk.node.control.plane import ControlPlane
+from zchunk.node.download.part_file import PartFile, open_part
+from zchunk.node.download.runner import Download
+from zchunk.node.home.membership import Identity, Membership
 from zchunk.node.manager import DistributedChunkManager, PutOptions
-from zchunk.node.membership import Identity, Membership
-from zchunk.node.partfile import PartFile, open_part
 from zchunk.node.planes import bulk_plane, control_plane
-from zchunk.node.sealkeys import Sealing
-from zchunk.node.server import NodeServer
-from zchunk.node.service import ChunkService
-from zchunk.node.source import SourceFile
-from zchunk.node.store.chunkstore import ChunkStore
-from zchunk.oserrors import as_ours
+from zchunk.node.registration import NodeServer
+from zchunk.node.serving.chunk_server import ChunkService
+from zchunk.node.store import own_store
+from zchunk.node.store.chunk_store import ChunkStore
+from zchunk.node.upload import source_file as source
+from zchunk.node.upload.source_file import SourceFile
+from zchunk.node.upload.upload_keys import Sealing
 from zchunk.protocol import columns
 from zchunk.protocol.messages import Locate, Plan, Remove, Request
-from zchunk.sealing import Secret, open_manifest
+from zchunk.runtime.loop import Loop
+from zchunk.system import disk
+from zchunk.system.os_errors import as_ours
 from zchunk.tracker.process import Tracker
-from zchunk.tracker.store import TrackerStore
+from zchunk.tracker.store.store import TrackerStore
 from zchunk.transport.base import Arrival, Socket
 from zchunk.transport.keys import peer_id_of
 from zchunk.transport.memory import Faults, MemoryPoller, MemoryTransport, Network
@@ -622,11 +626,11 @@ def opened_stores() -> Iterator[list[ChunkStore]]:
     opened: list[ChunkStore] = []
 
     def open_store(*args: Any, **options: Any) -> ChunkStore:
-        opened.append(store := ownstore.open_store(*args, **options))
+        opened.append(store := own_store.open_store(*args, **options))
         return store
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "open_store", open_store)
+        patch.setattr(node_build, "open_store", open_store)
         yield opened
 
 

@@ -26,7 +26,7 @@ import peewee
 import pytest
 
 from tests.sim.cluster import Cluster, Host
-from zchunk import buffers, disk, syscalls
+from zchunk.system import buffers, disk, syscalls
 
 #: Every error that the deliverable names, but short reads and writes, see `_SHORT`.
 NUMBERS = (
@@ -40,11 +40,11 @@ NUMBERS = (
     errno.EINTR,
     errno.ESTALE,
 )
-#: Of `os`. `fsync` and `fdatasync` are those of `disk.py`, which a simulation replaces.
+#: Of `os`. `fsync` and `fdatasync` are those of `system/disk.py`, which a simulation replaces.
 LOOKS = ("stat", "lstat", "fstat", "listdir", "scandir")
 READS = ("open", "pread", "preadv")
 WRITES = ("pwrite", "replace", "unlink", "mkdir", "ftruncate")
-#: Of `syscalls.py`.
+#: Of `system/syscalls.py`.
 MORE_WRITES = ("rename_new", "fallocate", "punch_hole")
 SYNCS = ("sync_file", "sync_folder")
 ALL_WRITES = WRITES + MORE_WRITES + SYNCS

@@ -17,8 +17,8 @@ import pytest
 from tests.sim.cluster import CHUNK, Cluster, Host, Outcome, SimClient, SimNode
 from tests.sim.refusals import Refusals, Site
 from zchunk.errors import ZchunkError
-from zchunk.node.selfcheck import SelfCheck
-from zchunk.oserrors import as_ours
+from zchunk.node.upkeep.self_check import SelfCheck
+from zchunk.system.os_errors import as_ours
 
 
 class Refused:

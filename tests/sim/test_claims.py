@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.cluster import CHUNK, Cluster, SimNode
-from zchunk.node import claims
+from zchunk.node.upkeep import claims
 
 DAY = 86_400.0
 

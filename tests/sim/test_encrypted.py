@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome
-from zchunk import ciphers, hashing, sealing
+from zchunk.content import ciphers, encryption, hashing
+from zchunk.content.encryption import FileKey, KeyFile, Passphrase
 from zchunk.errors import ChunkCorrupt
-from zchunk.node.sealkeys import SealKeys
-from zchunk.sealing import FileKey, KeyFile, Passphrase
+from zchunk.node.upload.upload_keys import SealKeys
 from zchunk.transport.memory import Faults
 
 NAME = "film.mkv"
@@ -45,7 +45,7 @@ def make_cluster(root: Path, seed: int, monkeypatch: pytest.MonkeyPatch, **optio
     """Keys come from the seed, so that a seed is one story."""
     cluster = Cluster(root, seed, **options)
     cluster.secret = SECRET
-    monkeypatch.setattr(sealing, "secrets", SimpleNamespace(token_bytes=cluster.rng.randbytes))
+    monkeypatch.setattr(encryption, "secrets", SimpleNamespace(token_bytes=cluster.rng.randbytes))
     return cluster
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome
 from tests.sim.test_encrypted import begin, make_cluster
-from zchunk import buffers
+from zchunk.system import buffers
 
 #: One chunk of a client, and half of one of a node, which takes the whole file.
 _TIGHT = {

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.sim.cluster import CHUNK, Cluster, Outcome
-from zchunk import hashing
+from zchunk.content import hashing
+from zchunk.content.encryption import Passphrase
+from zchunk.content.manifest import MAX_NEW_SEALED_CHUNKS
 from zchunk.errors import ChunkCorrupt, InvalidUsage, StoreOffline
-from zchunk.manifest import MAX_NEW_SEALED_CHUNKS
 from zchunk.node.manager import DistributedChunkManager, PutOptions
-from zchunk.sealing import Passphrase
 
 UPLOAD = "ab" * 16
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.sim.cluster import CHUNK, Cluster, Host, Outcome
-from zchunk import buffers
+from zchunk.system import buffers
 
 
 @contextmanager

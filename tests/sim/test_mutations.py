@@ -22,24 +22,26 @@ import pytest
 from tests.sim import scenarios
 from tests.sim.test_refusals import RefusedHistory
 from tests.sim.test_scenarios import History
-from zchunk import disk
 from zchunk.errors import IllegalEvent, ZchunkError
-from zchunk.node import get, put, upload
-from zchunk.node.download import ChunkState, DownloadJob, VerifyChunk
-from zchunk.node.garbage import GarbageCollector
-from zchunk.node.places import Spread
-from zchunk.node.reach import Reach
-from zchunk.node.selfcheck import SelfCheck
-from zchunk.node.server import NodeServer
-from zchunk.node.session import Session
-from zchunk.node.store import chunkstore, judge, reconcile
-from zchunk.node.upload import UploadJob
+from zchunk.node.bulk.reachability import Reach
+from zchunk.node.control.session import Session
+from zchunk.node.download import runner as download_runner
+from zchunk.node.download.job import ChunkState, DownloadJob, VerifyChunk
+from zchunk.node.registration import NodeServer
+from zchunk.node.store import chunk_store, reconcile, verification
+from zchunk.node.upkeep.garbage import GarbageCollector
+from zchunk.node.upkeep.self_check import SelfCheck
+from zchunk.node.upload import job as upload_job
+from zchunk.node.upload import runner as upload_runner
+from zchunk.node.upload.job import UploadJob
+from zchunk.node.upload.spread import Spread
 from zchunk.protocol.messages import Event, Release
-from zchunk.tracker.chunks import Chunks
-from zchunk.tracker.health import FileHealth
-from zchunk.tracker.holders import Holders
-from zchunk.tracker.listing import Listing
-from zchunk.tracker.liveness import Change, Liveness
+from zchunk.system import disk
+from zchunk.tracker.rules.health import FileHealth
+from zchunk.tracker.rules.liveness import Change, Liveness
+from zchunk.tracker.store.chunks import Chunks
+from zchunk.tracker.store.holders import Holders
+from zchunk.tracker.store.listing import Listing
 
 Patch = pytest.MonkeyPatch
 Story = Callable[[Path, int], None]
@@ -90,16 +92,16 @@ def way_back_unnoticed(patch: Patch) -> None:
 def downloads_unverified(patch: Patch) -> None:
     """What arrived is written whatever its SHA-256."""
 
-    def verify(self: get.Download, action: VerifyChunk) -> None:
+    def verify(self: download_runner.Download, action: VerifyChunk) -> None:
         assert self._job is not None
         self.perform(self._job.verified(action.chunk, True, self.now()))
 
-    patch.setattr(get.Download, "_verify", verify)
+    patch.setattr(download_runner.Download, "_verify", verify)
 
 
 def puts_unverified(patch: Patch) -> None:
     """A node stores what it was sent under the name that was promised."""
-    patch.setattr(chunkstore, "check_bytes", lambda sha256, blake3, view: None)
+    patch.setattr(chunk_store, "check_bytes", lambda sha256, blake3, view: None)
 
 
 def gaps_ignored(patch: Patch) -> None:
@@ -145,10 +147,10 @@ def new_numbers_unheard(patch: Patch) -> None:
 def leased_chunks_trashed(patch: Patch) -> None:
     """What the tracker let go is deleted although an upload has leased it meanwhile."""
 
-    def is_removable(self: chunkstore.ChunkStore, sha256: bytes, now_wall: float) -> bool:
+    def is_removable(self: chunk_store.ChunkStore, sha256: bytes, now_wall: float) -> bool:
         return self.has(sha256)
 
-    patch.setattr(chunkstore.ChunkStore, "_is_removable", is_removable)
+    patch.setattr(chunk_store.ChunkStore, "_is_removable", is_removable)
 
 
 def kept_chunks_untold(patch: Patch) -> None:
@@ -176,7 +178,7 @@ def offers_count_as_stored(patch: Patch) -> None:
 
     def optimistic(
         self: UploadJob, peer_id: str, index: int, attempt: int, have: bool, now: float
-    ) -> list[upload.Action]:
+    ) -> list[upload_job.Action]:
         return offered(self, peer_id, index, attempt, True, now)
 
     patch.setattr(UploadJob, "offered", optimistic)
@@ -228,7 +230,7 @@ def comings_uncounted(patch: Patch) -> None:
 def holders_unasked(patch: Patch) -> None:
     """An upload sends every chunk to the planned peer, whoever holds it."""
 
-    def found(self: UploadJob, chunks: Sequence[int], holders: Any, now: float) -> list[upload.Action]:
+    def found(self: UploadJob, chunks: Sequence[int], holders: Any, now: float) -> list[upload_job.Action]:
         return asked(self, chunks, [()] * len(chunks), now)
 
     asked = UploadJob.found
@@ -247,20 +249,20 @@ def refusals_final(patch: Patch) -> None:
 
 def refusals_fail(patch: Patch) -> None:
     """An upload ends when its commit is refused."""
-    patch.setattr(put, "_MENDS", 0)
+    patch.setattr(upload_runner, "_MENDS", 0)
 
 
 def refusals_are_damage(patch: Patch) -> None:
     """A chunk that cannot be read now is taken for a damaged one."""
-    really = judge.judge
+    really = verification.judge
 
-    def judged(*args: Any) -> judge.Judged:
+    def judged(*args: Any) -> verification.Judged:
         try:
             return really(*args)
         except OSError:
-            return judge.Judged(judge.Verdict.DAMAGED)
+            return verification.Judged(verification.Verdict.DAMAGED)
 
-    for module in (chunkstore, reconcile):
+    for module in (chunk_store, reconcile):
         patch.setattr(module, "judge", judged)
 
 

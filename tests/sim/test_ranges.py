@@ -13,11 +13,11 @@ import pytest
 from tests.sim.cluster import CHUNK, Cluster, SimClient, SimNode
 from tests.sim.test_encrypted import SECRET, make_cluster
 from tests.sim.test_encrypted import put as put_encrypted
+from zchunk.content.encryption import open_manifest
 from zchunk.errors import IntegrityError, PartialDownload, ZchunkError
-from zchunk.node.located import Location, location
-from zchunk.node.reading import Reader
+from zchunk.node.bulk.location import Location, location
+from zchunk.node.reading.range_reader import Reader
 from zchunk.protocol.messages import Locate
-from zchunk.sealing import open_manifest
 from zchunk.transport.memory import Faults
 
 NAME = "film.mkv"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.sim.cluster import CHUNK, Cluster
 from tests.sim.replay import replay
-from zchunk.node.download import DownloadJob
+from zchunk.node.download.job import DownloadJob
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.sim.cluster import CHUNK, Cluster
+from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.errors import NotYetStored
-from zchunk.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.protocol.messages import Commit
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.sim.cluster import CHUNK, Cluster
 from zchunk.errors import StorageFailure
-from zchunk.tracker.store import TrackerStore
+from zchunk.tracker.store.store import TrackerStore
 
 SECONDS = 10.0
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.sim.cluster import CHUNK, Cluster, Outcome, SimClient
 from tests.sim.replay import record
-from zchunk import hashing
+from zchunk.content import hashing
 from zchunk.errors import StoreOffline
-from zchunk.node.source import SourceFile
-from zchunk.tracker.promises import GONE_S, SILENT_S
+from zchunk.node.upload.source_file import SourceFile
+from zchunk.tracker.rules.promises import GONE_S, SILENT_S
 
 
 def put(cluster: Cluster, path: Path, **options: Any) -> dict[str, Any]:

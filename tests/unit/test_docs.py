@@ -22,13 +22,12 @@ from blake3 import blake3
 
 from zchunk import config
 from zchunk.clock import Now, SystemClock
+from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest, parse
 from zchunk.errors import BY_CODE
-from zchunk.loop import LoopThread
-from zchunk.manifest import IDENTITY, ChunkRow, Manifest, parse
-from zchunk.node import gatekeeper
-from zchunk.node.joining import join
-from zchunk.node.membership import Membership
+from zchunk.node.control.join import join
+from zchunk.node.home.membership import Membership
 from zchunk.node.process import NodeProcess
+from zchunk.node.serving import access
 from zchunk.protocol.messages import (
     BY_TYPE,
     HEADER_FIELDS,
@@ -40,14 +39,17 @@ from zchunk.protocol.messages import (
     ReportHeld,
     Request,
 )
-from zchunk.tracker import core, gate, health
+from zchunk.runtime.loop import LoopThread
+from zchunk.tracker import core
 from zchunk.tracker.home import make_token
-from zchunk.tracker.memberlist import Member as TrackerMember
-from zchunk.tracker.memberlist import MemberList
+from zchunk.tracker.members import gate
+from zchunk.tracker.members.member_list import Member as TrackerMember
+from zchunk.tracker.members.member_list import MemberList
 from zchunk.tracker.process import Tracker
 from zchunk.tracker.records import health_fields, held_fields
 from zchunk.tracker.requests.presence import Timing
-from zchunk.tracker.storemark import StoreMark
+from zchunk.tracker.rules import health
+from zchunk.tracker.state.store_mark import StoreMark
 from zchunk.transport.zeromq import ZmqTransport
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +172,7 @@ def _known() -> set[str]:
     for kind, of_type in every.items():
         found |= of_type | {f"{kind}.{field}" for field in of_type}
     found |= {name for record in _RECORDS for name in record.__struct_fields__}
-    found |= {"file.file_id", gate.REQUESTS, gate.EVENTS, gatekeeper.DOOR}
+    found |= {"file.file_id", gate.REQUESTS, gate.EVENTS, access.DOOR}
     for section, model in config.SECTIONS.items():
         found |= {*model.__struct_fields__, *(f"{section}.{key}" for key in model.__struct_fields__)}
     for topic in TOPICS.values():

@@ -28,12 +28,12 @@ from zchunk.client import Client
 from zchunk.clock import ManualClock
 from zchunk.config import SECTIONS, Settings, keys_of
 from zchunk.errors import TrackerUnreachable, ZchunkError
-from zchunk.loop import Loop
-from zchunk.node.assembly import NodeParts, node_parts
-from zchunk.node.membership import Identity, Membership, save
+from zchunk.node.build import NodeParts, node_parts
+from zchunk.node.home.membership import Identity, Membership, save
 from zchunk.node.planes import bulk_plane
-from zchunk.node.put import assignment
+from zchunk.node.upload.runner import assignment
 from zchunk.protocol.messages import PeerRecord, Plan, Planned
+from zchunk.runtime.loop import Loop
 from zchunk.tracker import process as tracker_process
 from zchunk.tracker.home import make_token
 from zchunk.tracker.process import Tracker
@@ -511,7 +511,7 @@ def chunks_that_come_in_fit_four_chunks_of_memory(world: World) -> bool:
 
 @observes("transfer.send_budget", 32 * KIB, base=SMALL, default_shows=False, value_shows=True)
 def blocks_that_go_out_fit_half_a_chunk_of_memory(world: World) -> bool:
-    """Of one member; for others the node goes beyond it (tests/unit/test_shares.py)."""
+    """Of one member; for others the node goes beyond it (tests/unit/limits/test_memory_shares.py)."""
     cluster = world.cluster(nodes=1)
     client = cluster.client()
     _put(cluster, client, "file", CHUNK)

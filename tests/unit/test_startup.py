@@ -37,7 +37,7 @@ MODULES = [
     "zchunk.client",
     "zmq",
     "msgspec",
-    "zchunk.node.feed",
+    "zchunk.node.control.event_feed",
 ]
 
 

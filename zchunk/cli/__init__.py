@@ -139,7 +139,7 @@ def _usage(error: click.ClickException) -> str:
 
 def _from_os(error: OSError) -> ZchunkError:
     """A folder that cannot be used, mostly; what the engine does to disks raises its own."""
-    from zchunk.oserrors import as_ours
+    from zchunk.system.os_errors import as_ours
 
     return as_ours(error)
 

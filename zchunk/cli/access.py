@@ -9,31 +9,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zchunk.cli import render
-from zchunk.cli.common import (
-    Invocation,
-    agreed,
-    check_can_ask,
-    everywhere,
-    json_option,
-    pass_invocation,
-    say,
-)
+from zchunk.cli.common import Invocation, agreed, check_can_ask, everywhere, json_option, pass_invocation, say
 from zchunk.cli.members import peers
 from zchunk.cli.output import emit_json, tell_json
 from zchunk.errors import Interrupted, InvalidUsage, NotFound, NotJoined
 
 if TYPE_CHECKING:
-    from zchunk.tracker.administration import Stopped
     from zchunk.tracker.home import TrackerFiles
-    from zchunk.tracker.memberlist import Member
-    from zchunk.tracker.membership import Membership
+    from zchunk.tracker.members.administration import Stopped
+    from zchunk.tracker.members.member_list import Member
+    from zchunk.tracker.members.membership import Membership
 
 _SHOWN = 20
 
 
 def tracker_here(invocation: Invocation) -> TrackerFiles:
     """Those of the tracker of this home. Raises NotFound where there is none."""
-    from zchunk.homestate import is_there
+    from zchunk.system.home_state import is_there
     from zchunk.tracker.home import TrackerFiles
 
     files = TrackerFiles(invocation.home / "tracker")
@@ -46,8 +38,8 @@ def tracker_here(invocation: Invocation) -> TrackerFiles:
 
 def in_force(invocation: Invocation) -> None:
     """What was changed in the list of members counts at the running tracker, too, when this returns.
-    Raises as `commanddoor.members_changed` does."""
-    from zchunk.tracker.commanddoor import members_changed
+    Raises as `admin_socket.members_changed` does."""
+    from zchunk.tracker.members.admin_socket import members_changed
 
     timeout_s = invocation.settings().client.tracker_timeout_s
     members_changed(tracker_here(invocation).folder, timeout_s)
@@ -89,7 +81,7 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
     unreadable, those with chunks that only this member holds, then asks. They are back after
     `allow`. The join tokens that it used are withdrawn with it.
     """
-    from zchunk.tracker.administration import find_member
+    from zchunk.tracker.members.administration import find_member
 
     check_can_ask(yes)
     membership = members_here(invocation)
@@ -118,7 +110,7 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
 
 
 def _files_that_stop(invocation: Invocation, membership: Membership, member: Member) -> list[Stopped]:
-    from zchunk.tracker.administration import files_that_stop
+    from zchunk.tracker.members.administration import files_that_stop
 
     if member.role != "node":
         return []
@@ -167,7 +159,7 @@ def allow(invocation: Invocation, peer: str) -> None:
 
     PEER is a name, an id, or the beginning of an id. Newcomers need a token: `zchunk token`.
     """
-    from zchunk.tracker.administration import find_member
+    from zchunk.tracker.members.administration import find_member
 
     membership = members_here(invocation)
     member = membership.allow(find_member(membership, peer).peer_id)
@@ -193,9 +185,9 @@ def rotate_key(invocation: Invocation, role: str | None) -> None:
     home that run are cut off, and can be resumed.
     """
     from zchunk.clock import SystemClock
-    from zchunk.node.membership import load
+    from zchunk.node.control.rotate_key import rotate
+    from zchunk.node.home.membership import load
     from zchunk.node.process import node_lock
-    from zchunk.node.rotation import rotate
     from zchunk.transport.zeromq import ZmqTransport
 
     roles = [r for r in ("node", "client") if load(invocation.home / r) is not None]

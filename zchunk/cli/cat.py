@@ -17,8 +17,8 @@ from zchunk.errors import IntegrityError
 
 if TYPE_CHECKING:
     from zchunk.client import Client
-    from zchunk.hashing import FileDigest
-    from zchunk.node.located import Location
+    from zchunk.content.hashing import FileDigest
+    from zchunk.node.bulk.location import Location
 
 
 @click.command()
@@ -55,7 +55,7 @@ def write_whole(client: Client, where: Location, *, wait: bool) -> int:
     """All of a file to stdout, each chunk verified before a byte of it is written; the bytes that
     came over the wire. Raises IntegrityError where the whole is not what its manifest says,
     PartialDownload without `wait`, and as `output.Results` does."""
-    from zchunk.hashing import FileDigest
+    from zchunk.content.hashing import FileDigest
 
     digest = FileDigest()
     with closing(client.stream(where, wait=wait, on_event=_tell)) as stream:

@@ -263,7 +263,7 @@ def as_chunk_size(context: click.Context, parameter: click.Parameter, value: str
     size = as_size(context, parameter, value)
     if size is None:
         return None
-    from zchunk.manifest import chunk_size_problem
+    from zchunk.content.manifest import chunk_size_problem
 
     if (problem := chunk_size_problem(size)) is not None:
         raise click.BadParameter(problem, param=parameter)
@@ -293,7 +293,7 @@ def token_text(argument: str) -> str:
     except FileNotFoundError:
         raise NotFound(f"the token file {path} does not exist") from None
     except OSError as error:
-        from zchunk.oserrors import storage_error
+        from zchunk.system.os_errors import storage_error
 
         raise storage_error(error, path, "reading the token file") from None
     except UnicodeDecodeError:

@@ -9,12 +9,7 @@ from typing import Any
 import click
 
 from zchunk.cli import render
-from zchunk.cli.common import (
-    Invocation,
-    everywhere,
-    json_option,
-    pass_invocation,
-)
+from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation
 from zchunk.cli.output import emit_json
 
 

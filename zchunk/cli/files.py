@@ -29,23 +29,16 @@ from zchunk.cli.keys import key_file_option, keys_given, secret_options
 from zchunk.cli.output import emit_json, emit_json_list, emit_json_object, tell_json, unharmed
 from zchunk.cli.signals import interruptible
 from zchunk.cli.table import print_table
-from zchunk.errors import (
-    IntegrityError,
-    Interrupted,
-    InvalidUsage,
-    NotFound,
-    WrongKey,
-    ZchunkError,
-)
+from zchunk.errors import IntegrityError, Interrupted, InvalidUsage, NotFound, WrongKey, ZchunkError
 from zchunk.strategy import MAX_COPIES, STRATEGIES
 
 if TYPE_CHECKING:
     from zchunk.client import Client, PlannedUpload
+    from zchunk.content.encryption import Secret
     from zchunk.errors import TooFewPeers
-    from zchunk.node.located import Location
+    from zchunk.node.bulk.location import Location
     from zchunk.node.manager import PutOptions
     from zchunk.protocol.messages import FileRecord
-    from zchunk.sealing import Secret
 
 #: Where a file's content goes instead of a job's events.
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -213,7 +206,7 @@ def _plan(
 
 
 def _tell_too_few(invocation: Invocation, client: Client, file: Path, error: TooFewPeers) -> None:
-    from zchunk.manifest import chunk_count
+    from zchunk.content.manifest import chunk_count
     from zchunk.placement import START_MORE
 
     if not invocation.json:
@@ -265,15 +258,15 @@ def _show_put(done: dict[str, Any]) -> None:
 
 
 def _chunks_count(planned: PlannedUpload) -> int:
-    from zchunk.manifest import chunk_count
+    from zchunk.content.manifest import chunk_count
 
     return chunk_count(planned.size, planned.plan.chunk_size)
 
 
 def _shares(planned: PlannedUpload) -> tuple[render.PeerShare, ...]:
     """Each peer's part of the plan, in the order of the plan."""
-    from zchunk.manifest import chunk_length
-    from zchunk.node.put import assignment
+    from zchunk.content.manifest import chunk_length
+    from zchunk.node.upload.runner import assignment
     from zchunk.placement import consequence, describe_chunks
 
     holders = assignment(planned.plan, planned.planned)
@@ -319,15 +312,15 @@ def _encryption_text(options: PutOptions) -> str:
     secret = options.encrypt
     if secret is None:
         return ""
-    from zchunk.sealing import KeyFile
+    from zchunk.content.encryption import KeyFile
 
     by = f"the key file {secret.key_id.hex()}" if isinstance(secret, KeyFile) else "a passphrase"
     return f"with {by}; others see its size{'' if options.hide_name else ' and its name'}"
 
 
 def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
-    from zchunk.node.located import MAX_LISTED
-    from zchunk.node.put import assignment
+    from zchunk.node.bulk.location import MAX_LISTED
+    from zchunk.node.upload.runner import assignment
 
     shares = _shares(planned)
     answer = planned.planned
@@ -590,7 +583,7 @@ def encryption_json(where: Location) -> dict[str, Any] | None:
     """By what an encrypted file is locked."""
     if where.manifest.sealed is None:
         return None
-    from zchunk.sealing import head_of
+    from zchunk.content.encryption import head_of
 
     lock = head_of(where.manifest).lock
     by = {"by": "passphrase"} if lock.key_id is None else {"by": "key_file", "key_id": lock.key_id.hex()}
@@ -600,7 +593,7 @@ def encryption_json(where: Location) -> dict[str, Any] | None:
 def _encryption_rows(where: Location) -> list[tuple[str, str]]:
     if where.manifest.sealed is None:
         return []
-    from zchunk.sealing import head_of
+    from zchunk.content.encryption import head_of
 
     rows = [("Encrypted", f"AES-256-GCM, with {head_of(where.manifest).lock.text}")]
     if where.manifest.name != where.file.name:

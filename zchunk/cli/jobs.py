@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zchunk.cli import render
-from zchunk.cli.common import (
-    Invocation,
-    everywhere,
-    json_option,
-    pass_invocation,
-    say,
-)
+from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation, say
 from zchunk.cli.files import run_get
 from zchunk.cli.keys import keys_given, secret_options
 from zchunk.cli.output import emit_json
@@ -23,15 +17,15 @@ from zchunk.errors import ZchunkError
 
 if TYPE_CHECKING:
     from zchunk.client import Client
-    from zchunk.node.jobdesk import JobDesk
-    from zchunk.node.jobs import JobRecord, JobStatus
-    from zchunk.node.located import Location
+    from zchunk.node.bulk.location import Location
+    from zchunk.node.jobs.desk import JobDesk
+    from zchunk.node.jobs.records import JobRecord, JobStatus
 
 _JOB_IDS = click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
 
 
 def _desk(invocation: Invocation) -> JobDesk:
-    from zchunk.node.jobdesk import desk_of
+    from zchunk.node.jobs.desk import desk_of
 
     return desk_of(invocation.home)
 

@@ -12,7 +12,7 @@ from zchunk.errors import InvalidUsage
 
 if TYPE_CHECKING:
     from zchunk.config import Settings
-    from zchunk.node.membership import Membership
+    from zchunk.node.home.membership import Membership
     from zchunk.transport.auth import Token
 
 new_key_option = click.option(
@@ -30,11 +30,11 @@ def host_name() -> str:
 
 
 def join_cluster(folder: Path, token: Token, name: str, settings: Settings) -> Membership:
-    """One request to the tracker; remembered in `folder`. Raises as `joining.join` does, and
+    """One request to the tracker; remembered in `folder`. Raises as `join.join` does, and
     InvalidUsage for a token that does not go with the configuration."""
     from zchunk.clock import SystemClock
-    from zchunk.node.joining import join
-    from zchunk.node.membership import check_token
+    from zchunk.node.control.join import join
+    from zchunk.node.home.membership import check_token
     from zchunk.transport.zeromq import ZmqTransport
 
     check_token(token, settings)

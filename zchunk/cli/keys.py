@@ -21,7 +21,7 @@ from zchunk.cli.text import visible
 from zchunk.errors import InvalidUsage, KeyNeeded
 
 if TYPE_CHECKING:
-    from zchunk.sealing import Lock, Secret
+    from zchunk.content.encryption import Lock, Secret
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,7 +81,7 @@ class Keys:
 def keys_given(passphrase_file: str | None, key_file: Path | None) -> Keys:
     """Reads what is named, once: stdin cannot be read again. Raises InvalidUsage, NotFound,
     NotAllowed."""
-    from zchunk.sealing import Passphrase
+    from zchunk.content.encryption import Passphrase
 
     if passphrase_file is not None and key_file is not None:
         raise InvalidUsage("--passphrase-file and --key-file exclude each other")
@@ -90,14 +90,14 @@ def keys_given(passphrase_file: str | None, key_file: Path | None) -> Keys:
 
 
 def _named(passphrase_file: str | None, key_file: Path | None) -> Secret | None:
-    from zchunk import keyfiles
+    from zchunk.content import key_files
 
     if key_file is not None:
-        return keyfiles.read_key_file(key_file.expanduser())
+        return key_files.read_key_file(key_file.expanduser())
     if passphrase_file == "-":
-        return keyfiles.passphrase_of(sys.stdin.buffer.read(), "stdin")
+        return key_files.passphrase_of(sys.stdin.buffer.read(), "stdin")
     if passphrase_file is not None:
-        return keyfiles.read_passphrase(Path(passphrase_file).expanduser())
+        return key_files.read_passphrase(Path(passphrase_file).expanduser())
     return None
 
 
@@ -107,7 +107,7 @@ def _check_terminal(message: str) -> None:
 
 
 def _asked(question: str, *, twice: bool) -> Secret:
-    from zchunk.sealing import Passphrase
+    from zchunk.content.encryption import Passphrase
 
     text = click.prompt(question, hide_input=True, confirmation_prompt=twice, err=True)
     return Passphrase(text)
@@ -132,7 +132,7 @@ def new_key_file(invocation: Invocation, file: Path) -> None:
 
     Keep a copy in a safe place: what is encrypted with it cannot be read without it.
     """
-    from zchunk.keyfiles import make_key_file
+    from zchunk.content.key_files import make_key_file
 
     made = make_key_file(file.expanduser())
     if invocation.json:

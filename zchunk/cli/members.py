@@ -17,13 +17,7 @@ from zchunk.cli.common import (
     say,
     token_text,
 )
-from zchunk.cli.joining import (
-    allow_plain_option,
-    check_same_cluster,
-    host_name,
-    join_cluster,
-    new_key_option,
-)
+from zchunk.cli.joining import allow_plain_option, check_same_cluster, host_name, join_cluster, new_key_option
 from zchunk.cli.output import emit_json
 from zchunk.errors import TrackerUnreachable
 
@@ -49,7 +43,7 @@ def join(invocation: Invocation, token: str, name: str | None, new_key: bool, al
     read it from stdin) or @FILE to read it from a file: shells keep what is typed as an
     argument, and other users of this PC may see it for a moment.
     """
-    from zchunk.node.membership import find, forget_key
+    from zchunk.node.home.membership import find, forget_key
     from zchunk.transport.auth import parse_token
 
     parsed = parse_token(token_text(token))

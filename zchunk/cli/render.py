@@ -24,9 +24,9 @@ from zchunk.cli.text import shortened, visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from zchunk.node.jobs import JobStatus
+    from zchunk.node.jobs.records import JobStatus
     from zchunk.protocol.messages import FileRecord, PeerRecord
-    from zchunk.tracker.memberlist import Member
+    from zchunk.tracker.members.member_list import Member
 
 #: Digits of a file id that a listing shows: enough to tell files apart, and to ask by.
 SHORT_ID = 12

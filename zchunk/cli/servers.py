@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zchunk import openfiles
 from zchunk.cli.common import (
     Invocation,
     as_size,
@@ -26,13 +25,7 @@ from zchunk.cli.common import (
     set_up_logs,
     token_text,
 )
-from zchunk.cli.joining import (
-    allow_plain_option,
-    check_same_cluster,
-    host_name,
-    join_cluster,
-    new_key_option,
-)
+from zchunk.cli.joining import allow_plain_option, check_same_cluster, host_name, join_cluster, new_key_option
 from zchunk.cli.output import announce
 from zchunk.cli.signals import StopSignal
 from zchunk.errors import (
@@ -43,12 +36,13 @@ from zchunk.errors import (
     TransportMismatch,
     WrongServer,
 )
-from zchunk.oserrors import check_descriptors
-from zchunk.transport import cputimer
+from zchunk.system import file_limit
+from zchunk.system.os_errors import check_descriptors
+from zchunk.transport.guard import cpu_timer
 
 if TYPE_CHECKING:
     from zchunk.config import Settings
-    from zchunk.node.membership import Membership
+    from zchunk.node.home.membership import Membership
     from zchunk.node.process import NodeProcess
     from zchunk.tracker.process import Tracker
     from zchunk.transport.auth import Token
@@ -83,8 +77,8 @@ def _private(home: Path) -> None:
 
 def _take_descriptors(what: str, own: int) -> None:
     """Raises StorageUnavailable where there are not enough."""
-    check_descriptors(what, openfiles.SPARE + own)
-    openfiles.keep()
+    check_descriptors(what, file_limit.SPARE + own)
+    file_limit.keep()
 
 
 def _ready(**fields: Any) -> None:
@@ -122,7 +116,7 @@ def tracker(
     set_up_logs(invocation.verbosity, server=True)
     _take_descriptors("a tracker", _OF_A_TRACKER)
     _private(invocation.home)
-    cputimer.timer.arrange()
+    cpu_timer.timer.arrange()
     settings = invocation.settings({"tracker": {"bind": bind, "events": events, "advertise": advertise}})
     with importing():
         from zchunk.clock import SystemClock
@@ -141,7 +135,7 @@ def tracker(
 
 
 def _serve_tracker(running: Tracker, home: Path) -> None:
-    from zchunk.loop import LoopThread
+    from zchunk.runtime.loop import LoopThread
 
     ended = threading.Event()
     failures: list[BaseException] = []
@@ -240,11 +234,11 @@ def node(
     set_up_logs(invocation.verbosity, server=True)
     _take_descriptors("a node", _OF_A_NODE)
     _private(invocation.home)
-    cputimer.timer.arrange()
+    cpu_timer.timer.arrange()
     folder = invocation.home / "node"
     with importing():
-        from zchunk.node import options
-        from zchunk.node.membership import check_transport, note_parts
+        from zchunk.node.home import options
+        from zchunk.node.home.membership import check_transport, note_parts
 
     given = {"bind": bind, "capacity": capacity, "advertise": advertise}
     kept = options.load(folder, given)
@@ -275,7 +269,7 @@ def node(
 
 def _remembered(folder: Path, new_key: bool) -> Membership:
     """Who this node is since it joined."""
-    from zchunk.node.membership import load
+    from zchunk.node.home.membership import load
 
     if new_key:
         raise InvalidUsage("--new-key makes another member: give a new token with it, by --join")
@@ -302,7 +296,7 @@ def _node_token(argument: str) -> Token:
 
 def _joined(folder: Path, token: Token, settings: Settings, new_key: bool, allow_plain: bool) -> Membership:
     """Who this node is with that token; joins where it is nobody yet."""
-    from zchunk.node.membership import find, forget_key
+    from zchunk.node.home.membership import find, forget_key
 
     known = find(folder)
     if known is not None:
@@ -363,8 +357,8 @@ def _await_registration(process: NodeProcess, membership: Membership, first_s: f
 
 def _endpoint(process: NodeProcess, settings: Settings) -> str:
     """Where others reach this node: of a wildcard, the first address of this PC."""
-    from zchunk import addresses
-    from zchunk.interfaces import interface_addresses
+    from zchunk.system import addresses
+    from zchunk.system.interfaces import interface_addresses
 
     at = addresses.parse(process.parts.endpoint)
     return addresses.announced(

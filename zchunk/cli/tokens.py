@@ -13,8 +13,8 @@ from zchunk.cli.output import emit_json
 from zchunk.errors import InvalidUsage
 
 if TYPE_CHECKING:
-    from zchunk.tracker.memberlist import TokenEntry
-    from zchunk.tracker.membership import Membership
+    from zchunk.tracker.members.member_list import TokenEntry
+    from zchunk.tracker.members.membership import Membership
 
 
 @click.group(invoke_without_command=True)
@@ -50,7 +50,7 @@ def withdraw(invocation: Invocation, token_id: str | None, everything: bool) -> 
     TOKEN_ID is an id that `zchunk tokens` lists, or its first 8 digits or more. Who has joined
     with it stays a member: `zchunk peers revoke` cuts one off.
     """
-    from zchunk.tracker.administration import find_token
+    from zchunk.tracker.members.administration import find_token
 
     if everything == (token_id is not None):
         raise InvalidUsage("say which token, by its id, or --all")

@@ -1,8 +1,8 @@
 """The operations of the upload side, under the names that the specification gives them.
 
 `DistributedChunkManager` is what a client, a node's chunk service and (later) a watched
-folder use; the work itself is `put.py`'s, `service.py`'s and the store's. What only an upload
-needs is imported by who begins one: a node has to be there soon, and begins none.
+folder use; the work itself is `upload/runner.py`'s, `serving/chunk_server.py`'s and the store's. What only an
+upload needs is imported by who begins one: a node has to be there soon, and begins none.
 """
 
 from __future__ import annotations
@@ -15,29 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import ValidationError
 
-from zchunk import hashing
+from zchunk.content import hashing
+from zchunk.content.manifest import MAX_NEW_SEALED_CHUNKS, block_ranges, chunk_count, new_name_problem
 from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, ZchunkError
-from zchunk.manifest import MAX_NEW_SEALED_CHUNKS, block_ranges, chunk_count, new_name_problem
-from zchunk.node.control import expect
-from zchunk.node.transfer import OFFER_TIMEOUT_S, BulkPlane
-from zchunk.protocol.messages import (
-    BlockTaken,
-    Message,
-    Offer,
-    Offered,
-    PeerRecord,
-    Plan,
-    Planned,
-    PutBlock,
-)
+from zchunk.node.bulk.plane import OFFER_TIMEOUT_S, BulkPlane
+from zchunk.node.control.plane import expect
+from zchunk.protocol.messages import BlockTaken, Message, Offer, Offered, PeerRecord, Plan, Planned, PutBlock
 
 if TYPE_CHECKING:
-    from zchunk.node.driver import Tell
-    from zchunk.node.put import Upload
-    from zchunk.node.sealkeys import Sealing
-    from zchunk.node.source import SourceFile
-    from zchunk.node.store.chunkstore import ChunkStore
-    from zchunk.sealing import Secret
+    from zchunk.content.encryption import Secret
+    from zchunk.node.bulk.job_driver import Tell
+    from zchunk.node.store.chunk_store import ChunkStore
+    from zchunk.node.upload.runner import Upload
+    from zchunk.node.upload.source_file import SourceFile
+    from zchunk.node.upload.upload_keys import Sealing
 
 Sent = Callable[[ZchunkError | None], None]
 
@@ -119,7 +110,7 @@ class DistributedChunkManager:
     ) -> Upload:
         """The upload that carries out an agreed plan; `start` it in the bulk loop. `sealing`
         encrypts it."""
-        from zchunk.node.put import Upload
+        from zchunk.node.upload.runner import Upload
 
         return Upload(
             bulk=self.bulk,
@@ -140,7 +131,7 @@ class DistributedChunkManager:
         Progress and the end come as events through `tell`. Raises NotFound, NotAllowed or
         InvalidUsage for the file.
         """
-        from zchunk.node.source import SourceFile
+        from zchunk.node.upload.source_file import SourceFile
 
         source = SourceFile(path)
         if not self.should_distribute(source.size):
@@ -152,7 +143,7 @@ class DistributedChunkManager:
     def upload(self, source: SourceFile, tell: Tell, *, options: PutOptions, own_peer: str | None) -> None:
         """Plans and starts in one go, whatever the size; closes `source` at the end. Not for
         files to be encrypted: making their key would hold the loop up."""
-        from zchunk.node.planask import PlanAsk
+        from zchunk.node.upload.plan_request import PlanAsk
 
         try:
             if options.encrypt is not None:

@@ -1,7 +1,7 @@
 """Puts the two planes of a node or a client together, on any transport and clock.
 
 The same functions build what runs in real processes and what a simulation drives. What only a
-node has is in `assembly.py`: a command must not import a store to fetch a file.
+node has is in `build.py`: a command must not import a store to fetch a file.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from random import Random
 
 from zchunk.config import Settings
-from zchunk.loop import Loop, Workers
-from zchunk.node.control import CONTROL, ControlPlane, Registrar
-from zchunk.node.links import PeerLinks
-from zchunk.node.membership import Identity, Membership
-from zchunk.node.session import Session
-from zchunk.node.transfer import BulkPlane, Pools
+from zchunk.node.bulk.peer_connections import PeerLinks
+from zchunk.node.bulk.plane import BulkPlane, Pools
+from zchunk.node.control.plane import CONTROL, ControlPlane, Registrar
+from zchunk.node.control.session import Session
+from zchunk.node.home.membership import Identity, Membership
+from zchunk.runtime.loop import Loop, Workers
 from zchunk.transport.base import Transport
 
 MakeWorkers = Callable[[Loop, int, str], Workers]

@@ -7,19 +7,19 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from zchunk import disk
 from zchunk.clock import SystemClock
 from zchunk.config import Settings
 from zchunk.errors import AlreadyRunning, ZchunkError
-from zchunk.interfaces import watch_interfaces
-from zchunk.locks import FileLock, Timeout, locked
-from zchunk.loop import Loop, LoopThread, ThreadWorkers
-from zchunk.node.assembly import node_parts
-from zchunk.node.membership import Membership
-from zchunk.node.transfer import BULK_IO_THREADS
+from zchunk.node.build import node_parts
+from zchunk.node.bulk.plane import BULK_IO_THREADS
+from zchunk.node.home.membership import Membership
 from zchunk.protocol.messages import Goodbye
-from zchunk.transport.bell import Bell
-from zchunk.transport.selftest import Door, prove_closed
+from zchunk.runtime.loop import Loop, LoopThread, ThreadWorkers
+from zchunk.system import disk
+from zchunk.system.file_locks import FileLock, Timeout, locked
+from zchunk.system.interfaces import watch_interfaces
+from zchunk.transport.fd_source import Bell
+from zchunk.transport.gate_check import Door, prove_closed
 from zchunk.transport.zeromq import ZmqTransport
 
 log = logging.getLogger(__name__)

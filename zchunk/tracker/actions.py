@@ -12,7 +12,7 @@ from zchunk.protocol.messages import Event, Message
 from zchunk.protocol.wire import error_reply
 
 if TYPE_CHECKING:
-    from zchunk.tracker.store import TrackerStore
+    from zchunk.tracker.store.store import TrackerStore
 
 T = TypeVar("T")
 

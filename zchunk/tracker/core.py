@@ -18,12 +18,7 @@ from zchunk.clock import Now
 from zchunk.errors import NotAllowed, UnknownMessage, ZchunkError
 from zchunk.protocol.messages import GetEvents, Join, Message
 from zchunk.tracker.actions import Action, Ask, LookAtMembers, Sender, Work
-from zchunk.tracker.eventlog import EventLog
-from zchunk.tracker.health import Counted, FileHealth
-from zchunk.tracker.liveness import Liveness
-from zchunk.tracker.memberlist import MemberList
-from zchunk.tracker.peers import Peers
-from zchunk.tracker.promises import Promises
+from zchunk.tracker.members.member_list import MemberList
 from zchunk.tracker.records import health_fields, restored
 from zchunk.tracker.requests.damage import DamageRequests
 from zchunk.tracker.requests.files import FileRequests
@@ -32,10 +27,15 @@ from zchunk.tracker.requests.handlers import READING, Handlers
 from zchunk.tracker.requests.members import MemberFile, MemberRequests
 from zchunk.tracker.requests.presence import Presence, Timing
 from zchunk.tracker.requests.uploads import UploadRequests
-from zchunk.tracker.storemark import StoreMark
+from zchunk.tracker.rules.health import Counted, FileHealth
+from zchunk.tracker.rules.liveness import Liveness
+from zchunk.tracker.rules.promises import Promises
+from zchunk.tracker.state.event_log import EventLog
+from zchunk.tracker.state.peers import Peers
+from zchunk.tracker.state.store_mark import StoreMark
 
 if TYPE_CHECKING:
-    from zchunk.tracker.storedpeers import StoredPeer
+    from zchunk.tracker.store.stored_peers import StoredPeer
 
 _TICK_S = 1.0
 

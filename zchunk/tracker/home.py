@@ -9,19 +9,14 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from zchunk import addresses, disk, jsonfiles
 from zchunk.clock import Clock
 from zchunk.config import Settings
-from zchunk.errors import (
-    AlreadyRunning,
-    InvalidUsage,
-    NotFound,
-    StorageFailure,
-)
-from zchunk.homestate import HomeState, is_there
-from zchunk.locks import FileLock, Timeout, locked
-from zchunk.tracker.membership import Membership
-from zchunk.tracker.store import TrackerStore
+from zchunk.errors import AlreadyRunning, InvalidUsage, NotFound, StorageFailure
+from zchunk.system import addresses, disk, json_files
+from zchunk.system.file_locks import FileLock, Timeout, locked
+from zchunk.system.home_state import HomeState, is_there
+from zchunk.tracker.members.membership import Membership
+from zchunk.tracker.store.store import TrackerStore
 from zchunk.transport.auth import Token, load_key, make_key, new_key_pair
 from zchunk.transport.keys import KeyPair
 
@@ -36,7 +31,7 @@ PARTS = {
 }
 _KEY, _MEMBERS, _ENDPOINTS = "key.json", "members.json", "endpoints.json"
 _DATABASE = "tracker.sqlite"
-#: What an earlier release left beside each part (homestate.py).
+#: What an earlier release left beside each part (system/home_state.py).
 _TRACES = {
     "key": (_MEMBERS, _DATABASE, _ENDPOINTS),
     "members": (_ENDPOINTS,),
@@ -127,7 +122,7 @@ def load_endpoints(path: Path) -> tuple[str, ...]:
     anew; else as `disk.storage_errors` does."""
     try:
         with disk.storage_errors(path, "reading"):
-            endpoints = jsonfiles.texts(jsonfiles.read(path))
+            endpoints = json_files.texts(json_files.read(path))
         for endpoint in endpoints:
             addresses.parse(endpoint)
     except (NotFound, ValueError, InvalidUsage):

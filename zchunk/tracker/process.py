@@ -7,31 +7,25 @@ import secrets
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from zchunk import addresses
 from zchunk.clock import Clock, read
 from zchunk.config import Settings
-from zchunk.errors import (
-    ZchunkError,
-)
-from zchunk.interfaces import interface_addresses
-from zchunk.loop import Loop
+from zchunk.errors import ZchunkError
 from zchunk.protocol import wire
-from zchunk.tracker import commanddoor
-from zchunk.tracker import gate as gates
+from zchunk.runtime.loop import Loop
+from zchunk.system import addresses
+from zchunk.system.interfaces import interface_addresses
 from zchunk.tracker.core import TrackerCore
 from zchunk.tracker.home import TrackerFiles, save_endpoints
+from zchunk.tracker.members import admin_socket
+from zchunk.tracker.members import gate as gates
 from zchunk.tracker.requests.presence import Timing
 from zchunk.tracker.server import TrackerServer
-from zchunk.tracker.store import TrackerStore
-from zchunk.tracker.storemark import StoreMark
-from zchunk.tracker.storethread import StoreRunner, StoreThread
-from zchunk.transport.base import (
-    BoundSocket,
-    SocketOptions,
-    Transport,
-)
+from zchunk.tracker.state.store_mark import StoreMark
+from zchunk.tracker.store.store import TrackerStore
+from zchunk.tracker.store.store_thread import StoreRunner, StoreThread
+from zchunk.transport.base import BoundSocket, SocketOptions, Transport
+from zchunk.transport.gate_check import Door, prove_closed
 from zchunk.transport.keys import CurveServer, KeyPair
-from zchunk.transport.selftest import Door, prove_closed
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +96,7 @@ class Tracker:
     def listen_to_commands(self) -> None:
         """Before the loop runs: what commands on this home change is in force at once."""
         try:
-            self.server.listen_to_commands(commanddoor.open_door(self.files.folder))
+            self.server.listen_to_commands(admin_socket.open_door(self.files.folder))
         except (OSError, ZchunkError) as error:
             log.warning("what commands change here is in force within a second, not at once: %s", error)
 

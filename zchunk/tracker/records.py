@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import asdict
 
 from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord, ReportHeld
-from zchunk.tracker.health import Copies
-from zchunk.tracker.memberlist import Member
+from zchunk.tracker.members.member_list import Member
+from zchunk.tracker.rules.health import Copies
 
 if TYPE_CHECKING:
-    from zchunk.tracker.store import TrackerStore
-    from zchunk.tracker.storedpeers import StoredPeer
+    from zchunk.tracker.store.store import TrackerStore
+    from zchunk.tracker.store.stored_peers import StoredPeer
 
 
 def restored(peer: StoredPeer, member: Member | None) -> PeerRecord:

@@ -8,34 +8,21 @@ from dataclasses import replace
 from functools import partial
 
 from zchunk.clock import Now, read
-from zchunk.disconnects import Disconnects
-from zchunk.errors import (
-    NotAllowed,
-    UnknownMessage,
-    ZchunkError,
-)
-from zchunk.knocks import Knocks
-from zchunk.loop import Loop, contained
-from zchunk.misuse import Misuse
-from zchunk.outstanding import Outstanding, Ticket
+from zchunk.errors import NotAllowed, UnknownMessage, ZchunkError
+from zchunk.limits.admission import Outstanding, Ticket
+from zchunk.limits.misuse import Misuse
+from zchunk.limits.refusal_log import Refusals
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, MembersChanged, Message, Ok
-from zchunk.refusals import Refusals
+from zchunk.runtime.disconnects import Disconnects
+from zchunk.runtime.handshakes import Knocks
+from zchunk.runtime.loop import Loop, contained
 from zchunk.tracker.actions import Action, CutOff, LookAtMembers, Publish, Reply, Sender, Work, is_own
 from zchunk.tracker.core import TrackerCore
-from zchunk.tracker.gate import admitted
-from zchunk.tracker.membership import Membership
-from zchunk.tracker.storethread import Outcome, StoreRunner
-from zchunk.transport.base import (
-    Arrival,
-    BoundSocket,
-    Delivery,
-    Gate,
-    Knock,
-    Received,
-    Socket,
-    Suspects,
-)
+from zchunk.tracker.members.gate import admitted
+from zchunk.tracker.members.membership import Membership
+from zchunk.tracker.store.store_thread import Outcome, StoreRunner
+from zchunk.transport.base import Arrival, BoundSocket, Delivery, Gate, Knock, Received, Socket, Suspects
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +78,7 @@ class TrackerServer:
         return self._refusals.count
 
     def listen_to_commands(self, door: Socket) -> None:
-        """`door` is a Unix socket in the tracker's home (commanddoor.py)."""
+        """`door` is a Unix socket in the tracker's home (members/admin_socket.py)."""
         self._loop.add_socket(door, partial(self._on_command, door))
 
     def _on_command(self, door: Socket, received: Arrival) -> None:

@@ -17,9 +17,9 @@ import msgpack
 import zmq
 from zmq.utils import z85
 
-from zchunk import addresses, disk, jsonfiles
 from zchunk.clock import MAX_WALL_MS
 from zchunk.errors import InvalidUsage, NotFound, StorageFailure, TokenRefused
+from zchunk.system import addresses, disk, json_files
 from zchunk.transport.keys import KEY_BYTES, KeyPair
 
 _TOKEN_PREFIX = "zchunk1-"
@@ -44,8 +44,8 @@ def load_key(path: Path) -> KeyPair | None:
     never overwritten, since it is the peer's identity; else as `disk.storage_errors` does."""
     try:
         with disk.storage_errors(path, "reading"):
-            data = jsonfiles.record(jsonfiles.read(path))
-        return KeyPair(jsonfiles.key(data["public"]), jsonfiles.key(data["secret"]))
+            data = json_files.record(json_files.read(path))
+        return KeyPair(json_files.key(data["public"]), json_files.key(data["secret"]))
     except NotFound:
         return None
     except (ValueError, KeyError):

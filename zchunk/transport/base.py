@@ -51,7 +51,7 @@ class Suspects:
     """A ROUTER's hint that a connection has ended, and which it may have been.
 
     A hint only: the operating system re-uses descriptors at once, so a later connection
-    may be among them. `disconnects.py` finds out which one is gone.
+    may be among them. `runtime/disconnects.py` finds out which one is gone.
     """
 
     connections: tuple[bytes, ...]
@@ -70,7 +70,7 @@ class Knock:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """Something outside is to be looked at (bell.py)."""
+    """Something outside is to be looked at (fd_source.py)."""
 
 
 #: what `Socket.receive` brings

@@ -11,7 +11,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from zchunk import addresses
+from zchunk.system import addresses
 
 #: Signature and major version, after which the other side sends the rest of its greeting.
 _OURS = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03"

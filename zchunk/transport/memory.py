@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
-from zchunk import addresses
 from zchunk.clock import ManualClock
 from zchunk.errors import InvalidUsage
+from zchunk.system import addresses
 from zchunk.transport.base import (
     Arrival,
     BoundSocket,

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 import zmq
 
 from zchunk.transport.base import Socket
-from zchunk.transport.cputimer import timer
+from zchunk.transport.guard.cpu_timer import timer
 
 _POLLIN = int(zmq.POLLIN)
 #: In `Edged.news`: the first of `pollable`.

@@ -21,37 +21,22 @@ from functools import partial
 import zmq
 from zmq.utils.garbage import gc as returns
 
-from zchunk import addresses
 from zchunk.errors import InvalidUsage
-from zchunk.openfiles import is_want
-from zchunk.oserrors import as_ours, check_descriptors
-from zchunk.transport import descriptors, names
-from zchunk.transport.base import (
-    Arrival,
-    Buffer,
-    Delivery,
-    Link,
-    Poller,
-    Received,
-    SocketOptions,
-    Suspects,
-)
-from zchunk.transport.connections import Connections, Delivered
-from zchunk.transport.descriptors import Descriptor
+from zchunk.system import addresses
+from zchunk.system.file_limit import is_want
+from zchunk.system.os_errors import as_ours, check_descriptors
+from zchunk.transport import name_lookup
+from zchunk.transport.base import Arrival, Buffer, Delivery, Link, Poller, Received, SocketOptions, Suspects
 from zchunk.transport.greeting import Greeting
-from zchunk.transport.guard import Limits
+from zchunk.transport.guard import descriptors
+from zchunk.transport.guard.connections import Connections, Delivered
+from zchunk.transport.guard.descriptors import Descriptor
+from zchunk.transport.guard.rules import Limits
+from zchunk.transport.guard.unread import Large, Unread
 from zchunk.transport.keys import CurveClient, CurveServer
-from zchunk.transport.names import Lookup
+from zchunk.transport.name_lookup import Lookup
 from zchunk.transport.poller import RAW, Edged, ZmqPoller, has_message
-from zchunk.transport.unread import Large, Unread
-from zchunk.transport.zap import (
-    PLAIN_DOMAIN,
-    Admission,
-    Admissions,
-    PlainGate,
-    ZapGate,
-    parse_admission,
-)
+from zchunk.transport.zap import PLAIN_DOMAIN, Admission, Admissions, PlainGate, ZapGate, parse_admission
 
 #: Below this size a copy is cheaper than libzmq's bookkeeping for shared memory.
 _COPY_BELOW = 64 * 1024
@@ -312,7 +297,7 @@ def _number_to_bind(address: str) -> str:
     name = _name_in(address)
     if name is None or any(name == interface for _, interface in os_socket.if_nameindex()):
         return address
-    numbers = names.look_up(name)
+    numbers = name_lookup.look_up(name)
     if not numbers:
         raise InvalidUsage(
             f"cannot listen on {address}: the name {name} does not resolve on this PC; use a number, or *"
@@ -646,7 +631,7 @@ class ConnectedSocket(Edged):
     """A DEALER or SUB to one peer. It goes through the peer's addresses until one works,
     and reports its link's state between the messages.
 
-    libzmq knows one of them at a time, and as a number: names are looked up here (names.py), when
+    libzmq knows one of them at a time, and as a number: names are looked up here (name_lookup.py), when
     their turn comes and again when a connection by them is lost."""
 
     def __init__(self, raw: zmq.Socket[bytes], addresses: Sequence[str], *, encrypts: bool) -> None:
@@ -865,7 +850,7 @@ def _name_in(address: str) -> str | None:
         host = addresses.parse(address).host
     except InvalidUsage:
         return None
-    return None if host == addresses.WILDCARD or names.is_number(host) else host
+    return None if host == addresses.WILDCARD or name_lookup.is_number(host) else host
 
 
 def _ring(fd: int) -> None:

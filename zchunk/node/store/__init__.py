@@ -1,1 +1,1 @@
-"""A node's chunks on disk: `chunkstore` is what others use, the rest are its parts."""
+"""A node's chunks on disk: `chunk_store` is what others use, the rest are its parts."""

@@ -1,7 +1,7 @@
 """The numbers of a chunk store, in memory: what is held, what is used, what is promised.
 
 Responsible for their agreeing with one another, so that `has` and `room` never wait for a
-disk; that they agree with folder and index is the matter of `chunkstore.py`, the one
+disk; that they agree with folder and index is the matter of `chunk_store.py`, the one
 caller. Thread-safe: one lock, held for moments, inside which no other is taken. Pure
 otherwise: what the disk has free, the caller says.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 
-from zchunk import hashing
+from zchunk.content import hashing
 from zchunk.errors import NotFound
 
 

@@ -3,9 +3,9 @@
 Responsible for what is believed when a store is opened or its index rebuilt: a put that was
 cut off, a row without a file, a file without a row, leases lost with the index; and for what
 is found whole later, of files that could not be read then, and in trash/corrupt. Not
-responsible for a damaged index (`chunkindex.py`), nor for manifests (`manifestfolder.py`),
+responsible for a damaged index (`chunk_index.py`), nor for manifests (`manifest_folder.py`),
 but for their turn: their references decide which chunks need a lease. Called by
-`chunkstore.py`, which holds its index lock, but in `take_back`.
+`chunk_store.py`, which holds its index lock, but in `take_back`.
 
 May not happen here: a chunk believed to be held that is not whole, or under a name that a
 power cut may take; a chunk taken for damaged because its disk was unplugged, or refused to
@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zchunk.clock import Clock
-from zchunk.node.store.chunkfiles import ChunkFiles
-from zchunk.node.store.chunkindex import LEASE_S, RECOVERED, ChunkIndex
-from zchunk.node.store.chunkreaders import ChunkReaders
+from zchunk.node.store.chunk_files import ChunkFiles
+from zchunk.node.store.chunk_index import LEASE_S, RECOVERED, ChunkIndex
+from zchunk.node.store.chunk_readers import ChunkReaders
 from zchunk.node.store.inventory import Inventory
-from zchunk.node.store.judge import Judged, Verdict, judge, unreadable_chunk
-from zchunk.node.store.manifestfolder import ManifestFolder
-from zchunk.node.store.storefolder import StoreFolder
+from zchunk.node.store.manifest_folder import ManifestFolder
+from zchunk.node.store.store_folder import StoreFolder
 from zchunk.node.store.trash import MANIFEST, Trash
+from zchunk.node.store.verification import Judged, Verdict, judge, unreadable_chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@
     trash/corrupt/<date>-<file id>.manifest
 
 Responsible for moving files here durably, for counting them, and for deleting them for
-good. What may be removed is decided by `chunkstore.py`, `reconcile.py` and
-`manifestfolder.py`, the callers, who hold the store's index lock.
+good. What may be removed is decided by `chunk_store.py`, `reconcile.py` and
+`manifest_folder.py`, the callers, who hold the store's index lock.
 
 What lies in trash/corrupt when the store is opened is unsettled: it was found damaged by an
 earlier run, whose word is not taken for it. May not happen here: something unsettled purged.
@@ -19,8 +19,8 @@ import os
 from datetime import date, datetime, timezone
 from pathlib import Path
 
-from zchunk import disk
 from zchunk.clock import Clock
+from zchunk.system import disk
 
 #: How the name of a manifest ends, in the trash.
 MANIFEST = ".manifest"

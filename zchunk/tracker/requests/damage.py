@@ -12,28 +12,19 @@ from typing import TYPE_CHECKING
 
 from zchunk.clock import Now
 from zchunk.errors import InvalidUsage, ZchunkError
+from zchunk.limits.rate_limit import RateLimit
 from zchunk.protocol.columns import split_hashes
-from zchunk.protocol.messages import (
-    MAX_DOUBTS,
-    Doubts,
-    GetDoubts,
-    Lost,
-    Ok,
-    ReportCorrupt,
-    ReportHeld,
-    Whole,
-)
-from zchunk.ratelimit import RateLimit
+from zchunk.protocol.messages import MAX_DOUBTS, Doubts, GetDoubts, Lost, Ok, ReportCorrupt, ReportHeld, Whole
 from zchunk.tracker.actions import Action, Ask, Work
-from zchunk.tracker.eventlog import EventLog
-from zchunk.tracker.health import FileHealth
-from zchunk.tracker.peers import Peers
 from zchunk.tracker.records import held_fields
-from zchunk.tracker.reports import ENOUGH, CorruptReports
 from zchunk.tracker.requests.handlers import STORING, WRITING, Handlers
+from zchunk.tracker.rules.health import FileHealth
+from zchunk.tracker.rules.reports import ENOUGH, CorruptReports
+from zchunk.tracker.state.event_log import EventLog
+from zchunk.tracker.state.peers import Peers
 
 if TYPE_CHECKING:
-    from zchunk.tracker.store import TrackerStore
+    from zchunk.tracker.store.store import TrackerStore
 
 log = logging.getLogger(__name__)
 

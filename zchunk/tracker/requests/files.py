@@ -5,24 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zchunk.clock import Now
-from zchunk.protocol.messages import (
-    FileRecord,
-    Files,
-    ListFiles,
-    Locate,
-    Located,
-    Remove,
-    Removed,
-)
+from zchunk.protocol.messages import FileRecord, Files, ListFiles, Locate, Located, Remove, Removed
 from zchunk.tracker.actions import Action, Ask
-from zchunk.tracker.eventlog import EventLog
-from zchunk.tracker.health import FileHealth
-from zchunk.tracker.peers import Peers
 from zchunk.tracker.requests.handlers import READING, WRITING, Handlers
-from zchunk.tracker.storemark import StoreMark
+from zchunk.tracker.rules.health import FileHealth
+from zchunk.tracker.state.event_log import EventLog
+from zchunk.tracker.state.peers import Peers
+from zchunk.tracker.state.store_mark import StoreMark
 
 if TYPE_CHECKING:
-    from zchunk.tracker.store import LocatedRows, TrackerStore
+    from zchunk.tracker.store.store import LocatedRows, TrackerStore
 
 
 class FileRequests:

@@ -19,10 +19,10 @@ from zchunk.protocol.messages import (
 )
 from zchunk.tracker.actions import Action, Ask
 from zchunk.tracker.requests.handlers import STORING, Handlers
-from zchunk.tracker.storemark import StoreMark
+from zchunk.tracker.state.store_mark import StoreMark
 
 if TYPE_CHECKING:
-    from zchunk.tracker.store import TrackerStore
+    from zchunk.tracker.store.store import TrackerStore
 
 
 class GarbageRequests:

@@ -12,29 +12,20 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec.structs import replace
 
 from zchunk.clock import Now
-from zchunk.protocol.messages import (
-    CheckKey,
-    GetMembers,
-    Join,
-    Joined,
-    KeyKnown,
-    Members,
-    Ok,
-    RotateKey,
-)
+from zchunk.protocol.messages import CheckKey, GetMembers, Join, Joined, KeyKnown, Members, Ok, RotateKey
 from zchunk.tracker.actions import Action, Ask, CutOff
-from zchunk.tracker.eventlog import EventLog
-from zchunk.tracker.joinlimit import JoinLimit
-from zchunk.tracker.memberlist import Member, MemberList
-from zchunk.tracker.peers import Peers
-from zchunk.tracker.promises import Promises
+from zchunk.tracker.members.join_limit import JoinLimit
+from zchunk.tracker.members.member_list import Member, MemberList
 from zchunk.tracker.records import member_fields, member_record, peer_fields
 from zchunk.tracker.requests.handlers import READING, STORING, Handlers
 from zchunk.tracker.requests.presence import Presence
-from zchunk.tracker.storemark import StoreMark
+from zchunk.tracker.rules.promises import Promises
+from zchunk.tracker.state.event_log import EventLog
+from zchunk.tracker.state.peers import Peers
+from zchunk.tracker.state.store_mark import StoreMark
 
 if TYPE_CHECKING:
-    from zchunk.tracker.store import TrackerStore
+    from zchunk.tracker.store.store import TrackerStore
 
 _MEMBERS_PAGE = 1_000
 

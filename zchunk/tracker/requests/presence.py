@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from zchunk.addresses import announced, unmapped
-from zchunk.addresses import parse as parse_address
 from zchunk.clock import Now
 from zchunk.errors import HelloFirst, MalformedMessage, ZchunkError
 from zchunk.protocol.messages import (
@@ -30,19 +28,21 @@ from zchunk.protocol.messages import (
     Snapshot,
     Welcome,
 )
+from zchunk.system.addresses import announced, unmapped
+from zchunk.system.addresses import parse as parse_address
 from zchunk.tracker.actions import Action, Ask, Work
-from zchunk.tracker.eventlog import EventLog
-from zchunk.tracker.health import FileHealth
-from zchunk.tracker.liveness import Change, Life
-from zchunk.tracker.peers import OFFLINE, Peers
-from zchunk.tracker.promises import Promises
 from zchunk.tracker.records import peer_fields, save
 from zchunk.tracker.requests.handlers import READING, STORING, Handlers
 from zchunk.tracker.requests.inventories import Inventories
-from zchunk.tracker.storemark import StoreMark
+from zchunk.tracker.rules.health import FileHealth
+from zchunk.tracker.rules.liveness import Change, Life
+from zchunk.tracker.rules.promises import Promises
+from zchunk.tracker.state.event_log import EventLog
+from zchunk.tracker.state.peers import OFFLINE, Peers
+from zchunk.tracker.state.store_mark import StoreMark
 
 if TYPE_CHECKING:
-    from zchunk.tracker.store import InventoryChange, TrackerStore
+    from zchunk.tracker.store.store import InventoryChange, TrackerStore
 
 log = logging.getLogger(__name__)
 

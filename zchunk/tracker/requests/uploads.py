@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zchunk import outline
 from zchunk.clock import Now
+from zchunk.content import manifest_outline
 from zchunk.errors import MalformedMessage, NoSpace, NotAllowed, NotYetStored, ZchunkError
 from zchunk.protocol.columns import split_hashes
 from zchunk.protocol.messages import (
@@ -29,17 +29,17 @@ from zchunk.protocol.messages import (
     Stored,
 )
 from zchunk.tracker.actions import Action, Ask, Work, is_own
-from zchunk.tracker.eventlog import EventLog
-from zchunk.tracker.health import FileHealth
-from zchunk.tracker.peers import Peers
-from zchunk.tracker.planning import make_plan, refusal
-from zchunk.tracker.promises import Asker, Promises
 from zchunk.tracker.records import file_fields
 from zchunk.tracker.requests.handlers import STORING, WRITING, Handlers
-from zchunk.tracker.storemark import StoreMark
+from zchunk.tracker.rules.health import FileHealth
+from zchunk.tracker.rules.planning import make_plan, refusal
+from zchunk.tracker.rules.promises import Asker, Promises
+from zchunk.tracker.state.event_log import EventLog
+from zchunk.tracker.state.peers import Peers
+from zchunk.tracker.state.store_mark import StoreMark
 
 if TYPE_CHECKING:
-    from zchunk.tracker.store import FoundRows, TrackerStore
+    from zchunk.tracker.store.store import FoundRows, TrackerStore
 
 #: A commit waits so long for nodes whose `stored` is still on its way.
 _COMMIT_PATIENCE_S = 5.0
@@ -196,7 +196,7 @@ class UploadRequests:
 
         def run(store: TrackerStore) -> tuple[FileRecord, bool, int]:
             record, already = store.commit_file(
-                outline.read(commit.manifest, commit.file_id),
+                manifest_outline.read(commit.manifest, commit.file_id),
                 replicas=commit.replicas,
                 min_peers=commit.min_peers,
                 distributed=commit.distribute,

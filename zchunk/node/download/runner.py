@@ -1,0 +1,555 @@
+"""Carries out a download job: the part file, the file's digest, the finish.
+
+Decisions are `DownloadJob`'s; how its chunks come is `Fetching`'s. Everything here runs in
+the bulk loop; blocking work goes to its threads. What the user sees comes out as events
+(dicts, SPEC "Machine-readable output") through `tell`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from zchunk.clock import iso_utc
+from zchunk.content import hashing
+from zchunk.content.manifest import TAG_BYTES
+from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, PartialDownload, ZchunkError
+from zchunk.node.bulk.job_driver import Tell
+from zchunk.node.bulk.location import MAX_LISTED, Location
+from zchunk.node.bulk.plane import BulkPlane
+from zchunk.node.bulk.progress import Progress
+from zchunk.node.control.hello_wait import HelloWait
+from zchunk.node.download.fetcher import Fetching
+from zchunk.node.download.job import Action, AllHeld, ChunkState, Failed, JobState, StateChanged, WriteChunk
+from zchunk.node.download.part_file import PartFile
+from zchunk.node.download.preparing import Preparing
+from zchunk.node.download.running_digest import RunningDigest
+from zchunk.protocol.messages import PeerRecord
+
+log = logging.getLogger(__name__)
+
+#: The journal is a hint (the content decides), so it is not written for each chunk.
+_SAVE_EVERY_S = 10.0
+#: So often chunks that turned out bad on our own disk are fetched again.
+_BAD_ROUNDS = 3
+
+
+class Download(Fetching):
+    """One download into one part file. `start`, then events; ends with exactly one `done`
+    or `error` event. `stop` makes it end early, kept."""
+
+    def __init__(
+        self,
+        *,
+        bulk: BulkPlane,
+        where: Location,
+        part: PartFile,
+        wait: bool,
+        tell: Tell,
+        auto_resume: bool = True,
+        on_state: Callable[[JobState], None] = lambda state: None,
+    ) -> None:
+        """The manifest of an encrypted file was opened (content/encryption.py).
+        `wait`: stay for missing peers; else end as partial when only they are left.
+        `auto_resume`: go on by itself when one is back; else only after `resume`.
+        `on_state` hears of each change of the job's state."""
+        super().__init__(bulk=bulk, where=where, tell=tell)
+        self.part = part
+        #: wall time since when nothing but missing peers is left; None while it is not so
+        self.waiting_since: float | None = None
+        self._wait = wait
+        self._hellos = HelloWait()
+        self._auto_resume = auto_resume
+        self._on_state = on_state
+        #: told to pause before there was a job
+        self._pause_at_start = False
+        self._digested_in_pause: bytes | None = None
+        self._digest: RunningDigest | None = None
+        self._progress = Progress(tell, self.manifest.size, len(self.manifest.chunks))
+        self._started = 0.0
+        #: when the journal is written next, and how many chunks it had the last time
+        self._save_at, self._saved = 0.0, 0
+        self._finishing = False
+        self._bad_rounds = 0
+
+    # -- the owner's calls, in the bulk loop ----------------------------------------
+
+    def start(self) -> None:
+        """Looks at what an earlier run kept, if there was one, then fetches the rest."""
+        if self.ended:
+            return
+        self._started = self.now()
+        self._save_at = self._started + _SAVE_EVERY_S
+        if self.part.is_new:
+            self._scanned(set(self.part.zeros), None)
+        else:
+            self.bulk.pools.digesting.submit(self._scan, self._scanned)
+
+    def _scan(self) -> set[int]:
+        """In a thread; given up when the download has ended."""
+        loop, chunk_size = self.bulk.loop, self.manifest.chunk_size
+        preparing = Preparing(
+            lambda event: loop.post(lambda: self._tell_preparing(event)),
+            loop.clock,
+            job_id=self.part.job_id,
+            target=str(self.part.target),
+            size=self.manifest.size,
+        )
+
+        def looked_at(chunks: int, _: int) -> None:
+            if self.ended:
+                raise Interrupted("the download has ended")
+            preparing.looked_at(min(chunks * chunk_size, self.manifest.size))
+
+        looked_at(0, 0)
+        return self.part.scan(looked_at)
+
+    def _tell_preparing(self, event: dict[str, Any]) -> None:
+        if not self.ended:
+            self.tell(event)
+
+    def stop(self, error: ZchunkError | None = None) -> None:
+        """End now and keep what is there; the outcome is `error` (default: interrupted).
+        Too late when the file is being put in its place: then that is the outcome."""
+        if self._finishing:
+            return
+        if self._job is not None:
+            self.perform(self._job.pause(self.now()))
+        how = f"`zchunk resume {self.part.job_id}`, or the same command, goes on"
+        self._end(error or Interrupted(f"interrupted; the part is kept: {how}"))
+
+    def pause(self) -> None:
+        """Stand still until `resume`; what is there is saved. Does nothing while paused.
+        Raises InvalidUsage when it is too late."""
+        if self._job is None and not self.ended:
+            self._pause_at_start = True
+            return
+        self._check_under_way("pause")
+        assert self._job is not None
+        if self._job.state is JobState.PAUSED:
+            return
+        self.perform(self._job.pause(self.now()))
+        self._save_journal()
+        self.tell(self._paused_event("paused"))
+
+    def resume(self) -> None:
+        """Go on after a pause, or with peers that came back while auto-resume is off. Does
+        nothing while it runs. Raises InvalidUsage when it is too late."""
+        self._pause_at_start = False
+        if self._job is None and not self.ended:
+            return
+        self._check_under_way("resume")
+        assert self._job is not None
+        paused = self._job.state is JobState.PAUSED
+        actions = self._job.resume(self.now())
+        if paused:
+            self.tell(self._paused_event("continued"))
+        self.perform(actions)
+
+    def cancel(self) -> None:
+        """End, and delete what is there. Raises InvalidUsage when it is too late."""
+        if self._job is not None:
+            self._check_under_way("cancel", and_also=JobState.VERIFYING)
+            self.perform(self._job.cancel(self.now()))
+        elif self.ended:
+            raise self._too_late("cancel")
+        self._end(Cancelled(f"cancelled; nothing is kept of {self.part.target}"), self.part.abandon)
+
+    def _check_under_way(self, verb: str, and_also: JobState | None = None) -> None:
+        allowed = (JobState.RUNNING, JobState.WAITING, JobState.PAUSED, and_also)
+        if self.ended or self._finishing or self.state not in allowed:
+            raise self._too_late(verb)
+
+    def _too_late(self, verb: str) -> InvalidUsage:
+        state = "ended" if self.ended else "all here and being verified"
+        return InvalidUsage(f"job {self.part.job_id} is {state}: too late to {verb} it")
+
+    # -- what others ask, in the bulk loop --------------------------------------------
+
+    @property
+    def state(self) -> JobState:
+        if self._job is None:
+            return JobState.PAUSED if self._pause_at_start else JobState.RUNNING
+        return self._job.state
+
+    def chunk_statuses(self) -> list[tuple[str, str | None]]:
+        """(status, peer_id) of each chunk, as SPEC "DownloadJob" names them."""
+        if self._job is not None:
+            return [self._job.status(index) for index in range(self._job.chunks_count)]
+        kept = self.part.completed  # what the journal claims, until it is looked at
+        count = len(self.manifest.chunks)
+        return [("completed" if index in kept else "pending", None) for index in range(count)]
+
+    def missing_names(self) -> dict[str, str]:
+        """Peers that wanted chunks wait for -> their names."""
+        missing = self._job.missing() if self._job is not None else {}
+        return {peer_id: self.peer_name(peer_id) for peer_id in sorted(missing)}
+
+    # -- Timed ----------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        save_at = self._save_at if self._is_unsaved() else None
+        hellos_end = self._hellos.deadline() if self.state is JobState.WAITING else None
+        times = [super().deadline(), self._progress.deadline(), save_at, hellos_end]
+        return min(t for t in times if t is not None)
+
+    def on_time(self, now: float) -> None:
+        super().on_time(now)
+        if self.ended or self._job is None:
+            return
+        self._progress.on_time(
+            now, self._job.chunks_completed, self._job.bytes_received, peers=self._job.by_peer()
+        )
+        if self._save_at <= now and self._is_unsaved():
+            self._save_journal()
+
+    def _save_journal(self) -> None:
+        assert self._job is not None
+        self._save_at, self._saved = self.now() + _SAVE_EVERY_S, self._job.chunks_completed
+        self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+
+    def _is_unsaved(self) -> bool:
+        """Whether the journal lacks chunks that are here."""
+        return self._job is not None and not self._finishing and self._job.chunks_completed != self._saved
+
+    # -- start ----------------------------------------------------------------------
+
+    def _scanned(self, held: set[int] | None, error: ZchunkError | None) -> None:
+        if self.ended:
+            return
+        if error is not None:
+            self._end(error)
+            return
+        self._job = self.new_job(held or set(), self._auto_resume)
+        self._new_digest()
+        self.follow(self._job)
+        self.tell(self._plan_event(held or set()))
+        if self._pause_at_start:
+            self._pause_at_start = False
+            self.pause()
+        self.perform(self._job.start(self.now()))
+        if self._digest is not None:
+            self._digest.go_on()
+
+    def _plan_event(self, held: set[int]) -> dict[str, Any]:
+        rows = [[peer_id for peer_id, _ in chunk] for chunk in self.where.holders]
+        holding = Counter(peer_id for row in rows for peer_id in row)
+        wanted = Counter(peer_id for index, row in enumerate(rows) if index not in held for peer_id in row)
+        peers = [
+            {"peer_id": r.peer_id, "name": r.name, "status": r.status}
+            | {"chunks": holding[r.peer_id], "chunks_wanted": wanted[r.peer_id]}
+            for r in self.where.peers.values()
+        ]
+        event = {
+            "event": "plan",
+            "job_id": self.part.job_id,
+            "file_id": self.manifest.file_id,
+            "name": self.manifest.name,
+            "size": self.manifest.size,
+            "target": str(self.part.target),
+            "chunks_count": len(self.manifest.chunks),
+            "chunks_kept": len(held - self.part.zeros),
+            "chunks_of_zeros": len(self.part.zeros),
+            "peers": peers,
+        }
+        if len(self.where.holders) <= MAX_LISTED:
+            event["map"] = self.where.distribution_map()
+        return event
+
+    def _new_digest(self) -> None:
+        self._digest = RunningDigest(
+            part=self.part,
+            workers=self.bulk.pools.digesting,
+            reach=self.budget // self.manifest.chunk_size,
+            is_coming=lambda index: self._job is not None and not self._job.is_missing(index),
+            is_held=lambda index: self._state(index) is ChunkState.HELD,
+            on_freed=self._freed,
+            on_done=self._digested,
+            on_error=self.fail,
+        )
+
+    # -- actions --------------------------------------------------------------------
+
+    def after_actions(self) -> None:
+        self._progress.touch()
+        if self._hellos.deadline() is not None and self.state is JobState.WAITING:
+            self._end_if_partial(self.waiting_event())
+        if (
+            self._job is not None
+            and self._digest is not None
+            and self._digest.waits
+            and self._job.cannot_wait(self._digest.awaits, self.now())
+        ):
+            self._digest.make_room()
+
+    def carry_out_own(self, action: Action) -> None:
+        if isinstance(action, WriteChunk):
+            self._write(action)
+        elif isinstance(action, StateChanged):
+            self._state_changed(action.state)
+        elif isinstance(action, AllHeld):
+            self._all_held()
+        elif isinstance(action, Failed):
+            self._end(self._with_names(action.error))
+
+    def _write(self, action: WriteChunk) -> None:
+        index, key = action.chunk, (action.chunk, action.attempt)
+        view = self._buffers[key].view(self.manifest.length(index))
+
+        def work() -> None:
+            self.part.write_chunk(index, view)
+            self.part.mark(index)
+
+        def then(_: None) -> None:
+            assert self._job is not None
+            assert self._digest is not None
+            buffer = self._buffers.pop(key)
+            kept = self._digest.take(index, buffer)
+            if not kept:
+                buffer.release()
+            self.perform(self._job.written(index, kept, self.now()))
+            self._digest.go_on()
+
+        self.submit(self.bulk.pools.writing, work, then)
+
+    def _state(self, index: int) -> ChunkState:
+        assert self._job is not None
+        return self._job.chunk_state(index)
+
+    def _freed(self, index: int) -> None:
+        assert self._job is not None
+        self.perform(self._job.freed(index, self.now()))
+
+    def fail(self, error: ZchunkError) -> None:
+        if self._job is None:
+            self._end(error)
+        else:
+            self.perform(self._job.fail(error, self.now()))
+
+    def _state_changed(self, state: JobState) -> None:
+        self.part.state = state.value
+        self.waiting_since = self.bulk.loop.clock.wall() if state is JobState.WAITING else None
+        self._on_state(state)
+        if state is JobState.WAITING:
+            self._waiting()
+
+    def _waiting(self) -> None:
+        event = self.waiting_event()
+        self.tell(event)
+        if self._wait:
+            # For a long time perhaps: what is here is made safe, and the journal right.
+            self._save_journal()
+        else:
+            self._end_if_partial(event)
+
+    def _end_if_partial(self, event: dict[str, Any]) -> None:
+        """Without waiting, unless peers may turn out to be up that the tracker has not heard from."""
+        unsure = self.is_unsure(event["missing_peers"])
+        if not self._hellos.waits(unsure, self.bulk.settings.tracker.lease_s, self.now()):
+            self.stop(partial(event, self._chunks_text()))
+
+    def waiting_event(self) -> dict[str, Any]:
+        """For whom the job waits, since when, for how many chunks (SPEC D4)."""
+        assert self._job is not None
+        missing = self._job.missing()
+        return {
+            "event": "waiting",
+            "missing_peers": sorted(missing),
+            "missing": self.missing_rows(missing, self._job.why_missing),
+            **self.waiting_counts(),
+            "chunks_missing": len(self._job.missing_chunks()),
+            "waiting_since": iso_utc(self.waiting_since or self.bulk.loop.clock.wall()),
+        }
+
+    def waiting_counts(self) -> dict[str, Any]:
+        assert self._job is not None
+        return {
+            "job_id": self.part.job_id,
+            "auto_resume": self._auto_resume,
+            "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
+            "chunks_completed": self._job.chunks_completed,
+            "chunks_count": self._job.chunks_count,
+        }
+
+    def _paused_event(self, name: str) -> dict[str, Any]:
+        """`paused`, or `continued` after it."""
+        assert self._job is not None
+        return {
+            "event": name,
+            "job_id": self.part.job_id,
+            "chunks_completed": self._job.chunks_completed,
+            "chunks_count": self._job.chunks_count,
+        }
+
+    def _on_peer(self, record: PeerRecord) -> None:
+        known = self._came_back()
+        super()._on_peer(record)
+        self._tell_back(known)
+
+    def _on_reach(self, peer_id: str, reachable: bool) -> None:
+        known = self._came_back()
+        super()._on_reach(peer_id, reachable)
+        self._tell_back(known)
+
+    def _came_back(self) -> frozenset[str]:
+        return self._job.came_back if self._job is not None else frozenset()
+
+    def _tell_back(self, known: frozenset[str]) -> None:
+        """Who came back, while auto-resume is off, and is asked only after `resume`."""
+        for peer_id in sorted(self._came_back() - known):
+            event = {"event": "peer_back", "job_id": self.part.job_id, "peer_id": peer_id}
+            self.tell(event | {"name": self.peer_name(peer_id)})
+
+    def kept_text(self) -> str:
+        return f"; {self._chunks_text()}: `zchunk cancel {self.part.job_id}` deletes them"
+
+    def _chunks_text(self) -> str:
+        assert self._job is not None
+        return f"{self._job.chunks_completed} of {self._job.chunks_count} chunks are kept"
+
+    # -- the end --------------------------------------------------------------------
+
+    def _all_held(self) -> None:
+        assert self._digest is not None
+        sha256, self._digested_in_pause = self._digested_in_pause, None
+        if sha256 is not None:
+            self._digested(sha256)
+        else:
+            self._digest.go_on()
+
+    def _digested(self, sha256: bytes) -> None:
+        if self.ended or self._job is None:
+            return
+        if self._job.state is JobState.PAUSED:
+            # The last chunks were being written when it was told to stand still.
+            self._digested_in_pause = sha256
+            return
+        if self.manifest.sha256 in (None, sha256):
+            self._finishing = True
+            self.bulk.pools.writing.submit(self.part.finish, self._finished)
+            return
+        log.warning("the file's SHA-256 is wrong; checking every chunk")
+        self.bulk.pools.digesting.submit(self._find_bad, self._found_bad)
+
+    def _find_bad(self) -> list[int]:
+        """Chunks on disk whose SHA-256 is wrong (SPEC D7)."""
+        view = memoryview(bytearray(self.manifest.chunk_size))
+        stored = memoryview(bytearray(self.manifest.chunk_size + TAG_BYTES if self._opened else 0))
+        bad = []
+        for index, row in enumerate(self.manifest.chunks):
+            if self.ended:
+                break
+            found = self.part.read_chunk(index, view)
+            if self._opened is not None:
+                found = self._opened.sealed_again(index, found, stored)
+            if hashing.sha256(found) != row.sha256:
+                bad.append(index)
+        return bad
+
+    def _found_bad(self, bad: list[int] | None, error: ZchunkError | None) -> None:
+        if self.ended or self._job is None:
+            return
+        if error is None and not bad:
+            error = IntegrityError(
+                f"every chunk of {self.manifest.name!r} is right but the file's SHA-256 is not; "
+                "its manifest is wrong: put the file again from its source"
+            )
+        if error is not None:
+            self.fail(error)
+            return
+        self._bad_rounds += 1
+        if self._bad_rounds > _BAD_ROUNDS:
+            self.fail(
+                IntegrityError(f"the disk of {self.part.target} does not keep what is written; check it")
+            )
+            return
+        for index in bad or []:
+            self.part.unmark(index)
+        self._new_digest()
+        self.perform(self._job.lost(bad or [], self.now()))
+
+    def _finished(self, _: None, error: ZchunkError | None) -> None:
+        if self.ended or self._job is None:
+            return
+        if error is not None:
+            self.fail(error)
+            return
+        self._job.complete(self.now())
+        self._progress.last(
+            self._job.chunks_completed, self._job.bytes_received, self.now(), peers=self._job.by_peer()
+        )
+        self._close()
+        self.tell(self._done_event())
+
+    def _done_event(self) -> dict[str, Any]:
+        assert self._job is not None
+        assert self._digest is not None
+        return {
+            "event": "done",
+            "job_id": self.part.job_id,
+            "file_id": self.manifest.file_id,
+            "name": self.manifest.name,
+            "target": str(self.part.target),
+            "size": self.manifest.size,
+            "sha256": self.manifest.sha256.hex() if self.manifest.sha256 is not None else None,
+            "seconds": round(self.now() - self._started, 3),
+            "bytes_received": self._job.bytes_received,
+            "bytes_received_by_peer": dict(sorted(self.received_from.items())),
+            "chunks_count": self._job.chunks_count,
+            "chunks_read_back": self._digest.read_back,
+        }
+
+    def _end(self, error: ZchunkError, close_part: Callable[[], None] | None = None) -> None:
+        """Close the part file (by default: keep it) once its threads are through, then tell
+        the outcome."""
+        if self.ended:
+            return
+        completed = self._job.bytes_received if self._job is not None else 0
+        self._close()
+
+        def told(_: None, problem: ZchunkError | None) -> None:
+            outcome = problem or error
+            outcome.details.setdefault("job_id", self.part.job_id)
+            outcome.details.setdefault("bytes_received", completed)
+            self.tell(outcome.to_json() | {"_error": outcome})
+
+        # Through both threads that use the file: what they still do comes before.
+        writing = self.bulk.pools.writing
+        self.bulk.pools.digesting.submit(
+            lambda: None, lambda value, problem: writing.submit(close_part or self._keep_part, told)
+        )
+
+    def _keep_part(self) -> None:
+        try:
+            if not self.part.closed:
+                self.part.save()
+        except ZchunkError as problem:
+            # The journal is a hint; the content is found again by the next run's scan.
+            log.warning("the job's journal could not be written: %s", problem.message)
+        finally:
+            self.part.keep()
+
+    def _close(self) -> None:
+        self.leave()
+        if self._digest is not None:
+            self._digest.close()
+        self.bulk.links.acknowledge_all()
+
+
+def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
+    """The error of a download that does not wait for the peers of a `waiting` event."""
+    names = ", ".join(map(_named, waiting["missing"])) or "no known peer"
+    how = f"`zchunk resume {waiting['job_id']}`, or the same command, goes on once they can be fetched"
+    return PartialDownload(
+        f"{kept}; {waiting['chunks_missing']} wait for {names}: {how}",
+        missing_peers=waiting["missing_peers"],
+        chunks_missing=waiting["chunks_missing"],
+        chunks_completed=waiting["chunks_completed"],
+        chunks_count=waiting["chunks_count"],
+    )
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['name']}, which cannot read them now" if row["reason"] == "unreadable" else str(row["name"])
