@@ -12,20 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from zchunk.consequence import PeerConsequence, consequence, describe_chunks, lost_without, minimum_peers
 from zchunk.errors import InvalidUsage, NoSpace, TooFewPeers
-from zchunk.placement import (
-    WHOLE,
-    Candidate,
-    PeerConsequence,
-    Placement,
-    consequence,
-    describe_chunks,
-    lost_without,
-    minimum_peers,
-    place,
-    place_missing,
-    place_whole,
-)
+from zchunk.placement import WHOLE, Candidate, Placement, place, place_missing, place_whole
 from zchunk.strategy import STRATEGIES
 
 UNIT = 1000

@@ -265,9 +265,9 @@ def _chunks_count(planned: PlannedUpload) -> int:
 
 def _shares(planned: PlannedUpload) -> tuple[render.PeerShare, ...]:
     """Each peer's part of the plan, in the order of the plan."""
+    from zchunk.consequence import consequence, describe_chunks
     from zchunk.content.manifest import chunk_length
     from zchunk.node.upload.runner import assignment
-    from zchunk.placement import consequence, describe_chunks
 
     holders = assignment(planned.plan, planned.planned)
     primaries: dict[str, list[int]] = {}

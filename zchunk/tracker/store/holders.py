@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from zchunk.consequence import minimum_peers
 from zchunk.errors import NotYetStored, TooFewPeers
-from zchunk.placement import minimum_peers
 
 
 @dataclass(frozen=True, slots=True)
