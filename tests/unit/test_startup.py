@@ -1,4 +1,5 @@
-"""zchunk/startup.py: Ctrl-C while the command is being imported, tokens in the arguments."""
+"""startup.py and system/interrupts.py: Ctrl-C while the command is being imported, tokens in the
+arguments."""
 
 from __future__ import annotations
 
@@ -79,8 +80,8 @@ def test_an_interrupt_that_would_be_lost_is_made_again() -> None:
     """In a destructor, where Python shows a traceback and goes on."""
     code = """
         import sys, threading
-        from zchunk import startup
-        sys.unraisablehook = startup.keep_interrupts
+        from zchunk.system.interrupts import keep_interrupts
+        sys.unraisablehook = keep_interrupts
 
         class Lost:
             def __del__(self):

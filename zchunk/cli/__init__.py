@@ -22,7 +22,7 @@ from zchunk.cli import output
 from zchunk.cli.common import everywhere
 from zchunk.cli.text import visible
 from zchunk.errors import Interrupted, InvalidUsage, ZchunkError
-from zchunk.startup import ending_at_once
+from zchunk.system.interrupts import ending_at_once
 from zchunk.version import __version__
 
 log = logging.getLogger(__name__)

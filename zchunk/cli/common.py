@@ -20,7 +20,7 @@ import click
 from zchunk.cli.output import unharmed
 from zchunk.cli.text import visible
 from zchunk.errors import InvalidUsage, NotFound
-from zchunk.startup import ending_at_once
+from zchunk.system.interrupts import ending_at_once
 
 if TYPE_CHECKING:
     from zchunk.client import Client

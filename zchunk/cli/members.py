@@ -83,7 +83,7 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
     """
     settings = invocation.settings()
     with importing():
-        from zchunk.cli.access import in_force, tracker_here
+        from zchunk.cli.tracker_home import in_force, tracker_here
         from zchunk.clock import SystemClock, iso_utc
         from zchunk.tracker.home import make_token
 
@@ -143,7 +143,7 @@ def list_peers(invocation: Invocation, everyone: bool) -> None:
 
 
 def _list_members(invocation: Invocation) -> None:
-    from zchunk.cli.access import member_json, members_here
+    from zchunk.cli.tracker_home import member_json, members_here
 
     members = sorted(
         members_here(invocation).listed.members.values(), key=lambda m: (m.role, m.name, m.peer_id)

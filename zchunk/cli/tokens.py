@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zchunk.cli import render
-from zchunk.cli.access import in_force, members_here
 from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation, say
 from zchunk.cli.output import emit_json
+from zchunk.cli.tracker_home import in_force, members_here
 from zchunk.errors import InvalidUsage
 
 if TYPE_CHECKING:

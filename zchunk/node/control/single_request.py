@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from zchunk.clock import Clock
 from zchunk.errors import Busy, TrackerUnreachable, UnknownMessage, ZchunkError
-from zchunk.node.bulk.peer_connections import BULK
 from zchunk.node.home.connection_errors import closed_door
 from zchunk.node.home.membership import Identity
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, Message, Request
-from zchunk.transport.base import Arrival, Link, Received, Transport
+from zchunk.transport.base import Arrival, Link, Received, SocketOptions, Transport
 
 _RESEND_S = 1.0
+_SOCKET = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, linger_ms=0)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def ask_once(
     address).
     """
     poller = transport.poller()
-    socket = transport.dealer(tracker.addresses, BULK, tracker.identity.to_server(tracker.key))
+    socket = transport.dealer(tracker.addresses, _SOCKET, tracker.identity.to_server(tracker.key))
     poller.register(socket)
     frames = wire.encode(message, 1, tracker.identity.claim)
     deadline, resend_at = clock.monotonic() + timeout_s, 0.0
