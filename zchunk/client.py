@@ -62,7 +62,7 @@ from zchunk.node.jobs.records import JobRecord, JobStatus, book_of
 from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
 from zchunk.node.planes import bulk_plane, control_plane
 from zchunk.node.upload.source_file import SourceFile
-from zchunk.node.upload.upload_keys import Sealing, SealKeys
+from zchunk.node.upload.upload_keys import Encryption, UploadKeys
 from zchunk.protocol.messages import (
     Abandon,
     Event,
@@ -133,27 +133,27 @@ class PlannedUpload:
         """Uploads; returns the `done` event. Raises ZchunkError; Ctrl-C leaves it resumable."""
         client = self._client
         try:
-            sealing = self._sealing()
+            encryption = self._encryption()
             with client.job() as call:
                 upload = client.manager.distribute_chunks(
                     source=self._source,
                     name=self.name,
                     plan=self.plan,
                     planned=self.planned,
-                    tell=call.tell,
-                    sealing=sealing,
+                    emit=call.emit,
+                    encryption=encryption,
                 )
                 done = call.run(client.bulk.loop, upload.start, upload.stop, on_event)
-            if sealing is not None:
-                client.seal_keys.forget(self._source.path)
+            if encryption is not None:
+                client.upload_keys.forget(self._source.path)
             return done
         finally:
             self._source.close()
 
-    def _sealing(self) -> Sealing | None:
+    def _encryption(self) -> Encryption | None:
         if self.options.encrypt is None:
             return None
-        return self._client.seal_keys.begin(
+        return self._client.upload_keys.begin(
             self._source.path, self.options.encrypt, hide_name=self.options.hide_name
         )
 
@@ -204,7 +204,7 @@ class Client:
         )
         # Requests are answered with it; who waits for events or a job must hear of it too.
         self.control.on_shut_out = self._calls.shut_out
-        self.seal_keys = SealKeys(self.folder / "uploads")
+        self.upload_keys = UploadKeys(self.folder / "uploads")
         self.desk = JobDesk(book_of(self.home, self.folder))
         self.manager = DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests")
         self._threads = [LoopThread(loop, self._on_failure) for loop in (bulk_loop, control_loop)]
@@ -375,7 +375,7 @@ class Client:
         def news(record: PeerRecord | None = None) -> None:
             if (record is None or not record.unsure) and not due.is_set():
                 due.set()
-                call.tell({"event": "peers"})
+                call.emit({"event": "peers"})
 
         stop = self.control.watch_peers(self.bulk.loop, news, news)
         try:
@@ -479,12 +479,12 @@ class Client:
         """The `done` event where the target is the file already. Raises TargetExists."""
         if not os.path.lexists(path):
             return None
-        tell = on_event or (lambda event: None)
-        preparing = Preparing(tell, SystemClock(), job_id=None, target=str(path), size=where.manifest.size)
+        emit = on_event or (lambda event: None)
+        preparing = Preparing(emit, SystemClock(), job_id=None, target=str(path), size=where.manifest.size)
 
         def looked_at(done: int) -> None:
             preparing.looked_at(done)
-            call.take_pending(tell)
+            call.take_pending(emit)
 
         if target_has_content(path, where.manifest, looked_at):
             remove_leftovers(path)
@@ -522,7 +522,7 @@ class Client:
             bulk=self.bulk,
             book=self.desk.book,
             record=record,
-            tell=call.tell,
+            emit=call.emit,
         )
         download = Download(
             bulk=self.bulk,
@@ -530,7 +530,7 @@ class Client:
             part=part,
             wait=wait,
             auto_resume=record.auto_resume,
-            tell=kept.tell,
+            emit=kept.emit,
             on_state=kept.state_changed,
         )
         kept.attach(download)
@@ -573,7 +573,7 @@ class Client:
             loop=self.bulk.loop,
             manifest=where.manifest,
             room=room_of(self.bulk, where),
-            make_reader=lambda tell: Reader(bulk=self.bulk, where=where, wait=wait, tell=tell),
+            make_reader=lambda emit: Reader(bulk=self.bulk, where=where, wait=wait, emit=emit),
             on_event=on_event,
             on_close=self._stream_closed,
             check=self._check_process,
@@ -648,8 +648,8 @@ class Client:
         with self._calls.call() as call:
             stop = self.control.watch_events(
                 self.control.loop,
-                lambda event: call.tell({"event": "seen", "seen": _event_dict(event)}),
-                lambda missed: call.tell({"event": "seen", "seen": _missed_dict(missed)}),
+                lambda event: call.emit({"event": "seen", "seen": _event_dict(event)}),
+                lambda missed: call.emit({"event": "seen", "seen": _missed_dict(missed)}),
                 since,
             )
             try:
@@ -680,7 +680,7 @@ class Client:
         self._check_process()
 
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
-            call.tell({"event": "reply", "reply": reply, "_error": error})
+            call.emit({"event": "reply", "reply": reply, "_error": error})
 
         self.control.request(message, timeout_s, self.control.loop, answer)
 

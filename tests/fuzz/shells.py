@@ -16,7 +16,7 @@ from zchunk.clock import ManualClock, read
 from zchunk.content import hashing
 from zchunk.content.manifest import ChunkRow, Manifest
 from zchunk.errors import ZchunkError
-from zchunk.node.serving.chunk_server import ChunkService, HeldMemory
+from zchunk.node.serving.chunk_server import ChunkServer, HeldMemory
 from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.protocol import wire
 from zchunk.protocol.messages import BY_TYPE, PAYLOAD_FIELDS, Message, Request
@@ -234,7 +234,7 @@ class NodeShell(_Shell):
         self.store = ChunkStore.create_or_open(folder, capacity=10**6, reserve=0, clock=self.clock)
         self.stored: list[bytes] = []
         self.held: list[HeldMemory] = []
-        self.service = ChunkService(
+        self.service = ChunkServer(
             loop=cast(Loop, self),
             router=cast(Any, self),
             store=self.store,

@@ -13,7 +13,7 @@ from typing import Any
 
 import zmq
 
-from zchunk.node.serving.chunk_server import ChunkService
+from zchunk.node.serving.chunk_server import ChunkServer
 from zchunk.runtime.loop import Loop
 from zchunk.startup import main
 from zchunk.transport import zeromq
@@ -36,10 +36,10 @@ def old_protocols() -> None:
 def bug_in_a_handler() -> None:
     """A node's handler lets through what it was to refuse."""
 
-    def refuse(_: ChunkService, received: Any, request_id: int | None, error: Exception) -> None:
+    def refuse(_: ChunkServer, received: Any, request_id: int | None, error: Exception) -> None:
         raise error
 
-    _replace(ChunkService, "_refuse_sender", refuse)
+    _replace(ChunkServer, "_refuse_sender", refuse)
 
 
 def no_boundary() -> None:

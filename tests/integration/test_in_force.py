@@ -18,7 +18,7 @@ from zchunk.errors import NotFound
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, GetSnapshot
 from zchunk.tracker.members.membership import Membership
-from zchunk.transport.unix_socket import SCHEME, LocalLine
+from zchunk.transport.unix_socket import SCHEME, LocalClient
 
 ROUNDS = 5
 
@@ -83,9 +83,12 @@ def test_without_a_tracker_it_counts_from_the_next_start_on(cluster: Cluster, en
 def test_what_is_no_order_ends_its_connection(cluster: Cluster, frames: list[bytes]) -> None:
     """And is no bug in the tracker's log, which `Cluster` looks for in the end."""
     door = cluster.tracker.home / "tracker" / "tracker.sock"
-    with LocalLine(f"{SCHEME}{door}", PATIENCE_S) as line, pytest.raises(NotFound, match="without an answer"):
+    with (
+        LocalClient(f"{SCHEME}{door}", PATIENCE_S) as line,
+        pytest.raises(NotFound, match="without an answer"),
+    ):
         line.ask(frames)
-    with LocalLine(f"{SCHEME}{door}", PATIENCE_S) as line:
+    with LocalClient(f"{SCHEME}{door}", PATIENCE_S) as line:
         answer = wire.decode(line.ask(wire.encode(GetSnapshot(), 7)))
     assert isinstance(answer.message, ErrorReply)
     assert (answer.request_id, answer.message.code) == (7, "unknown_message")

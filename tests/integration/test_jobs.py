@@ -28,7 +28,7 @@ from tests.integration.test_edges import fresh
 from tests.waiting import wait_for
 from zchunk.config import Settings
 from zchunk.errors import NotFound
-from zchunk.transport.unix_socket import SCHEME, LocalLine
+from zchunk.transport.unix_socket import SCHEME, LocalClient
 
 #: A command's own start takes most of it.
 SOON_S = 20.0
@@ -123,7 +123,7 @@ def test_what_cannot_be_answered_ends_its_connection(bench: Cluster, source: Sou
     get, job_id = waiting_get(bench, source, out / "copy")
     door = bench.client.home / "client" / "jobs" / f"{job_id}.sock"
     with (
-        LocalLine(f"{SCHEME}{door}", SOON_S) as line,
+        LocalClient(f"{SCHEME}{door}", SOON_S) as line,
         pytest.raises(NotFound, match="ended without an answer"),
     ):
         line.ask([b"no header"])

@@ -33,13 +33,13 @@ from zchunk.node.download.runner import Download
 from zchunk.node.home.membership import Identity, Membership
 from zchunk.node.manager import DistributedChunkManager, PutOptions
 from zchunk.node.planes import bulk_plane, control_plane
-from zchunk.node.registration import NodeServer
-from zchunk.node.serving.chunk_server import ChunkService
+from zchunk.node.registration import NodeRegistration
+from zchunk.node.serving.chunk_server import ChunkServer
 from zchunk.node.store import own_store
 from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.node.upload import source_file as source
 from zchunk.node.upload.source_file import SourceFile
-from zchunk.node.upload.upload_keys import Sealing
+from zchunk.node.upload.upload_keys import Encryption
 from zchunk.protocol import columns
 from zchunk.protocol.messages import Locate, Plan, Remove, Request
 from zchunk.runtime.loop import Loop
@@ -255,7 +255,7 @@ class SimClient:
         path: Path,
         replicas: int | None = None,
         strategy: str | None = None,
-        sealing: Sealing | None = None,
+        encryption: Encryption | None = None,
     ) -> Outcome:
         outcome = Outcome()
         with self.host.acts(), outcome.of_command():
@@ -269,7 +269,12 @@ class SimClient:
                 outcome.settle(None, error)
                 return
             self.manager.distribute_chunks(
-                source=source, name=path.name, plan=plan, planned=reply, tell=outcome.tell, sealing=sealing
+                source=source,
+                name=path.name,
+                plan=plan,
+                planned=reply,
+                emit=outcome.emit,
+                encryption=encryption,
             ).start()
 
         self.control.request(plan, 30.0, self.loop, planned)
@@ -298,7 +303,7 @@ class SimClient:
                 where=where,
                 part=part,
                 wait=wait,
-                tell=outcome.tell,
+                emit=outcome.emit,
                 auto_resume=self.cluster.settings.chunking.auto_resume_downloads,
             )
             outcome.download.start()
@@ -332,7 +337,7 @@ class Outcome:
     def settle(self, value: Any, error: ZchunkError | None) -> None:
         self.value, self.error, self.ended = value, error, True
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def emit(self, event: dict[str, Any]) -> None:
         self.events.append(event)
         if event["event"] == "done":
             self.settle(event, None)
@@ -409,7 +414,7 @@ class SimNode:
 
     def is_up(self) -> bool:
         """In its latest start: of the one before a quick crash the lease may still run."""
-        return self.cluster.tracker_knows(self.membership.peer_id, self.parts.server.incarnation)
+        return self.cluster.tracker_knows(self.membership.peer_id, self.parts.registration.incarnation)
 
 
 class Cluster:
@@ -568,17 +573,17 @@ class Cluster:
 
     def is_quiet(self, node: SimNode) -> bool:
         """Nothing moves in or out of it, and the tracker knows all that it holds."""
-        return self._moves_nothing(node.parts.service) and self._is_told(node.parts.server)
+        return self._moves_nothing(node.parts.service) and self._is_told(node.parts.registration)
 
-    def _moves_nothing(self, service: ChunkService) -> bool:
+    def _moves_nothing(self, service: ChunkServer) -> bool:
         moving = service._outgoing.on_the_way or service._incoming.reserved
         return not moving and not service._buffers
 
-    def _is_told(self, server: NodeServer) -> bool:
+    def _is_told(self, server: NodeRegistration) -> bool:
         """Whether the node has told the tracker everything, and frees nothing just now."""
         reports = server._reports
         telling = reports.by_upload or reports.under_way or not server._registered
-        return not telling and not server.garbage._busy and not server.selfcheck.busy
+        return not telling and not server.garbage._busy and not server.self_check.busy
 
     def _verify_locations(self) -> None:
         """Holdings and disks agree, chunk by chunk."""

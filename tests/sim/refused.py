@@ -132,8 +132,8 @@ class Refused:
 
     def settle(self, node: SimNode) -> None:
         """Its doubts, which would wait for up to an hour by now, come to their turn."""
-        server, now = node.parts.server, self.cluster.clock.monotonic()
-        check = server.selfcheck
+        server, now = node.parts.registration, self.cluster.clock.monotonic()
+        check = server.self_check
         for pause in [*check._suspected.values(), check._apart_pause]:
             if pause is not None:
                 pause.until = now
@@ -179,7 +179,7 @@ def said_in_words(error: ZchunkError) -> None:
 @contextmanager
 def no_sound_copy_is_told_lost(cluster: Cluster) -> Iterator[None]:
     """Of each chunk that a node tells lost, its disk has no sound copy in that moment."""
-    tell = SelfCheck._tell
+    answer = SelfCheck._answer
 
     def checked(check: SelfCheck, sha256: bytes, whole: bool, inventory: int | None) -> None:
         acting, Host.acting = Host.acting, None
@@ -188,8 +188,8 @@ def no_sound_copy_is_told_lost(cluster: Cluster) -> Iterator[None]:
         sound = [p for p in paths if p.exists() and hashlib.sha256(p.read_bytes()).digest() == sha256]
         Host.acting = acting
         assert whole or not sound, f"seed {cluster.seed}: {sound} is told lost"
-        tell(check, sha256, whole, inventory)
+        answer(check, sha256, whole, inventory)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SelfCheck, "_tell", checked)
+        patch.setattr(SelfCheck, "_answer", checked)
         yield

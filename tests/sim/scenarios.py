@@ -170,7 +170,7 @@ def put_back(root: Path, seed: int) -> None:
     outcome = cluster.client().remove(removed_id)
     cluster.run(lambda: outcome.ended, "the removal")
     cluster.run_for(cluster.rng.uniform(0.0, 2.0))
-    before = node.parts.server.incarnation
+    before = node.parts.registration.incarnation
     node.crash()
     if cluster.rng.random() < 0.5:  # else it is back before its lease has ended
         cluster.run(lambda: not node.is_up(), "its lease to end", limit_s=30)
@@ -187,7 +187,7 @@ def put_back(root: Path, seed: int) -> None:
         cluster.run_for(1.0)
         node.start()
         cluster.run(lambda: node.is_up() or bool(node.refusals), "it to be up", limit_s=60)
-    assert node.parts.server.incarnation > before, f"seed {seed}: a number of an earlier start"
+    assert node.parts.registration.incarnation > before, f"seed {seed}: a number of an earlier start"
     cluster.verify({kept.name: kept})
     kept_at = root / "again"
     shutil.copytree(node.folder / "store" / "chunks", kept_at)

@@ -71,7 +71,7 @@ class Day(Refused):
         data[100] ^= 1
         path.write_bytes(data)
         with node.host.acts():
-            node.parts.server.unreadable(sha256)
+            node.parts.registration.unreadable(sha256)
         self.cluster.run_for(2.0)
 
     def remove(self, name: str) -> None:

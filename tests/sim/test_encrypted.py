@@ -16,7 +16,7 @@ from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome
 from zchunk.content import ciphers, encryption, hashing
 from zchunk.content.encryption import FileKey, KeyFile, Passphrase
 from zchunk.errors import ChunkCorrupt
-from zchunk.node.upload.upload_keys import SealKeys
+from zchunk.node.upload.upload_keys import UploadKeys
 from zchunk.transport.memory import Faults
 
 NAME = "film.mkv"
@@ -56,23 +56,23 @@ SEALED: list[int] = []
 @pytest.fixture(autouse=True)
 def _count(monkeypatch: pytest.MonkeyPatch) -> None:
     SEALED.clear()
-    seal_chunk = FileKey.seal_chunk
+    encrypt_chunk = FileKey.encrypt_chunk
 
     def counted(self: FileKey, index: int, *args: Any) -> Any:
         SEALED.append(index)
-        return seal_chunk(self, index, *args)
+        return encrypt_chunk(self, index, *args)
 
-    monkeypatch.setattr(FileKey, "seal_chunk", counted)
+    monkeypatch.setattr(FileKey, "encrypt_chunk", counted)
 
 
-def keys_of(cluster: Cluster) -> SealKeys:
-    return SealKeys(cluster.root / "uploads", cluster.clock)
+def keys_of(cluster: Cluster) -> UploadKeys:
+    return UploadKeys(cluster.root / "uploads", cluster.clock)
 
 
 def begin(cluster: Cluster, path: Path, **options: Any) -> Outcome:
     """As `zchunk put --encrypt` does, in a new process."""
-    sealing_ = keys_of(cluster).begin(path, SECRET, hide_name=options.pop("hide_name", False))
-    return cluster.client().put(path, sealing=sealing_, **options)
+    encryption_ = keys_of(cluster).begin(path, SECRET, hide_name=options.pop("hide_name", False))
+    return cluster.client().put(path, encryption=encryption_, **options)
 
 
 def put(cluster: Cluster, path: Path, **options: Any) -> dict[str, Any]:
@@ -294,14 +294,14 @@ def test_a_chunk_that_its_maker_spoiled_is_never_written(root: Path, monkeypatch
     """Its SHA-256 is that of the manifest, and yet it does not open: no node is to blame."""
     cluster = make_cluster(root, 6, monkeypatch)
     path = cluster.make_file(NAME, 5 * CHUNK)
-    seal_chunk = FileKey.seal_chunk
+    encrypt_chunk = FileKey.encrypt_chunk
 
     def spoiled(self: FileKey, index: int, *args: Any) -> Any:
-        stored, digest = seal_chunk(self, index, *args)
+        stored, digest = encrypt_chunk(self, index, *args)
         stored[7] ^= index == 2
         return stored, digest
 
-    monkeypatch.setattr(FileKey, "seal_chunk", spoiled)
+    monkeypatch.setattr(FileKey, "encrypt_chunk", spoiled)
     put(cluster, path)
     got = cluster.client().get(NAME, root / "copy")
     cluster.run(lambda: got.ended, "the end of it")
@@ -344,7 +344,7 @@ def test_passphrases_do_as_well(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     cluster = make_cluster(root, 8, monkeypatch)
     path = cluster.make_file(NAME, 3 * CHUNK)
     cluster.secret = Passphrase("pale blue dot")
-    outcome = cluster.client().put(path, sealing=keys_of(cluster).begin(path, cluster.secret))
+    outcome = cluster.client().put(path, encryption=keys_of(cluster).begin(path, cluster.secret))
     cluster.run(lambda: outcome.ended, "the upload")
     outcome.expect_done()
     cluster.verify({NAME: path})

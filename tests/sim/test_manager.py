@@ -73,9 +73,9 @@ def test_a_client_stores_nothing(cluster: Cluster) -> None:
 def test_scan_and_distribute_takes_large_files_only(cluster: Cluster) -> None:
     manager, outcome = manager_of(cluster), Outcome()
     small = cluster.make_file("small", 2 * CHUNK - 1)
-    assert not manager.scan_and_distribute_large_file(small, outcome.tell)
+    assert not manager.scan_and_distribute_large_file(small, outcome.emit)
     large = cluster.make_file("large", 5 * CHUNK + 1)
-    assert manager.scan_and_distribute_large_file(large, outcome.tell)
+    assert manager.scan_and_distribute_large_file(large, outcome.emit)
     cluster.run(lambda: outcome.ended, "the upload")
     assert outcome.expect_done()["chunks_count"] == 6
     cluster.verify({"large": large})
@@ -85,7 +85,7 @@ def test_a_node_distributes_files_of_its_own_pc(cluster: Cluster) -> None:
     node, outcome = cluster.nodes[0], Outcome()
     large = cluster.make_file("from a node", 4 * CHUNK)
     cluster.run(lambda: len(node.parts.manager.get_available_peers()) == 3, "the node to see every node")
-    assert node.parts.manager.scan_and_distribute_large_file(large, outcome.tell)
+    assert node.parts.manager.scan_and_distribute_large_file(large, outcome.emit)
     cluster.run(lambda: outcome.ended, "the upload")
     outcome.expect_done()
     cluster.verify({"from a node": large})
@@ -97,7 +97,7 @@ def test_encryption_is_not_for_uploads_that_start_in_a_loop(cluster: Cluster) ->
     large = cluster.make_file("large", 5 * CHUNK)
     options = PutOptions(encrypt=Passphrase("pale blue dot"))
     with pytest.raises(InvalidUsage, match=r"Client\.put"):
-        manager.scan_and_distribute_large_file(large, outcome.tell, options=options)
+        manager.scan_and_distribute_large_file(large, outcome.emit, options=options)
     assert not outcome.events
 
 
@@ -120,7 +120,7 @@ def test_an_upload_in_a_loop_waits_for_nodes_to_say_hello(cluster: Cluster) -> N
     cluster.start_tracker(port=7700)
     cluster.run(lambda: all(r.unsure for r in manager.bulk.peers.values()), "the client to hear of it")
     large = cluster.make_file("early", 5 * CHUNK)
-    assert manager.scan_and_distribute_large_file(large, outcome.tell)
+    assert manager.scan_and_distribute_large_file(large, outcome.emit)
     for node in cluster.nodes:
         node.start()
     cluster.run(lambda: outcome.ended, "the upload")

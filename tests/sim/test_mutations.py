@@ -23,11 +23,11 @@ from tests.sim import scenarios
 from tests.sim.test_refusals import RefusedHistory
 from tests.sim.test_scenarios import History
 from zchunk.errors import IllegalEvent, ZchunkError
-from zchunk.node.bulk.reachability import Reach
+from zchunk.node.bulk.reachability import Reachability
 from zchunk.node.control.session import Session
 from zchunk.node.download import runner as download_runner
 from zchunk.node.download.job import ChunkState, DownloadJob, VerifyChunk
-from zchunk.node.registration import NodeServer
+from zchunk.node.registration import NodeRegistration
 from zchunk.node.store import chunk_store, reconcile, verification
 from zchunk.node.upkeep.garbage import GarbageCollector
 from zchunk.node.upkeep.self_check import SelfCheck
@@ -75,18 +75,18 @@ def any_block_counts(patch: Patch) -> None:
 
 def silence_unnoticed(patch: Patch) -> None:
     """A peer that is up is waited for, however long nothing comes from it."""
-    patch.setattr(Reach, "deadline", lambda self: None)
+    patch.setattr(Reachability, "deadline", lambda self: None)
 
 
 def way_back_unnoticed(patch: Patch) -> None:
     """That a peer can be reached again is told to nobody."""
-    link = Reach.link
+    link = Reachability.link
 
-    def forgetful(self: Reach, linked: bool, now: float) -> bool:
+    def forgetful(self: Reachability, linked: bool, now: float) -> bool:
         link(self, linked, now)
         return False
 
-    patch.setattr(Reach, "link", forgetful)
+    patch.setattr(Reachability, "link", forgetful)
 
 
 def downloads_unverified(patch: Patch) -> None:
@@ -141,7 +141,7 @@ def old_starts_welcome(patch: Patch) -> None:
 
 def new_numbers_unheard(patch: Patch) -> None:
     """A node whose home was put back goes on under the number that it knows."""
-    patch.setattr(NodeServer, "_renumber", lambda self, number: None)
+    patch.setattr(NodeRegistration, "_renumber", lambda self, number: None)
 
 
 def leased_chunks_trashed(patch: Patch) -> None:
@@ -155,7 +155,7 @@ def leased_chunks_trashed(patch: Patch) -> None:
 
 def kept_chunks_untold(patch: Patch) -> None:
     """A chunk that the tracker let go but a lease kept is not reported again."""
-    patch.setattr(NodeServer, "_kept", lambda self, hashes: None)
+    patch.setattr(NodeRegistration, "_kept", lambda self, hashes: None)
 
 
 def crossed_releases_obeyed(patch: Patch) -> None:
@@ -206,15 +206,15 @@ def returns_unnoticed(patch: Patch) -> None:
 
 def doubts_unasked(patch: Patch) -> None:
     """A node checks itself only when it hears the report at once."""
-    patch.setattr(NodeServer, "caught_up", lambda self: self.garbage.collect())
-    up = NodeServer._up
+    patch.setattr(NodeRegistration, "caught_up", lambda self: self.garbage.collect())
+    up = NodeRegistration._up
 
-    def silent_up(self: NodeServer) -> None:
+    def silent_up(self: NodeRegistration) -> None:
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(self.selfcheck, "check", lambda: None)
+            inner.setattr(self.self_check, "check", lambda: None)
             up(self)
 
-    patch.setattr(NodeServer, "_up", silent_up)
+    patch.setattr(NodeRegistration, "_up", silent_up)
 
 
 def corruption_unheard(patch: Patch) -> None:

@@ -44,7 +44,7 @@ class Reads:
         self._count_blocks()
 
     def made(self) -> Reader:
-        return Reader(bulk=self.client.bulk, where=self.where, wait=self.wait, tell=self.events.append)
+        return Reader(bulk=self.client.bulk, where=self.where, wait=self.wait, emit=self.events.append)
 
     def _located(self) -> Location:
         asked = self.client.ask(Locate(name_or_id=NAME, unique=False))

@@ -68,7 +68,7 @@ def test_a_download_waits_for_a_disk_that_refuses_and_nothing_is_lost(
     assert not list((node.folder / "store" / "trash").iterdir())
     assert not [e for e in cluster.tracker.server.core.events.history if e.topic.startswith("file.un")]
     cluster.run_for(60.0)
-    assert node.parts.server.selfcheck.deadline() is None, "every doubt was looked at and settled"
+    assert node.parts.registration.self_check.deadline() is None, "every doubt was looked at and settled"
     cluster.verify({"file": path})
 
 

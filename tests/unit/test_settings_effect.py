@@ -280,9 +280,9 @@ def _client_resumes(world: World) -> bool:
     told: list[bool] = []
 
     class Told:
-        def __init__(self, *, auto_resume: bool, tell: Any, **_: Any) -> None:
+        def __init__(self, *, auto_resume: bool, emit: Any, **_: Any) -> None:
             told.append(auto_resume)
-            self.start = lambda: tell({"event": "done"})
+            self.start = lambda: emit({"event": "done"})
             self.stop = lambda: None
 
     world.patch.setattr(client_module, "Download", Told)

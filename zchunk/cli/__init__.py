@@ -109,7 +109,7 @@ def _fail(error: Exception, as_json: bool) -> int:
         click.echo(err=True)  # behind the question
     told = _as_ours(error)
     if as_json:
-        output.tell_json(told.to_json())
+        output.emit_event(told.to_json())
     click.echo(f"zchunk: {visible(told.message)}", err=True)
     return told.exit_code
 

@@ -11,7 +11,7 @@ import click
 from zchunk.cli import render
 from zchunk.cli.common import Invocation, agreed, check_can_ask, everywhere, json_option, pass_invocation, say
 from zchunk.cli.members import peers
-from zchunk.cli.output import emit_json, tell_json
+from zchunk.cli.output import emit_event, emit_json
 from zchunk.cli.tracker_home import in_force, member_json, members_here, tracker_here
 from zchunk.errors import Interrupted, InvalidUsage, NotJoined
 
@@ -47,7 +47,7 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
     if not member.revoked:
         stopped = _files_that_stop(invocation, membership, member)
         if invocation.json:
-            tell_json(_plan_json(member, stopped))
+            emit_event(_plan_json(member, stopped))
         else:
             _show_stopped(member, stopped)
         if not yes and not agreed(f"Cut {member.name} off?", default=False):

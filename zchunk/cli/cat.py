@@ -47,7 +47,7 @@ def cat(
     with invocation.client() as client:
         where = client.opened(client.locate(name_or_id), keys.named or keys.for_get)
         rest = where.manifest.size if length is None else length
-        with closing(client.stream(where, wait=not no_wait, on_event=_tell)) as stream:
+        with closing(client.stream(where, wait=not no_wait, on_event=_show_event)) as stream:
             _write(stream.pieces(offset, rest))
 
 
@@ -58,7 +58,7 @@ def write_whole(client: Client, where: Location, *, wait: bool) -> int:
     from zchunk.content.hashing import FileDigest
 
     digest = FileDigest()
-    with closing(client.stream(where, wait=wait, on_event=_tell)) as stream:
+    with closing(client.stream(where, wait=wait, on_event=_show_event)) as stream:
         _write(_digested(stream.pieces(0, where.manifest.size), digest))
         if where.manifest.sha256 not in (None, digest.digest()):
             raise IntegrityError(
@@ -81,7 +81,7 @@ def _write(pieces: Iterable[memoryview]) -> None:
     out.flush()
 
 
-def _tell(event: dict[str, Any]) -> None:
+def _show_event(event: dict[str, Any]) -> None:
     kind = event["event"]
     if kind == "waiting":
         say(f"{render.waiting_text(event)} (goes on by itself when it is back; Ctrl-C stops)")

@@ -26,7 +26,7 @@ from zchunk.cli.common import (
     say,
 )
 from zchunk.cli.keys import key_file_option, keys_given, secret_options
-from zchunk.cli.output import emit_json, emit_json_list, emit_json_object, tell_json, unharmed
+from zchunk.cli.output import emit_event, emit_json, emit_json_list, emit_json_object, unharmed
 from zchunk.cli.signals import interruptible
 from zchunk.cli.table import print_table
 from zchunk.errors import IntegrityError, Interrupted, InvalidUsage, NotFound, WrongKey, ZchunkError
@@ -62,11 +62,11 @@ def _run_job(
                 invocation.say("stopping; once more to stop at once")
                 return
             if invocation.json:
-                tell_json(event)
+                emit_event(event)
                 return
             with unharmed("the progress"):
                 job.take(event)
-                _tell(line, event)
+                _show_event(line, event)
                 line.show(time.monotonic())
 
         # Between the engine's events, and not in the middle of one.
@@ -86,7 +86,7 @@ class _Silent(progress.ProgressLine):
         return self
 
 
-def _tell(line: progress.ProgressLine, event: dict[str, Any]) -> None:
+def _show_event(line: progress.ProgressLine, event: dict[str, Any]) -> None:
     """What of an event is worth a line that stays."""
     kind = event["event"]
     if kind == "plan":
@@ -202,10 +202,10 @@ def _plan(
 ) -> PlannedUpload:
     """A plan; with `wait` as soon as there are enough peers for one."""
     make = client.plan_when_possible if wait else client.plan_put
-    return make(file, options, lambda error: _tell_too_few(invocation, client, file, error))
+    return make(file, options, lambda error: _emit_too_few(invocation, client, file, error))
 
 
-def _tell_too_few(invocation: Invocation, client: Client, file: Path, error: TooFewPeers) -> None:
+def _emit_too_few(invocation: Invocation, client: Client, file: Path, error: TooFewPeers) -> None:
     from zchunk.content.manifest import chunk_count
     from zchunk.placement import START_MORE
 
@@ -217,14 +217,14 @@ def _tell_too_few(invocation: Invocation, client: Client, file: Path, error: Too
         return
     chunks = chunk_count(file.stat().st_size, client.settings.chunking.chunk_size)
     waiting = {"event": "waiting", "missing_peers": [], "chunks_missing": chunks, "message": error.message}
-    tell_json(waiting | error.details)
+    emit_event(waiting | error.details)
 
 
 def _agree(invocation: Invocation, client: Client, planned: PlannedUpload, yes: bool) -> None:
     """Show the plan and ask. Raises Interrupted where the answer is no."""
     try:
         if invocation.json:
-            tell_json(_plan_json(planned))
+            emit_event(_plan_json(planned))
         else:
             render.plan_dialog(_plan_view(client, planned))
         if not yes and not agreed("Continue?", default=True):
@@ -393,8 +393,8 @@ def get(
         # Before anything is drawn: it may ask for the passphrase.
         where = client.opened(client.locate(name_or_id), keys.named or keys.for_get)
 
-        def run(tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-            return client.get_located(where, output, wait=not no_wait, force=force, on_event=tell)
+        def run(emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+            return client.get_located(where, output, wait=not no_wait, force=force, on_event=emit)
 
         if to_stdout:
             _get_to_stdout(client, where, wait=not no_wait)
@@ -419,11 +419,11 @@ def run_get(
     job = progress.JobView(0, 0, begun=False)
 
     def sized(on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        def tell(event: dict[str, Any]) -> None:
+        def emit(event: dict[str, Any]) -> None:
             job.total_bytes = event.get("size", job.total_bytes)
             on_event(event)
 
-        return run(tell)
+        return run(emit)
 
     done = _run_job(invocation, client, job, "get", sized)
     if invocation.json:

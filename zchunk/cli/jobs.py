@@ -98,7 +98,7 @@ def resume(
 
 
 def _run(invocation: Invocation, client: Client, record: JobRecord, where: Location) -> None:
-    run_get(invocation, client, lambda tell: client.run_job(record, where, on_event=tell))
+    run_get(invocation, client, lambda emit: client.run_job(record, where, on_event=emit))
 
 
 @click.command()

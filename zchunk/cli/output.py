@@ -5,7 +5,7 @@ fails and never holds up work: a thread writes it, and what cannot be written is
 
 Results go to stdout. A result that cannot be written ends the command: with an error of its own
 where a disk is full or a terminal has gone, quietly where the reader has closed the pipe
-(`| head`). Events of a job (`--json`) are told with `tell_json`: the job goes on without a
+(`| head`). Events of a job (`--json`) are told with `emit_event`: the job goes on without a
 reader, and the command fails at its end.
 
 What may not happen here: an exception out of `Talk`; a lost result with exit code 0. Installed by
@@ -232,7 +232,7 @@ def _list_pieces(values: Iterable[Any]) -> Iterator[str]:
     yield "]" if before != "[" else "[]"
 
 
-def tell_json(value: Any) -> None:
+def emit_event(value: Any) -> None:
     """An event of work that goes on, as `emit_json`; raises nothing (see `check_written`)."""
     with suppress(ReaderGone, ZchunkError, OSError):
         emit_json(value)

@@ -1,4 +1,4 @@
-"""What sealing uses of the package cryptography: AES-256-GCM and scrypt.
+"""What encryption uses of the package cryptography: AES-256-GCM and scrypt.
 
 It is imported by the first call: commands whose file is not encrypted start without it.
 """

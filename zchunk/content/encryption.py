@@ -218,7 +218,7 @@ class FileKey:
 
     # chunks
 
-    def seal_chunk(
+    def encrypt_chunk(
         self, index: int, chunk_size: int, plain: memoryview, into: memoryview
     ) -> tuple[memoryview, bytes]:
         """(what is stored, in `into`; BLAKE3 of the plain bytes). `into` may not be `plain`,
@@ -244,7 +244,7 @@ class FileKey:
 
     # the sealed body
 
-    def seal_body(self, content: bytes, bound: bytes) -> bytes:
+    def encrypt_body(self, content: bytes, bound: bytes) -> bytes:
         """`bound` is the digest of what the body is sealed together with."""
         nonce = self._nonce(bound, hashlib.sha256(content).digest())
         sealed = memoryview(bytearray(len(content) + TAG_BYTES))
@@ -325,12 +325,12 @@ class OpenManifest(Manifest):
         assert digest is not None
         return self.key.open_chunk(index, self.chunk_size, digest, stored)
 
-    def sealed_again(self, index: int, plain: memoryview, into: memoryview) -> memoryview:
+    def encrypted_again(self, index: int, plain: memoryview, into: memoryview) -> memoryview:
         """What would be stored of these plain bytes: the same as ever, if they are right."""
-        return self.key.seal_chunk(index, self.chunk_size, plain, into)[0]
+        return self.key.encrypt_chunk(index, self.chunk_size, plain, into)[0]
 
 
-def seal_manifest(plain: Manifest, head: Head, key: FileKey, *, hide_name: bool) -> Manifest:
+def encrypt_manifest(plain: Manifest, head: Head, key: FileKey, *, hide_name: bool) -> Manifest:
     """`plain` has the true name and SHA-256, and rows of ciphertext with the plain digests
     beside; the result is what may be shown to others. The same for the same input."""
     assert plain.sha256 is not None
@@ -339,7 +339,7 @@ def seal_manifest(plain: Manifest, head: Head, key: FileKey, *, hide_name: bool)
     outer = replace(plain, name=name, sha256=None, chunks=rows, sealed=b"")
     digests = b"".join(row.plain_blake3 or b"" for row in plain.chunks)
     content = _packed((_padded(plain.name), plain.sha256, digests))
-    body = key.seal_body(content, _bound(outer, head))
+    body = key.encrypt_body(content, _bound(outer, head))
     return replace(outer, sealed=_packed((*head.parts, body)))
 
 
@@ -375,8 +375,8 @@ def opened(manifest: Manifest) -> OpenManifest | None:
     return None
 
 
-def sealed_row(stored: memoryview, plain_digest: bytes) -> ChunkRow:
-    """The row of a sealed chunk, as `seal_manifest` wants it."""
+def encrypted_row(stored: memoryview, plain_digest: bytes) -> ChunkRow:
+    """The row of a sealed chunk, as `encrypt_manifest` wants it."""
     return ChunkRow(len(stored), AES256GCM, hashing.sha256(stored), hashing.blake3(stored), plain_digest)
 
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Turns(Generic[T]):
+class FairQueue(Generic[T]):
     def __init__(self) -> None:
         #: member -> what it has waiting; in the order of their turns
         self._waiting: dict[Hashable, deque[T]] = {}

@@ -16,14 +16,14 @@ _QUIET_S = 60.0
 _KINDS = 20
 
 
-class Refusals:
+class RefusalLog:
     def __init__(self) -> None:
         #: since the start
         self.count = 0
         self._since: Counter[str] = Counter()
         self._next_line = float("-inf")
 
-    def tell(
+    def log(
         self, error: ZchunkError, address: str | None, now: float, say: Callable[[str, str], None]
     ) -> None:
         """Counts one; `say` is a method of a logger, called where it is time for a line."""

@@ -15,9 +15,9 @@ from zchunk.node.control.plane import ControlPlane
 from zchunk.node.home.membership import Identity, Membership, identity_of
 from zchunk.node.manager import DistributedChunkManager
 from zchunk.node.planes import MakeWorkers, bulk_plane, control_plane
-from zchunk.node.registration import NodeServer, keep_incarnation, raise_incarnation
-from zchunk.node.serving.access import DOOR, Gatekeeper
-from zchunk.node.serving.chunk_server import ChunkService, admitted
+from zchunk.node.registration import NodeRegistration, keep_incarnation, raise_incarnation
+from zchunk.node.serving.access import DOOR, NodeAccess
+from zchunk.node.serving.chunk_server import ChunkServer, admitted
 from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.node.store.own_store import open_store
 from zchunk.protocol import wire
@@ -33,8 +33,8 @@ class NodeParts:
     identity: Identity
     store: ChunkStore
     control: ControlPlane
-    server: NodeServer
-    service: ChunkService
+    registration: NodeRegistration
+    service: ChunkServer
     manager: DistributedChunkManager
 
 
@@ -77,9 +77,9 @@ def node_parts(
     )
     router = bulk_transport.router(bind, options, curve)
     at = addresses.parse(router.endpoint)
-    server: NodeServer
+    registration: NodeRegistration
     manager: DistributedChunkManager
-    keeper: Gatekeeper | None = None
+    keeper: NodeAccess | None = None
 
     reading = make_workers(bulk_loop, settings.transfer.workers, "reading")
     storing = make_workers(bulk_loop, settings.transfer.workers, "storing")
@@ -89,7 +89,7 @@ def node_parts(
     bulk_loop.on_close(storing.close)
     bulk_loop.on_close(admitting.close)
     control_loop.on_close(housekeeping.close)
-    service = ChunkService(
+    service = ChunkServer(
         loop=bulk_loop,
         router=router,
         store=store,
@@ -100,11 +100,11 @@ def node_parts(
         threads=settings.transfer.workers,
         send_budget=settings.transfer.send_budget,
         receive_budget=settings.transfer.receive_budget,
-        on_stored=lambda upload_id, sha256: server.stored(upload_id, sha256),
-        on_unreadable=lambda sha256: server.unreadable(sha256),
-        on_held=lambda held: server.held(held, keeper.name_of(held.member) if keeper else ""),
+        on_stored=lambda upload_id, sha256: registration.stored(upload_id, sha256),
+        on_unreadable=lambda sha256: registration.unreadable(sha256),
+        on_held=lambda held: registration.held(held, keeper.name_of(held.member) if keeper else ""),
     )
-    server = NodeServer(
+    registration = NodeRegistration(
         store=store,
         service=service,
         workers=housekeeping,
@@ -124,11 +124,11 @@ def node_parts(
         membership=membership,
         identity=identity,
         settings=settings,
-        registrar=server,
+        registrar=registration,
     )
-    server.attach(control)
+    registration.attach(control)
     if gate is not None:
-        keeper = Gatekeeper(
+        keeper = NodeAccess(
             loop=bulk_loop,
             gate=gate,
             router=router,
@@ -146,4 +146,4 @@ def node_parts(
         make_workers=make_workers,
     )
     manager = DistributedChunkManager(bulk=bulk, keep_at=folder / "manifests", store=store)
-    return NodeParts(router.endpoint, identity, store, control, server, service, manager)
+    return NodeParts(router.endpoint, identity, store, control, registration, service, manager)

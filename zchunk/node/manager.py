@@ -24,11 +24,11 @@ from zchunk.protocol.messages import BlockTaken, Message, Offer, Offered, PeerRe
 
 if TYPE_CHECKING:
     from zchunk.content.encryption import Secret
-    from zchunk.node.bulk.job_driver import Tell
+    from zchunk.node.bulk.job_driver import Emit
     from zchunk.node.store.chunk_store import ChunkStore
     from zchunk.node.upload.runner import Upload
     from zchunk.node.upload.source_file import SourceFile
-    from zchunk.node.upload.upload_keys import Sealing
+    from zchunk.node.upload.upload_keys import Encryption
 
 Sent = Callable[[ZchunkError | None], None]
 
@@ -105,10 +105,10 @@ class DistributedChunkManager:
         name: str,
         plan: Plan,
         planned: Planned,
-        tell: Tell,
-        sealing: Sealing | None = None,
+        emit: Emit,
+        encryption: Encryption | None = None,
     ) -> Upload:
-        """The upload that carries out an agreed plan; `start` it in the bulk loop. `sealing`
+        """The upload that carries out an agreed plan; `start` it in the bulk loop. `encryption`
         encrypts it."""
         from zchunk.node.upload.runner import Upload
 
@@ -119,16 +119,16 @@ class DistributedChunkManager:
             plan=plan,
             planned=planned,
             keep_at=self._keep_at,
-            tell=tell,
-            sealing=sealing,
+            emit=emit,
+            encryption=encryption,
         )
 
     def scan_and_distribute_large_file(
-        self, path: Path, tell: Tell, *, options: PutOptions | None = None, own_peer: str | None = None
+        self, path: Path, emit: Emit, *, options: PutOptions | None = None, own_peer: str | None = None
     ) -> bool:
         """Distributes the file if it is large enough, without a question; False if not.
 
-        Progress and the end come as events through `tell`. Raises NotFound, NotAllowed or
+        Progress and the end come as events through `emit`. Raises NotFound, NotAllowed or
         InvalidUsage for the file.
         """
         from zchunk.node.upload.source_file import SourceFile
@@ -137,13 +137,13 @@ class DistributedChunkManager:
         if not self.should_distribute(source.size):
             source.close()
             return False
-        self.upload(source, tell, options=options or PutOptions(), own_peer=own_peer)
+        self.upload(source, emit, options=options or PutOptions(), own_peer=own_peer)
         return True
 
-    def upload(self, source: SourceFile, tell: Tell, *, options: PutOptions, own_peer: str | None) -> None:
+    def upload(self, source: SourceFile, emit: Emit, *, options: PutOptions, own_peer: str | None) -> None:
         """Plans and starts in one go, whatever the size; closes `source` at the end. Not for
         files to be encrypted: making their key would hold the loop up."""
-        from zchunk.node.upload.plan_request import PlanAsk
+        from zchunk.node.upload.plan_request import PlanRequest
 
         try:
             if options.encrypt is not None:
@@ -154,26 +154,26 @@ class DistributedChunkManager:
             source.close()
             raise
 
-        def telling(event: dict[str, Any]) -> None:
+        def emitting(event: dict[str, Any]) -> None:
             if event["event"] in ("done", "error"):
                 source.close()
-            tell(event)
+            emit(event)
 
         def planned(answer: Planned | None, error: ZchunkError | None) -> None:
             if answer is None:
                 assert error is not None
-                telling(error.to_json() | {"_error": error})
+                emitting(error.to_json() | {"_error": error})
                 return
             try:
                 upload = self.distribute_chunks(
-                    source=source, name=name, plan=plan, planned=answer, tell=telling
+                    source=source, name=name, plan=plan, planned=answer, emit=emitting
                 )
             except MalformedMessage as odd:
-                telling(odd.to_json() | {"_error": odd})
+                emitting(odd.to_json() | {"_error": odd})
             else:
                 upload.start()
 
-        PlanAsk(self.bulk, plan, planned).start()
+        PlanRequest(self.bulk, plan, planned).start()
 
     def send_chunk_to_peer(self, peer_id: str, data: bytes | memoryview, upload_id: str, sent: Sent) -> None:
         """Sends one chunk; `sent(None)` once the peer holds it verified and durably, else

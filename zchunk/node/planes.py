@@ -10,7 +10,7 @@ from collections.abc import Callable
 from random import Random
 
 from zchunk.config import Settings
-from zchunk.node.bulk.peer_connections import PeerLinks
+from zchunk.node.bulk.peer_connections import PeerConnections
 from zchunk.node.bulk.plane import BulkPlane, Pools
 from zchunk.node.control.plane import CONTROL, ControlPlane, Registrar
 from zchunk.node.control.session import Session
@@ -65,5 +65,5 @@ def bulk_plane(
         digesting=make_workers(loop, 1, "digesting"),
     )
     loop.on_close(pools.close)
-    links = PeerLinks(loop, transport, identity)
+    links = PeerConnections(loop, transport, identity)
     return BulkPlane(loop=loop, control=control, links=links, pools=pools, settings=settings)

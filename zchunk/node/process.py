@@ -18,7 +18,7 @@ from zchunk.runtime.loop import Loop, LoopThread, ThreadWorkers
 from zchunk.system import disk
 from zchunk.system.file_locks import FileLock, Timeout, locked
 from zchunk.system.interfaces import watch_interfaces
-from zchunk.transport.fd_source import Bell
+from zchunk.transport.fd_source import FdSource
 from zchunk.transport.gate_check import Door, prove_closed
 from zchunk.transport.zeromq import ZmqTransport
 
@@ -60,7 +60,7 @@ class NodeProcess:
         )
         watch = watch_interfaces()
         if watch is not None:
-            self.parts.server.follow_interfaces(Bell(watch))
+            self.parts.registration.follow_interfaces(FdSource(watch))
         self._threads = [LoopThread(bulk_loop, self._on_failure), LoopThread(control_loop, self._on_failure)]
 
     def start(self) -> None:
@@ -86,7 +86,7 @@ class NodeProcess:
     def _say_goodbye(self) -> None:
         said = threading.Event()
         loop = self.parts.control.loop
-        message = Goodbye(incarnation=self.parts.server.incarnation)
+        message = Goodbye(incarnation=self.parts.registration.incarnation)
         self.parts.control.request(message, _GOODBYE_S, loop, lambda reply, error: said.set())
         said.wait(_GOODBYE_S)
 

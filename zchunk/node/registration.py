@@ -12,12 +12,12 @@ from pathlib import Path
 from zchunk.config import Settings
 from zchunk.errors import HelloFirst, NotFound, ZchunkError
 from zchunk.node.control.plane import ControlPlane, Registrar
-from zchunk.node.serving.chunk_server import ChunkService, HeldMemory
+from zchunk.node.serving.chunk_server import ChunkServer, HeldMemory
 from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.node.upkeep.claim_check import ClaimCheck
 from zchunk.node.upkeep.garbage import GarbageCollector
 from zchunk.node.upkeep.self_check import SelfCheck
-from zchunk.node.upkeep.unknown_files import FileCheck
+from zchunk.node.upkeep.unknown_files import UnknownFiles
 from zchunk.protocol import wire
 from zchunk.protocol.messages import (
     MAX_COUNT,
@@ -34,7 +34,7 @@ from zchunk.protocol.messages import (
 from zchunk.runtime.loop import Workers
 from zchunk.system import addresses, disk, json_files
 from zchunk.system.interfaces import interface_addresses
-from zchunk.transport.fd_source import Bell
+from zchunk.transport.fd_source import FdSource
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class _Reports:
         return upload_id, hashes[:most]
 
 
-class NodeServer(Registrar):
+class NodeRegistration(Registrar):
     """Keeps the tracker informed: hello, inventory, heartbeats, what was stored.
 
     Lives in the control loop; `stored` and `unreadable` may be called from the bulk loop.
@@ -104,7 +104,7 @@ class NodeServer(Registrar):
         self,
         *,
         store: ChunkStore,
-        service: ChunkService,
+        service: ChunkServer,
         workers: Workers,
         settings: Settings,
         peer_id: str,
@@ -143,9 +143,9 @@ class NodeServer(Registrar):
         self._hello_at: float | None = None
         self.control: ControlPlane
         self.garbage: GarbageCollector
-        self.selfcheck: SelfCheck
-        self.filecheck: FileCheck
-        self.claimcheck: ClaimCheck
+        self.self_check: SelfCheck
+        self.unknown_files: UnknownFiles
+        self.claim_check: ClaimCheck
 
     def attach(self, control: ControlPlane) -> None:
         self.control = control
@@ -160,7 +160,7 @@ class NodeServer(Registrar):
             on_kept=self._kept,
             on_outdated=self._outdated,
         )
-        self.selfcheck = SelfCheck(
+        self.self_check = SelfCheck(
             loop=control.loop,
             control=control,
             store=self._store,
@@ -169,14 +169,14 @@ class NodeServer(Registrar):
             on_kept=self._kept,
             on_outdated=self._outdated,
         )
-        self.claimcheck = ClaimCheck(
+        self.claim_check = ClaimCheck(
             loop=control.loop,
             control=control,
             store=self._store,
             workers=self._workers,
             on_dropped=self.garbage.collect,
         )
-        self.filecheck = FileCheck(
+        self.unknown_files = UnknownFiles(
             loop=control.loop,
             control=control,
             store=self._store,
@@ -202,7 +202,7 @@ class NodeServer(Registrar):
             self._addresses_at = now + _ADDRESSES_S
             self._look_at_addresses()
 
-    def follow_interfaces(self, bell: Bell) -> None:
+    def follow_interfaces(self, bell: FdSource) -> None:
         """`bell` rings when an address of this PC may have changed."""
         self._addresses_at = None
         self.control.loop.add_socket(bell, lambda _: self._look_at_addresses())
@@ -258,7 +258,7 @@ class NodeServer(Registrar):
             chunks=self._store.count,
             load=load,
             store_online=self._is_store_online(),
-            files_unknown=self.filecheck.unknown,
+            files_unknown=self.unknown_files.unknown,
             refuses=refuses,
         )
 
@@ -298,15 +298,15 @@ class NodeServer(Registrar):
 
     def caught_up(self) -> None:
         self.garbage.collect()
-        self.selfcheck.check()
+        self.self_check.check()
 
     def event(self, event: Event) -> None:
         if event.topic == "file.removed":
             self.garbage.collect()
         elif event.topic == "file.distributed":
-            self.claimcheck.distributed(event.fields.get("file_id"))
+            self.claim_check.distributed(event.fields.get("file_id"))
         elif event.topic == "chunk.corrupt" and event.fields.get("peer_id") == self._peer_id:
-            self.selfcheck.check()
+            self.self_check.check()
 
     # -- registration -----------------------------------------------------------------
 
@@ -315,11 +315,11 @@ class NodeServer(Registrar):
         if error is not None:
             # Not fatal: the node serves what it has and obeys no deletion (SPEC R8).
             log.warning("%s", error.message)
-            self.filecheck.begin(welcome)
-            self.claimcheck.end()
+            self.unknown_files.begin(welcome)
+            self.claim_check.end()
         else:
-            self.filecheck.end()
-            self.claimcheck.begin()
+            self.unknown_files.end()
+            self.claim_check.begin()
         if welcome.inventory_wanted:
             hashes = self._store.hashes()
             self._inventories += 1
@@ -332,7 +332,7 @@ class NodeServer(Registrar):
         """The tracker, of which it was not sure, may order deletions after all."""
         self.garbage.allowed = True
         self.garbage.collect()
-        self.claimcheck.begin()
+        self.claim_check.begin()
 
     def _send_inventory(self, pages: list[list[bytes]], at: int) -> None:
         last = at == len(pages) - 1
@@ -366,7 +366,7 @@ class NodeServer(Registrar):
             return
         self._report()
         self.garbage.collect()
-        self.selfcheck.check()
+        self.self_check.check()
 
     def _outdated(self) -> None:
         """The hello's digest shows it, so the tracker asks for an inventory again."""
@@ -390,7 +390,7 @@ class NodeServer(Registrar):
 
     def unreadable(self, sha256: bytes) -> None:
         """A chunk that is held here could not be read. From any thread."""
-        self.control.loop.post(lambda: self.selfcheck.suspect(sha256))
+        self.control.loop.post(lambda: self.self_check.suspect(sha256))
 
     def held(self, held: HeldMemory, name: str) -> None:
         """A member keeps memory of this node without progress: it is logged, and the cluster hears

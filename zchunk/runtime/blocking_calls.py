@@ -26,17 +26,17 @@ INTERRUPT, SHUT_OUT, ENDED = "interrupt", "shut_out", "ended"
 
 
 class Call:
-    """What one thread waits for. Anybody may `tell`."""
+    """What one thread waits for. Anybody may `emit`."""
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.tell: OnEvent = self._events.put
+        self.emit: OnEvent = self._events.put
 
     def next(self, timeout_s: float | None = None) -> dict[str, Any]:
         """The next event. Raises queue.Empty after the time, and why the loops have ended."""
         event = self._events.get(timeout=timeout_s)
         if event["event"] == ENDED:
-            self.tell(event)  # for whoever asks once more
+            self.emit(event)  # for whoever asks once more
             raise event["_why"].with_traceback(None)
         return event
 
@@ -134,11 +134,11 @@ class Calls:
     def interrupt(self) -> None:
         """Every job stops as by Ctrl-C, and what it has is kept."""
         for call in list(self._jobs):
-            call.tell({"event": INTERRUPT})
+            call.emit({"event": INTERRUPT})
 
     def shut_out(self, why: ZchunkError) -> None:
         """Jobs stop, and end with this error; so does whoever follows events."""
-        self._tell_all({"event": SHUT_OUT, "_error": why})
+        self._emit_all({"event": SHUT_OUT, "_error": why})
 
     def stop_jobs(self, why: ZchunkError, timeout_s: float) -> None:
         """As `shut_out`, and no call begins any more. Waits for the jobs of other threads."""
@@ -152,11 +152,11 @@ class Calls:
         """The loops have ended: every call that is open, or begins, raises `why`."""
         with self._changed:
             self._why = self._why or why
-        self._tell_all({"event": ENDED, "_why": why})
+        self._emit_all({"event": ENDED, "_why": why})
 
     def _jobs_of_others(self) -> set[int]:
         return set(self._jobs.values()) - {threading.get_ident()}
 
-    def _tell_all(self, event: dict[str, Any]) -> None:
+    def _emit_all(self, event: dict[str, Any]) -> None:
         for call in list(self._open):
-            call.tell(dict(event))
+            call.emit(dict(event))

@@ -23,7 +23,7 @@ PER_SECOND = 10.0
 HOLD_S = 0.5
 
 
-class Knocks:
+class Handshakes:
     """Lives in the gate's loop; `decide(knock)` runs there, once for each. How many wait is bounded
     by the handshakes that fit into `HOLD_S`."""
 

@@ -21,8 +21,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from zchunk.clock import Clock
 from zchunk.errors import ZchunkError
-from zchunk.limits.fair_queue import Turns
-from zchunk.limits.refusal_log import Refusals
+from zchunk.limits.fair_queue import FairQueue
+from zchunk.limits.refusal_log import RefusalLog
 from zchunk.system.os_errors import as_ours
 from zchunk.transport.base import Arrival, Poller, Received, Socket
 
@@ -59,13 +59,13 @@ class Loop:
         self.failure: BaseException | None = None
         #: how long a turn has kept everything else waiting at most, seconds
         self.longest_turn_s = 0.0
-        self._tell_from_s = _LONG_TURN_S
+        self._log_from_s = _LONG_TURN_S
         self._poller = poller
         self._handlers: dict[Socket, Handler] = {}
         self._timed: list[Timed] = []
         self._posted: deque[Callable[[], None]] = deque()
         self._stopping = False
-        self._bugs = Refusals()
+        self._bugs = RefusalLog()
         self._closers: list[Callable[[], None]] = []
 
     def add_socket(self, socket: Socket, handler: Handler) -> None:
@@ -166,8 +166,8 @@ class Loop:
     def _longest(self, took: float) -> None:
         """A handler that blocks is a fault, or the machine was: either way it can be seen."""
         self.longest_turn_s = took
-        if took >= self._tell_from_s:
-            self._tell_from_s = took * _TOLD_AGAIN
+        if took >= self._log_from_s:
+            self._log_from_s = took * _TOLD_AGAIN
             log.info("longest turn of the loop %s so far: %.0f ms", self.name, 1000 * took)
 
     def close(self) -> None:
@@ -277,14 +277,14 @@ class FairWorkers:
     def __init__(self, workers: Workers, at_once: int) -> None:
         self._workers = workers
         self._idle = at_once
-        self._turns: Turns[tuple[Callable[[], Any], Done[Any]]] = Turns()
+        self._turns: FairQueue[tuple[Callable[[], Any], Done[Any]]] = FairQueue()
 
     def submit(self, who: Hashable, work: Callable[[], T], done: Done[T]) -> None:
         """As `Workers.submit`, for a member."""
         self._turns.add(who, (work, done))
-        self._go_on()
+        self._advance()
 
-    def _go_on(self) -> None:
+    def _advance(self) -> None:
         while self._idle and len(self._turns):
             self._idle -= 1
             self._begin(*self._turns.next())
@@ -292,7 +292,7 @@ class FairWorkers:
     def _begin(self, work: Callable[[], Any], done: Done[Any]) -> None:
         def ended(value: Any, error: ZchunkError | None) -> None:
             self._idle += 1
-            self._go_on()  # before what comes of it: a thread waits
+            self._advance()  # before what comes of it: a thread waits
             done(value, error)
 
         self._workers.submit(work, ended)

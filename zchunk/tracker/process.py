@@ -96,7 +96,7 @@ class Tracker:
     def listen_to_commands(self) -> None:
         """Before the loop runs: what commands on this home change is in force at once."""
         try:
-            self.server.listen_to_commands(admin_socket.open_door(self.files.folder))
+            self.server.listen_to_commands(admin_socket.open_socket(self.files.folder))
         except (OSError, ZchunkError) as error:
             log.warning("what commands change here is in force within a second, not at once: %s", error)
 

@@ -11,11 +11,11 @@ from zchunk.clock import Now, read
 from zchunk.errors import NotAllowed, UnknownMessage, ZchunkError
 from zchunk.limits.admission import Outstanding, Ticket
 from zchunk.limits.misuse import Misuse
-from zchunk.limits.refusal_log import Refusals
+from zchunk.limits.refusal_log import RefusalLog
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, MembersChanged, Message, Ok
 from zchunk.runtime.disconnects import Disconnects
-from zchunk.runtime.handshakes import Knocks
+from zchunk.runtime.handshakes import Handshakes
 from zchunk.runtime.loop import Loop, contained
 from zchunk.tracker.actions import Action, CutOff, LookAtMembers, Publish, Reply, Sender, Work, is_own
 from zchunk.tracker.core import TrackerCore
@@ -57,7 +57,7 @@ class TrackerServer:
         self._publisher = publisher
         self._loop = loop
         self._store = store
-        self._refusals, self._refused_keys = Refusals(), Refusals()
+        self._refusals, self._refused_keys = RefusalLog(), RefusalLog()
         self._misuse = Misuse()
         #: what was said last of our own files, and when it is said again
         self._problem_told, self._problem_again = "", 0.0
@@ -66,7 +66,7 @@ class TrackerServer:
         self._outstanding = Outstanding()
         self._disconnects = Disconnects(loop, router, self._gone)
         if gate is not None:
-            Knocks(loop, gate, self._on_knock)
+            Handshakes(loop, gate, self._on_knock)
         loop.add_socket(router, self._on_message)
         loop.add_socket(publisher, lambda _: None)
         loop.add_timed(self)
@@ -163,7 +163,7 @@ class TrackerServer:
         peer_id = self._admitted(knock)
         if peer_id is None:
             error = NotAllowed(f"a key at {knock.door}")
-            self._refused_keys.tell(error, knock.address, self._now().mono, log.info)
+            self._refused_keys.log(error, knock.address, self._now().mono, log.info)
         self._gate.answer(knock, peer_id)
 
     # -- requests ---------------------------------------------------------------------
@@ -198,7 +198,7 @@ class TrackerServer:
     def _refused(self, error: ZchunkError, sender: Sender | None) -> bool:
         """Counts it. Whether the sender is cut off, and so needs no answer."""
         now = self._now().mono
-        self._refusals.tell(error, sender.address if sender else None, now, log.info)
+        self._refusals.log(error, sender.address if sender else None, now, log.info)
         if self._gate is None or sender is None or sender.peer_id is None:
             return False
         if cut_off := self._misuse.is_too_much(error, sender.peer_id, now):

@@ -69,12 +69,12 @@ class Knock:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class Readable:
     """Something outside is to be looked at (fd_source.py)."""
 
 
 #: what `Socket.receive` brings
-Arrival = Received | Link | Suspects | Knock | Rung
+Arrival = Received | Link | Suspects | Knock | Readable
 
 
 class Delivery(Enum):

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from zchunk.transport.base import Arrival, Buffer, Delivery, Rung
+from zchunk.transport.base import Arrival, Buffer, Delivery, Readable
 
 
-class Bell:
+class FdSource:
     """Owns `fd`, which does not block."""
 
     def __init__(self, fd: int) -> None:
@@ -19,16 +19,16 @@ class Bell:
     def pollable(self) -> list[int]:
         return [self._fd]
 
-    def receive(self) -> Rung | None:
+    def receive(self) -> Readable | None:
         """One for all that has come."""
         rung = None
         try:
             while os.read(self._fd, 65_536):
-                rung = Rung()
+                rung = Readable()
         except BlockingIOError:
             pass
         except OSError:  # more came than the system keeps (netlink)
-            rung = Rung()
+            rung = Readable()
         return rung
 
     def send(self, frames: Sequence[Buffer], connection: bytes = b"") -> Delivery:

@@ -2,7 +2,7 @@
 
 Its name is in a folder that only the user may enter, its mode is 0600, and the system tells whose
 process connects. A connection carries one request and its answer, each the frames of
-`protocol.wire` as a msgpack array of byte strings. `LocalDoor` listens, in a loop; `LocalLine`
+`protocol.wire` as a msgpack array of byte strings. `LocalServer` listens, in a loop; `LocalClient`
 asks and waits.
 
 What may not happen here: an answer to a process of another user (but root's); a name taken away
@@ -56,7 +56,7 @@ class _Connection:
     has_asked: bool = False
 
 
-class LocalDoor:
+class LocalServer:
     """A socket of a loop (`base.Socket`)."""
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -196,8 +196,8 @@ class LocalDoor:
             connection.line.close()
 
 
-class LocalLine:
-    """A connection to a `LocalDoor`; use as a context manager. Blocks."""
+class LocalClient:
+    """A connection to a `LocalServer`; use as a context manager. Blocks."""
 
     def __init__(self, endpoint: str, timeout_s: float) -> None:
         """Raises NotFound where nobody listens any more, NotAllowed where this user may not
@@ -214,7 +214,7 @@ class LocalLine:
             self._line.close()
             raise _meaning(error) from error
 
-    def __enter__(self) -> LocalLine:
+    def __enter__(self) -> LocalClient:
         return self
 
     def __exit__(

@@ -169,7 +169,7 @@ def test_an_event_that_is_lost_stops_no_job(monkeypatch: pytest.MonkeyPatch) -> 
     full = os.open("/dev/full", os.O_WRONLY)
     monkeypatch.setattr(sys, "stdout", Results(full, "utf-8"))
     for number in range(3):
-        output.tell_json({"number": number})
+        output.emit_event({"number": number})
     with pytest.raises(NoSpace, match="cannot write to standard output"):
         output.check_written()
     os.close(full)
@@ -225,7 +225,7 @@ def test_a_list_that_breaks_off_is_no_list_and_the_error_stands_alone(
     for count, written in ((2, b"[0, 1\n"), (0, b"")):
         with pytest.raises(TrackerUnreachable):
             output.emit_json_list(values(count))
-        output.tell_json({"event": "error"})
+        output.emit_event({"event": "error"})
         assert os.read(pipe[0], 1000) == written + b'{"event": "error"}\n'
 
 

@@ -197,7 +197,7 @@ def test_paused_is_said_once_without_a_terminal(capsys: pytest.CaptureFixture[st
     with ProgressLine(job, "get") as line:
         for now in (0.0, 60.0, 120.0):
             job.take(event)
-            files._tell(line, event)
+            files._show_event(line, event)
             line.show(now)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("paused: `zchunk resume 0123abcd` goes on")
@@ -209,8 +209,8 @@ def test_a_waiting_download_says_how_it_goes_on(
 ) -> None:
     event = waiting(5, missing("P", 5, None)) | {"auto_resume": auto_resume, "job_id": "0123abcd"}
     with ProgressLine(JobView(1000, 10), "get") as line:
-        files._tell(line, event)
-        files._tell(line, {"event": "peer_back", "job_id": "0123abcd", "peer_id": A, "name": "P"})
+        files._show_event(line, event)
+        files._show_event(line, {"event": "peer_back", "job_id": "0123abcd", "peer_id": A, "name": "P"})
     first, second = capsys.readouterr().err.splitlines()
     assert hint in first
     assert second == "P is back: `zchunk resume 0123abcd` goes on"

@@ -28,12 +28,12 @@ from zchunk.content.encryption import (
     OpenManifest,
     Passphrase,
     Secret,
+    encrypt_manifest,
+    encrypted_row,
     head_of,
     new_key,
     open_manifest,
     parse_head,
-    seal_manifest,
-    sealed_row,
     unlock,
 )
 from zchunk.content.manifest import (
@@ -59,7 +59,7 @@ def memory(data: bytes) -> memoryview:
 
 
 def sealed_chunk(key: FileKey, index: int, plain: bytes, chunk_size: int = CHUNK) -> tuple[bytes, bytes]:
-    stored, digest = key.seal_chunk(index, chunk_size, memory(plain), memory(bytes(len(plain) + 16)))
+    stored, digest = key.encrypt_chunk(index, chunk_size, memory(plain), memory(bytes(len(plain) + 16)))
     return bytes(stored), digest
 
 
@@ -85,10 +85,10 @@ def make(secret: Secret, name: str = "Wale.mov", hide_name: bool = False, cost: 
     head, key = new_key(secret, cost)
     plain = [os.urandom(CHUNK), os.urandom(CHUNK), b"the end"]
     made = [sealed_chunk(key, index, data) for index, data in enumerate(plain)]
-    rows = tuple(sealed_row(memoryview(stored), digest) for stored, digest in made)
+    rows = tuple(encrypted_row(memoryview(stored), digest) for stored, digest in made)
     whole = hashlib.sha256(b"".join(plain)).digest()
     true = Manifest(name, 2 * CHUNK + 7, whole, CHUNK, rows)
-    outer = seal_manifest(true, head, key, hide_name=hide_name)
+    outer = encrypt_manifest(true, head, key, hide_name=hide_name)
     return Sealed(plain, [stored for stored, _ in made], key, head, true, outer)
 
 
@@ -175,8 +175,8 @@ def test_whatever_differs_has_its_own_nonce(
     one = make(secret).true
     for true in (one, replace(one, name="b"), replace(one, sha256=b"x" * 32)):
         for hide_name in (False, True):
-            seal_manifest(true, head, key, hide_name=hide_name)
-    seal_manifest(one, head, key, hide_name=False)
+            encrypt_manifest(true, head, key, hide_name=hide_name)
+    encrypt_manifest(one, head, key, hide_name=False)
     assert len(encryptions) == 3 * 3 * 2 + 6 + 4, "four of the other key"
 
 
@@ -185,7 +185,7 @@ def test_the_same_again_is_the_same_again(secret: Secret) -> None:
     file = make(secret)
     assert [sealed_chunk(file.key, i, data)[0] for i, data in enumerate(file.plain)] == file.stored
     head = parse_head(file.head.encode())
-    again = seal_manifest(file.true, head, unlock(head, secret, "x"), hide_name=False)
+    again = encrypt_manifest(file.true, head, unlock(head, secret, "x"), hide_name=False)
     assert again.canonical == file.outer.canonical
 
 
@@ -216,7 +216,7 @@ def test_a_manifest_opens_with_its_secret(secret: Secret, hide_name: bool) -> No
     for index, stored in enumerate(file.stored):
         assert opened.open_chunk(index, memory(stored)) == file.plain[index]
         room = memory(bytes(len(stored)))
-        assert opened.sealed_again(index, memory(file.plain[index]), room) == stored
+        assert opened.encrypted_again(index, memory(file.plain[index]), room) == stored
 
 
 @pytest.mark.parametrize("hide_name", [False, True])
@@ -308,7 +308,7 @@ def test_a_body_that_does_not_fit_is_refused() -> None:
     """Made by a key holder all the same."""
     for content in (("n", b"s" * 32, b"d" * 95), ("", b"s" * 32, b"d" * 96), ("n", b"", b"d" * 96), ("n",)):
         outer = FILE.outer
-        body = FILE.key.seal_body(msgpack.packb(content), encryption._bound(outer, FILE.head))
+        body = FILE.key.encrypt_body(msgpack.packb(content), encryption._bound(outer, FILE.head))
         with pytest.raises(ManifestInvalid, match="sealed part"):
             open_manifest(replace(outer, sealed=msgpack.packb((*FILE.head.parts, body))), KEY)
 
@@ -320,9 +320,9 @@ def test_the_sealed_form_is_a_disk_format_for_ever(monkeypatch: pytest.MonkeyPat
     head, key = new_key(KEY)
     plain = [b"a" * CHUNK, b"bcd"]
     made = [sealed_chunk(key, index, data) for index, data in enumerate(plain)]
-    rows = tuple(sealed_row(memoryview(stored), digest) for stored, digest in made)
+    rows = tuple(encrypted_row(memoryview(stored), digest) for stored, digest in made)
     whole = hashlib.sha256(b"".join(plain)).digest()
-    outer = seal_manifest(Manifest("hello.bin", CHUNK + 3, whole, CHUNK, rows), head, key, hide_name=True)
+    outer = encrypt_manifest(Manifest("hello.bin", CHUNK + 3, whole, CHUNK, rows), head, key, hide_name=True)
 
     def prf(secret: bytes, data: bytes) -> bytes:
         return hmac.digest(secret, data, "sha256")
@@ -360,7 +360,7 @@ def test_a_passphrase_wraps_by_scrypt_and_nothing_else(monkeypatch: pytest.Monke
 def test_a_file_that_an_earlier_release_encrypted_is_read() -> None:
     """Its head says 2^16."""
     head, key = new_key(PASSPHRASE, Cost(log2_n=16, r=8, p=2))
-    sealed = seal_manifest(FILE.true, head, key, hide_name=True)
+    sealed = encrypt_manifest(FILE.true, head, key, hide_name=True)
     assert open_manifest(sealed, PASSPHRASE).name == FILE.true.name
 
 
@@ -375,7 +375,7 @@ def test_the_longest_manifest_fits_a_frame(secret: Secret) -> None:
     def length(count: int) -> int:
         rows = (ChunkRow(MAX_CHUNK_SIZE + 16, "aes256gcm", b"s" * 32, b"b" * 32, b"p" * 32),) * count
         true = Manifest("n" * 4096, count * MAX_CHUNK_SIZE, b"w" * 32, MAX_CHUNK_SIZE, rows)
-        return len(seal_manifest(true, head, key, hide_name=False).canonical)
+        return len(encrypt_manifest(true, head, key, hide_name=False).canonical)
 
     a_row = (length(70_000) - length(10_000)) / 60_000
     assert (

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zchunk.errors import Busy, ZchunkError
-from zchunk.limits.fair_queue import Turns
+from zchunk.limits.fair_queue import FairQueue
 from zchunk.runtime.loop import FairWorkers
 
 MEMBERS = st.sampled_from("abc")
 
 
 def test_members_take_turns_and_each_has_its_own_order() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for thing in ("a1", "a2", "a3", "b1", "c1", "b2"):
         turns.add(thing[0], thing)
     assert [turns.next() for _ in range(len(turns))] == ["a1", "b1", "c1", "a2", "b2", "a3"]
@@ -28,7 +28,7 @@ def test_members_take_turns_and_each_has_its_own_order() -> None:
 @given(st.lists(st.one_of(MEMBERS, st.none())))
 def test_nobody_is_passed_twice_by_another(steps: list[str | None]) -> None:
     """`None`: the next thing is taken; else that member adds one."""
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     waiting: Counter[str] = Counter()
     passed: dict[str, Counter[str]] = {member: Counter() for member in "abc"}
     for step in steps:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from zchunk.errors import MalformedMessage, UnknownMessage
-from zchunk.limits.refusal_log import Refusals
+from zchunk.limits.refusal_log import RefusalLog
 
 BAD = MalformedMessage("a header of 9 bytes\nand a second line")
 
 
 def test_the_first_is_told_at_once_with_its_address_in_one_line() -> None:
-    line = Refusals().note(BAD, "10.0.0.7", 0.0)
+    line = RefusalLog().note(BAD, "10.0.0.7", 0.0)
     assert line == "refused malformed to 10.0.0.7: 'a header of 9 bytes\\nand a second line'"
 
 
 def test_a_flood_is_one_line_a_minute_that_says_how_many_came_from_where() -> None:
-    refusals = Refusals()
+    refusals = RefusalLog()
     assert refusals.note(BAD, "10.0.0.7", 0.0)
     assert not [n for n in range(5000) if refusals.note(BAD, "10.0.0.7", n / 100)]
     assert not refusals.note(UnknownMessage("x"), None, 59.0)
@@ -25,7 +25,7 @@ def test_a_flood_is_one_line_a_minute_that_says_how_many_came_from_where() -> No
 
 
 def test_many_addresses_take_no_more_memory() -> None:
-    refusals = Refusals()
+    refusals = RefusalLog()
     for number in range(1000):
         refusals.note(BAD, f"10.0.0.{number}", 1.0)
     assert len(refusals._since) <= 21

@@ -28,12 +28,12 @@ class Job:
 
     def start(self) -> None:
         for event in self.events:
-            self.call.tell(dict(event))
+            self.call.emit(dict(event))
 
     def stop(self) -> None:
         self.stopped += 1
         error = Interrupted("stopped")
-        self.call.tell({**error.to_json(), "_error": error})
+        self.call.emit({**error.to_json(), "_error": error})
 
     def run(self, on_event: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         return self.call.run(self.loop, self.start, self.stop, on_event)
@@ -104,8 +104,8 @@ def test_ctrl_c_stops_the_job_and_its_end_is_waited_for() -> None:
 def test_each_call_hears_its_own_events() -> None:
     calls = Calls()
     with calls.call() as first, calls.call() as second:
-        first.tell({"event": "a"})
-        second.tell({"event": "b"})
+        first.emit({"event": "a"})
+        second.emit({"event": "b"})
         assert (second.next(0.1), first.next(0.1)) == ({"event": "b"}, {"event": "a"})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from zchunk.clock import ManualClock
-from zchunk.runtime.handshakes import BURST, HOLD_S, PER_SECOND, Knocks
+from zchunk.runtime.handshakes import BURST, HOLD_S, PER_SECOND, Handshakes
 from zchunk.runtime.loop import Loop
 from zchunk.transport.base import Gate, Knock
 
@@ -18,7 +18,7 @@ class FakeLoop:
     def add_socket(self, socket: object, handler: Callable[[Any], None]) -> None:
         self.knock = handler
 
-    def add_timed(self, timed: Knocks) -> None:
+    def add_timed(self, timed: Handshakes) -> None:
         self.timed = timed
 
 
@@ -26,7 +26,7 @@ class Rig:
     def __init__(self) -> None:
         self.loop, self.decided = FakeLoop(), list[int]()
         decide = self.decided.append
-        Knocks(cast(Loop, self.loop), cast(Gate, None), lambda knock: decide(knock.ticket[0][0]))
+        Handshakes(cast(Loop, self.loop), cast(Gate, None), lambda knock: decide(knock.ticket[0][0]))
 
     def knock(self, number: int, address: str = "10.0.0.7") -> None:
         self.loop.knock(Knock("door", bytes(32), address, (bytes([number]),)))

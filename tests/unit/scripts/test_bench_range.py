@@ -9,13 +9,13 @@ import pytest
 from benchmarks.range import HEAD, Reads, cold_offsets, table
 from servers import Failed
 
-from zchunk.node.reading.read_ahead import ReadAhead, Window, chunks_of
+from zchunk.node.reading.read_ahead import ChunkWindow, ReadAhead, chunks_of
 
 SIZE, CHUNK, LENGTH, ROOM = 1_000, 10, 3, 5
 
 
 def test_no_read_finds_a_chunk_in_memory_or_has_one_fetched_ahead() -> None:
-    window, ahead = Window(ROOM), ReadAhead(ROOM - 1)
+    window, ahead = ChunkWindow(ROOM), ReadAhead(ROOM - 1)
     straddling = 0
     for offset in islice(cold_offsets(Random(1), SIZE, CHUNK, LENGTH, ROOM), 500):
         touched = chunks_of(offset, LENGTH, SIZE, CHUNK)

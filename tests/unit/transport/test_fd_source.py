@@ -17,8 +17,8 @@ from tests.waiting import wait_for
 from zchunk.clock import SystemClock
 from zchunk.runtime.loop import Loop, LoopThread
 from zchunk.system import interfaces
-from zchunk.transport.base import Arrival, Delivery, Rung
-from zchunk.transport.fd_source import Bell
+from zchunk.transport.base import Arrival, Delivery, Readable
+from zchunk.transport.fd_source import FdSource
 from zchunk.transport.poller import ZmqPoller
 
 PATIENCE_S = 20.0
@@ -31,7 +31,7 @@ def rung_by(fd: int) -> Iterator[list[Arrival]]:
     loop = Loop(ZmqPoller(), SystemClock(), "test")
     rung: list[Arrival] = []
     failures: list[BaseException] = []
-    loop.add_socket(Bell(fd), rung.append)
+    loop.add_socket(FdSource(fd), rung.append)
     thread = LoopThread(loop, failures.append)
     thread.start()
     try:
@@ -43,11 +43,11 @@ def rung_by(fd: int) -> Iterator[list[Arrival]]:
 
 def test_a_bell_rings_once_for_all_that_came() -> None:
     read, write = os.pipe2(os.O_NONBLOCK)
-    bell = Bell(read)
+    bell = FdSource(read)
     assert bell.receive() is None
     os.write(write, b"x" * 1000)
     os.write(write, b"y")
-    assert bell.receive() == Rung()
+    assert bell.receive() == Readable()
     assert bell.receive() is None
     assert bell.send([b"x"]) is Delivery.GONE
     bell.close()
@@ -62,9 +62,9 @@ def test_what_was_lost_rings_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(fd: int, count: int) -> bytes:
         raise OSError(errno.ENOBUFS, "No buffer space available")
 
-    bell = Bell(read)
+    bell = FdSource(read)
     monkeypatch.setattr(os, "read", lost)
-    assert bell.receive() == Rung()
+    assert bell.receive() == Readable()
     monkeypatch.undo()
     bell.close()
     os.close(write)

@@ -28,7 +28,7 @@ from zchunk.system import file_limit
 from zchunk.transport import unix_socket
 from zchunk.transport.base import Arrival, Delivery, Received
 from zchunk.transport.poller import ZmqPoller
-from zchunk.transport.unix_socket import MAX_BYTES, LocalDoor, LocalLine
+from zchunk.transport.unix_socket import MAX_BYTES, LocalClient, LocalServer
 
 PATIENCE_S = 20.0
 NAME = "0123456789abcdef.sock"
@@ -39,7 +39,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.loop = Loop(ZmqPoller(), SystemClock(), "server")
-        self.door = LocalDoor(folder, NAME)
+        self.door = LocalServer(folder, NAME)
         self.at = self.door.endpoint
         self.asked: list[Received] = []
         self.answers = True
@@ -55,7 +55,7 @@ class Server:
             assert self.door.send(arrival.frames, arrival.connection) is Delivery.SENT
 
     def ask(self, *frames: bytes) -> Any:
-        with LocalLine(self.at, PATIENCE_S) as line:
+        with LocalClient(self.at, PATIENCE_S) as line:
             return line.ask(frames)
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ def test_many_ask_at_once(server: Server) -> None:
 
 
 def test_who_does_not_read_holds_nobody_up_and_little(server: Server) -> None:
-    with LocalLine(server.at, PATIENCE_S) as line:
+    with LocalClient(server.at, PATIENCE_S) as line:
         line._line.sendall(unix_socket._pack([b"x"]))
         wait_for(lambda: server.asked, PATIENCE_S, "the question")
         connection = server.asked[0].connection
@@ -110,7 +110,7 @@ def test_who_does_not_read_holds_nobody_up_and_little(server: Server) -> None:
 
 def test_who_ends_is_answered_no_more(server: Server) -> None:
     server.answers = False
-    line = LocalLine(server.at, PATIENCE_S)
+    line = LocalClient(server.at, PATIENCE_S)
     line._line.sendall(unix_socket._pack([b"x"]))
     wait_for(lambda: server.asked, PATIENCE_S, "the question")
     line.__exit__(None, None, None)
@@ -127,7 +127,7 @@ def test_who_ends_is_answered_no_more(server: Server) -> None:
 
 def test_a_rejected_connection_ends_and_others_do_not(server: Server) -> None:
     server.answers = False
-    with LocalLine(server.at, PATIENCE_S) as line, LocalLine(server.at, PATIENCE_S) as other:
+    with LocalClient(server.at, PATIENCE_S) as line, LocalClient(server.at, PATIENCE_S) as other:
         line._line.sendall(unix_socket._pack([b"bad"]))
         wait_for(lambda: server.asked, PATIENCE_S, "the question")
         server.loop.post(lambda: server.door.reject(server.asked[0]))
@@ -139,7 +139,7 @@ def test_a_rejected_connection_ends_and_others_do_not(server: Server) -> None:
 def test_what_was_answered_last_is_read_after_the_end(server: Server) -> None:
     answer = bytes(MAX_BYTES - 100)
     server.answers = False
-    with LocalLine(server.at, PATIENCE_S) as line:
+    with LocalClient(server.at, PATIENCE_S) as line:
         told: list[Any] = []
         asking = threading.Thread(target=lambda: told.append(line.ask([b"x"])))
         asking.start()
@@ -156,7 +156,7 @@ def test_what_was_answered_last_is_read_after_the_end(server: Server) -> None:
 
 def test_beyond_the_limit_the_oldest_that_says_nothing_is_ended(server: Server) -> None:
     """So that who keeps silent keeps nobody else out."""
-    lines = [LocalLine(server.at, PATIENCE_S) for _ in range(unix_socket._MAX_CONNECTIONS)]
+    lines = [LocalClient(server.at, PATIENCE_S) for _ in range(unix_socket._MAX_CONNECTIONS)]
     assert lines[0].ask([b"x"]) == [b"x"]
     assert server.ask(b"one more") == [b"one more"]
     with pytest.raises(NotFound):
@@ -168,11 +168,11 @@ def test_beyond_the_limit_the_oldest_that_says_nothing_is_ended(server: Server) 
 
 def test_beyond_the_limit_who_waits_for_an_answer_stays(server: Server) -> None:
     server.answers = False
-    lines = [LocalLine(server.at, PATIENCE_S) for _ in range(unix_socket._MAX_CONNECTIONS)]
+    lines = [LocalClient(server.at, PATIENCE_S) for _ in range(unix_socket._MAX_CONNECTIONS)]
     for line in lines:
         line._line.sendall(unix_socket._pack([b"x"]))
     wait_for(lambda: len(server.asked) == len(lines), PATIENCE_S, "all have asked")
-    with LocalLine(server.at, PATIENCE_S) as surplus, pytest.raises(NotFound):
+    with LocalClient(server.at, PATIENCE_S) as surplus, pytest.raises(NotFound):
         surplus.ask([b"x"])
     for asked in server.asked:
         server.loop.post(lambda asked=asked: server.door.send(asked.frames, asked.connection))  # type: ignore[misc, arg-type]
@@ -248,7 +248,7 @@ def test_a_door_that_cannot_be_made_leaves_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(of, call, refuse(number))
         with pytest.raises(OSError, match=os.strerror(number)):
-            LocalDoor(home, NAME)
+            LocalServer(home, NAME)
     assert open_descriptors() <= before
     assert list(home.iterdir()) == list(runtime.iterdir()) == []
 
@@ -260,13 +260,13 @@ def test_with_too_few_descriptors_a_door_leaves_nothing(tmp_path: Path, runtime:
             for _ in range(count):
                 os.close(taken.pop())
             with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
-                LocalDoor(home, NAME)
+                LocalServer(home, NAME)
             assert file_limit.free(needed) == count
         assert list(home.iterdir()) == list(runtime.iterdir()) == []
     with none_left() as taken:
         for _ in range(needed):
             os.close(taken.pop())
-        LocalDoor(home, NAME).close()
+        LocalServer(home, NAME).close()
         assert file_limit.free(needed) == needed
 
 
@@ -275,7 +275,7 @@ def test_with_too_few_descriptors_a_door_leaves_nothing(tmp_path: Path, runtime:
 
 def test_who_hangs_is_waited_for_so_long_and_no_longer(server: Server) -> None:
     server.answers = False
-    with LocalLine(server.at, 0.2) as line:
+    with LocalClient(server.at, 0.2) as line:
         assert line.process == f"process {os.getpid()}"
         with pytest.raises(TimeoutError):
             line.ask([b"x"])
@@ -289,7 +289,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
         server.ask(b"x")
     for endpoint in ("tcp://127.0.0.1:5", "unix:", "unix:/no/such/folder/x", f"unix:{tmp_path}"):
         with pytest.raises(NotFound):
-            LocalLine(endpoint, 1.0)
+            LocalClient(endpoint, 1.0)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400\r\n\r\n", b"\x91\xa1x", b"\xc4"])
@@ -306,7 +306,7 @@ def test_another_program_is_no_answer(tmp_path: Path, answer: bytes) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with LocalLine(f"unix:{tmp_path}/other", PATIENCE_S) as line, pytest.raises(NotFound):
+        with LocalClient(f"unix:{tmp_path}/other", PATIENCE_S) as line, pytest.raises(NotFound):
             line.ask([b"x"])
         thread.join()
 
@@ -337,7 +337,7 @@ def test_who_may_not_connect_is_told_so(server: Server, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(socket, "socket", type("_", (socket.socket,), {"connect": refuse}))
     with pytest.raises(NotAllowed):
-        LocalLine(server.at, 1.0)
+        LocalClient(server.at, 1.0)
 
 
 # -- where it is ----------------------------------------------------------------------------
@@ -417,7 +417,7 @@ def test_where_none_can_be_made_it_is_said_and_nothing_left(
     monkeypatch.setattr(unix_socket, "_bind", refuse)
     before = open_descriptors()
     with pytest.raises(OSError, match=os.strerror(number)):
-        LocalDoor(tmp_path / "jobs", NAME)
+        LocalServer(tmp_path / "jobs", NAME)
     assert len(tried) == places
     assert not open_descriptors() - before
     assert [path.name for path in tmp_path.iterdir()] == ["jobs"]

@@ -22,7 +22,7 @@ A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 T = TypeVar("T")
 
-Tell = Callable[[dict[str, Any]], None]
+Emit = Callable[[dict[str, Any]], None]
 
 
 class Job(Protocol[A_co]):
@@ -47,9 +47,9 @@ class JobDriver(ABC, Generic[A]):
     """Runs in the bulk loop. A subclass sets `job`, then calls `follow`; it carries out
     actions in `carry_out` and ends through `leave`."""
 
-    def __init__(self, bulk: BulkPlane, tell: Tell) -> None:
+    def __init__(self, bulk: BulkPlane, emit: Emit) -> None:
         self.bulk = bulk
-        self.tell = tell
+        self.emit = emit
         self.ended = False
         self._following: Job[A] | None = None
         #: peers of which it was told last that the job waits for its turn there
@@ -180,7 +180,7 @@ class JobDriver(ABC, Generic[A]):
         waits = self._following.waits_for_turn(self.bulk.busy)
         before, self._turn_told = self._turn_told, frozenset(waits)
         if waits and self._turn_told != before:
-            self.tell(
+            self.emit(
                 {
                     "event": "waiting",
                     "missing_peers": [],

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from zchunk.errors import PeerUnreachable, StorageUnavailable, ZchunkError
-from zchunk.node.bulk.reachability import Reach, Verdict
+from zchunk.node.bulk.reachability import Reachability, Verdict
 from zchunk.node.home.connection_errors import closed_door
 from zchunk.node.home.membership import Identity
 from zchunk.protocol import wire
@@ -42,7 +42,7 @@ _NO_KEY = "00" * 32
 
 Answer = Callable[[Message | None, ZchunkError | None], None]
 #: (peer id, whether it can be reached)
-OnReach = Callable[[str, bool], None]
+OnReachability = Callable[[str, bool], None]
 #: (peer id, whether what we asked of it waits for memory that it gave to others)
 OnBusy = Callable[[str, bool], None]
 
@@ -60,7 +60,7 @@ class _Peer:
     #: see `_place`
     place: tuple[object, ...]
     socket: Socket
-    reach: Reach
+    reachability: Reachability
     pending: dict[int, _Pending] = field(default_factory=dict)
     #: encoded requests that wait for the connection
     unsent: list[tuple[int, Sequence[wire.Buffer]]] = field(default_factory=list)
@@ -72,7 +72,7 @@ class _Peer:
     busy: bool = False
 
 
-class PeerLinks:
+class PeerConnections:
     def __init__(self, loop: Loop, transport: Transport, identity: Identity) -> None:
         self._loop = loop
         self._transport = transport
@@ -85,7 +85,7 @@ class PeerLinks:
         #: requests sent per peer, for tests and `status`
         self.requests_sent: dict[str, int] = {}
         #: told when a peer that is up cannot be reached from here, and when it can again
-        self.on_reach: OnReach = lambda peer_id, reachable: None
+        self.on_reachability: OnReachability = lambda peer_id, reachable: None
         #: told when a peer says that it is busy with others, and when it is not any more
         self.on_busy: OnBusy = lambda peer_id, busy: None
         loop.add_timed(self)
@@ -136,14 +136,14 @@ class PeerLinks:
     def acknowledge_all(self) -> None:
         """Tell every peer what arrived, so that its budget is free for others."""
         for peer_id, peer in list(self._peers.items()):
-            if peer.reach.linked and peer.settled:
+            if peer.reachability.linked and peer.settled:
                 self._acknowledge(peer_id, peer)
 
     # -- Timed ----------------------------------------------------------------------
 
     def deadline(self) -> float | None:
         times = [p.deadline for peer in self._peers.values() for p in peer.pending.values()]
-        times += [at for peer in self._peers.values() if (at := peer.reach.deadline()) is not None]
+        times += [at for peer in self._peers.values() if (at := peer.reachability.deadline()) is not None]
         times += self._try_again.values()
         return min(times, default=None)
 
@@ -152,7 +152,7 @@ class PeerLinks:
             del self._try_again[peer_id]
             self._connect_lost(peer_id)
         for peer_id, peer in list(self._peers.items()):
-            verdict = peer.reach.on_time(now)
+            verdict = peer.reachability.on_time(now)
             if verdict is Verdict.ASK:
                 self._acknowledge(peer_id, peer)
             elif verdict is Verdict.UNREACHABLE:
@@ -163,7 +163,7 @@ class PeerLinks:
                     self._settle(peer, request_id)
                     error = PeerUnreachable(f"{self._where(peer_id)} did not answer in time")
                     pending.answer(None, error)
-            peer.reach.wants(bool(peer.pending), now)
+            peer.reachability.wants(bool(peer.pending), now)
 
     # -- inside ---------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class PeerLinks:
                 # Not the peer's fault, and nothing would tell that it is over: all ends that runs here.
                 self._loop.fail(error)
                 return None
-            peer = _Peer(_place(record), socket, Reach(self._loop.clock.monotonic()))
+            peer = _Peer(_place(record), socket, Reachability(self._loop.clock.monotonic()))
             self._peers[peer_id] = peer
             self._loop.add_socket(socket, lambda received: self._on_received(peer_id, received))
         return peer
@@ -186,7 +186,7 @@ class PeerLinks:
         """It cannot be reached. A new socket goes on trying: that it connects is the event
         by which its requests are made again."""
         # First who decides, so that the answers which fail now are old news.
-        self.on_reach(peer_id, False)
+        self.on_reachability(peer_id, False)
         self.drop(peer_id, PeerUnreachable(f"{self._where(peer_id)} cannot be reached from here"))
         log.info("%s cannot be reached", self._where(peer_id))
         self._connect_lost(peer_id)
@@ -195,7 +195,7 @@ class PeerLinks:
         """Connects to one that was told to be unreachable."""
         successor = self._connected(peer_id)
         if successor is not None:
-            successor.reach.lost = True
+            successor.reachability.lost = True
 
     def _request(
         self,
@@ -214,22 +214,22 @@ class PeerLinks:
         self.requests_sent[peer_id] = self.requests_sent.get(peer_id, 0) + 1
         now = self._loop.clock.monotonic()
         peer.pending[request_id] = _Pending(now + timeout_s, answer, payload)
-        peer.reach.wants(True, now)
+        peer.reachability.wants(True, now)
         frames = wire.encode(message, request_id, self._identity.claim)
         # A connection whose end was just told may still take a message, and lose it.
-        if not peer.reach.linked or peer.unsent or peer.socket.send(frames) is not Delivery.SENT:
+        if not peer.reachability.linked or peer.unsent or peer.socket.send(frames) is not Delivery.SENT:
             peer.unsent.append((request_id, frames))
 
     def _on_received(self, peer_id: str, received: Arrival) -> None:
         peer, now = self._peers[peer_id], self._loop.clock.monotonic()
         if received is Link.UP:
-            back = peer.reach.link(True, now)
+            back = peer.reachability.link(True, now)
             self._flush(peer_id, peer)
             if back:
-                self.on_reach(peer_id, True)
+                self.on_reachability(peer_id, True)
                 log.info("%s can be reached again", self._where(peer_id))
         elif received is Link.DOWN:
-            peer.reach.link(False, now)
+            peer.reachability.link(False, now)
             self._set_busy(peer_id, peer, False)
             # Nobody answers on a connection that ended: what was sent on it is void.
             self._fail_sent(peer, PeerUnreachable(f"the connection to {self._where(peer_id)} broke"))
@@ -238,9 +238,9 @@ class PeerLinks:
             return
         else:
             assert isinstance(received, Received)
-            peer.reach.heard(now)
+            peer.reachability.heard(now)
             self._on_reply(peer_id, peer, received)
-        peer.reach.wants(bool(peer.pending), now)
+        peer.reachability.wants(bool(peer.pending), now)
 
     def _on_closed_door(self, peer_id: str, peer: _Peer, link: Link, now: float) -> None:
         """It does not talk to us: it cannot be reached. After a pause another socket tries,
@@ -249,7 +249,7 @@ class PeerLinks:
             link, self._where(peer_id), encrypted=self._identity.encrypts, unreachable=PeerUnreachable
         )
         self._try_again[peer_id] = now + _REFUSED_S
-        self.on_reach(peer_id, False)
+        self.on_reachability(peer_id, False)
         self.drop(peer_id, PeerUnreachable(error.message))
         log.warning("%s", error.message)
 
@@ -273,7 +273,7 @@ class PeerLinks:
         pending.answer(message, error)
         # Usually that has asked for the next block. Where it has not, the peer must not hold
         # what it still has for us, or for others, until its budget is free.
-        if peer.reach.linked and peer.settled > peer.told and self._peers.get(peer_id) is peer:
+        if peer.reachability.linked and peer.settled > peer.told and self._peers.get(peer_id) is peer:
             self._acknowledge(peer_id, peer)
 
     def _acknowledge(self, peer_id: str, peer: _Peer) -> None:

@@ -20,7 +20,7 @@ _MAX_PAUSE_S = 60.0
 
 
 @dataclass(slots=True)
-class Flow:
+class PeerWindow:
     #: bytes of the next blocks
     block: int
     block_max: int
@@ -39,13 +39,13 @@ class Flow:
         self._block_min = self.block
 
     @property
-    def window(self) -> int:
+    def size(self) -> int:
         """Bytes that may be on their way."""
         return min(WINDOW_BLOCKS * self.block, max(MAX_WINDOW, 2 * self.block))
 
     def takes(self, length: int) -> bool:
         """Whether `length` more bytes fit the window; one block always does."""
-        return not self.outstanding or self.outstanding + length <= self.window
+        return not self.outstanding or self.outstanding + length <= self.size
 
     def sent(self, length: int, now: float) -> None:
         if not self.outstanding:

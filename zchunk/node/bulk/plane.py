@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from zchunk.config import Settings
-from zchunk.node.bulk.peer_connections import OnBusy, OnReach, PeerLinks
+from zchunk.node.bulk.peer_connections import OnBusy, OnReachability, PeerConnections
 from zchunk.node.control.plane import ControlPlane
 from zchunk.protocol.messages import PeerRecord
 from zchunk.runtime.loop import Loop, Workers
@@ -38,7 +38,7 @@ class Pools:
 
 class BulkPlane:
     def __init__(
-        self, *, loop: Loop, control: ControlPlane, links: PeerLinks, pools: Pools, settings: Settings
+        self, *, loop: Loop, control: ControlPlane, links: PeerConnections, pools: Pools, settings: Settings
     ) -> None:
         self.loop = loop
         self.control = control
@@ -52,9 +52,9 @@ class BulkPlane:
         self.unreachable: set[str] = set()
         #: peers that serve others before us, as they say
         self.busy: set[str] = set()
-        self._reach_listeners: list[OnReach] = []
+        self._reach_listeners: list[OnReachability] = []
         self._busy_listeners: list[OnBusy] = []
-        links.on_reach = self._on_reach
+        links.on_reachability = self._on_reach
         links.on_busy = self._on_busy
         control.watch_peers(loop, self._on_peer, lambda: None)
 
@@ -67,17 +67,21 @@ class BulkPlane:
         record = self.peers.get(peer_id)
         return record.name if record is not None else peer_id[:8]
 
-    def listen(self, listener: Callable[[PeerRecord], None], on_reach: OnReach, on_busy: OnBusy) -> None:
-        """`listener(record)` runs in this loop for every change of a peer, `on_reach(peer_id,
+    def listen(
+        self, listener: Callable[[PeerRecord], None], on_reachability: OnReachability, on_busy: OnBusy
+    ) -> None:
+        """`listener(record)` runs in this loop for every change of a peer, `on_reachability(peer_id,
         reachable)` when one that is up cannot be reached from here, and when it can again,
         `on_busy(peer_id, busy)` when one says that it serves others first, and when it serves us."""
         self._listeners.append(listener)
-        self._reach_listeners.append(on_reach)
+        self._reach_listeners.append(on_reachability)
         self._busy_listeners.append(on_busy)
 
-    def unlisten(self, listener: Callable[[PeerRecord], None], on_reach: OnReach, on_busy: OnBusy) -> None:
+    def unlisten(
+        self, listener: Callable[[PeerRecord], None], on_reachability: OnReachability, on_busy: OnBusy
+    ) -> None:
         self._listeners.remove(listener)
-        self._reach_listeners.remove(on_reach)
+        self._reach_listeners.remove(on_reachability)
         self._busy_listeners.remove(on_busy)
 
     def learn(self, record: PeerRecord) -> None:

@@ -18,9 +18,9 @@ _WINDOW_S = 3.0
 
 
 class Progress:
-    def __init__(self, tell: Callable[[dict[str, Any]], None], size: int, chunks_count: int) -> None:
+    def __init__(self, emit: Callable[[dict[str, Any]], None], size: int, chunks_count: int) -> None:
         """`size`: bytes of the whole file."""
-        self._tell = tell
+        self._emit = emit
         self._size = size
         self._chunks_count = chunks_count
         self._next = 0.0
@@ -57,7 +57,7 @@ class Progress:
 
     def _say(self, event: dict[str, Any], now: float) -> None:
         self._told, self._alive_at = event, now + ALIVE_S
-        self._tell(dict(event))
+        self._emit(dict(event))
 
     def _event(
         self, now: float, chunks_completed: int, bytes_moved: int, more: dict[str, Any]

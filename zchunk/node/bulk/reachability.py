@@ -31,7 +31,7 @@ class Verdict(Enum):
 
 
 @dataclass(slots=True)
-class Reach:
+class Reachability:
     """One peer's connection. Times are monotonic seconds."""
 
     #: when connecting began, or the last message came, or the first was sent after a rest

@@ -62,7 +62,7 @@ class EventFeed:
             self._position = epoch, 0
             self._held, self._latest = {}, 0
         self._latest = max(self._latest, seq)
-        return self._go_on()
+        return self._advance()
 
     def seen(self, event: Event) -> list[Action]:
         """An event that the session found to be in order."""
@@ -71,12 +71,12 @@ class EventFeed:
         self._latest = max(self._latest, event.seq)
         if event.seq > self._position[1] and len(self._held) < MAX_HELD:
             self._held[event.seq] = event
-        return self._go_on()
+        return self._advance()
 
     def fetched(self, reply: EventList) -> list[Action]:
         asked, self._asked = self._asked, None
         if asked is None or self._position is None or asked.epoch != self._position[0]:
-            return self._go_on()
+            return self._advance()
         epoch, seq = self._position
         if reply.epoch != epoch:
             return []  # a new run of the tracker: the session will say so
@@ -97,7 +97,7 @@ class EventFeed:
                 actions.append(Missed(epoch, seq + 1, first - 1))
             seq = first - 1
         self._position = epoch, seq
-        return actions + self._go_on()
+        return actions + self._advance()
 
     def failed(self, retryable: bool) -> list[Action]:
         """The tracker did not answer (then it is asked again), or refused."""
@@ -109,9 +109,9 @@ class EventFeed:
             if first > seq + 1:
                 actions.append(Missed(epoch, seq + 1, first - 1))
             self._position = epoch, max(seq, first - 1)
-        return actions + self._go_on()
+        return actions + self._advance()
 
-    def _go_on(self) -> list[Action]:
+    def _advance(self) -> list[Action]:
         """Deliver what is next, ask for what is missing."""
         if self._position is None or self._asked is not None:
             return []

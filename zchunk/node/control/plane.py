@@ -286,7 +286,7 @@ class ControlPlane:
                 loop.post(partial(on_peer, action.record))
         elif isinstance(action, CaughtUp):
             self._follow(action.events_at)
-            self._tell_caught_up()
+            self._emit_caught_up()
             for watcher in self._watchers:
                 self._feed(watcher, watcher.feed.caught_up(action.epoch, action.seq))
         else:
@@ -339,7 +339,7 @@ class ControlPlane:
         self._events = self._subscribe(events_at)
         self.loop.add_socket(self._events, self._on_event)
 
-    def _tell_caught_up(self) -> None:
+    def _emit_caught_up(self) -> None:
         for loop, on_caught_up in self._on_caught_up:
             loop.post(on_caught_up)
         if self._registrar is not None:

@@ -31,17 +31,17 @@ def rotate(folder: Path, membership: Membership, transport: Transport, clock: Cl
     """
     old, new = key_of(folder), load_or_make_key(folder / NEXT_KEY)
     try:
-        _tell(old, new, membership, transport, clock, timeout_s)
+        _announce(old, new, membership, transport, clock, timeout_s)
     except NotAllowed:
         # An earlier run may have got this far: then the new key is the one that is let in.
-        _tell(new, new, membership, transport, clock, timeout_s)
+        _announce(new, new, membership, transport, clock, timeout_s)
     with disk.storage_errors(folder / _KEY, "replacing"):
         os.replace(folder / NEXT_KEY, folder / _KEY)
         disk.sync_folder(folder)
     return new.public.hex()
 
 
-def _tell(
+def _announce(
     own: KeyPair, new: KeyPair, membership: Membership, transport: Transport, clock: Clock, timeout_s: float
 ) -> None:
     identity = Identity(membership.peer_id, own if membership.transport == "curve" else None)

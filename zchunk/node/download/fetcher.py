@@ -18,7 +18,7 @@ from zchunk.content.encryption import opened
 from zchunk.content.manifest import TAG_BYTES
 from zchunk.errors import IntegrityError, NotFound, StorageUnavailable, ZchunkError
 from zchunk.limits.memory_shares import room_for_chunks
-from zchunk.node.bulk.job_driver import Job, JobDriver, Tell
+from zchunk.node.bulk.job_driver import Emit, Job, JobDriver
 from zchunk.node.bulk.location import Location, location
 from zchunk.node.bulk.plane import TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.control.plane import Answer, expect
@@ -53,13 +53,13 @@ def budget_of(bulk: BulkPlane, where: Location) -> int:
     return room_for_chunks(bulk.settings.transfer.receive_budget, where.manifest.chunk_size + TAG_BYTES)
 
 
-class Fetching(JobDriver[Action]):
+class Fetcher(JobDriver[Action]):
     """A subclass sets `_job` (see `new_job`), and carries out what is left of its actions in
     `carry_out_own`."""
 
-    def __init__(self, *, bulk: BulkPlane, where: Location, tell: Tell) -> None:
+    def __init__(self, *, bulk: BulkPlane, where: Location, emit: Emit) -> None:
         """The manifest of an encrypted file was opened (content/encryption.py)."""
-        super().__init__(bulk, tell)
+        super().__init__(bulk, emit)
         self.where = where
         self.manifest = where.manifest
         #: payload bytes per peer in this run
@@ -116,7 +116,7 @@ class Fetching(JobDriver[Action]):
         elif isinstance(action, VerifyChunk):
             self._verify(action)
         elif isinstance(action, Resumed):
-            self.tell({"event": "resumed", "peer_id": action.peer_id, "name": self.peer_name(action.peer_id)})
+            self.emit({"event": "resumed", "peer_id": action.peer_id, "name": self.peer_name(action.peer_id)})
         elif isinstance(action, Relocate):
             self._locate(TRACKER_TIMEOUT_S, self._relocated)
         elif isinstance(action, CheckRemoved):
@@ -191,7 +191,7 @@ class Fetching(JobDriver[Action]):
         message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
         self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, _reported)
         others = [peer_id for peer_id, _ in self.where.holders[action.chunk] if peer_id != action.peer_id]
-        self.tell(
+        self.emit(
             {
                 "event": "corrupt",
                 "peer_id": action.peer_id,

@@ -23,8 +23,8 @@ from enum import Enum
 from statistics import median
 
 from zchunk.errors import IllegalEvent, IntegrityError, NotFound, Unreadable, ZchunkError
-from zchunk.node.bulk.peer_window import Flow
-from zchunk.node.download.unreadable_copies import Unread
+from zchunk.node.bulk.peer_window import PeerWindow
+from zchunk.node.download.unreadable_copies import UnreadableCopies
 
 #: A peer that sent this many corrupt chunks is asked only for what nobody else has, and for
 #: each chunk that comes corrupt again no second time: one that lies ends in one pass.
@@ -228,7 +228,7 @@ class _Chunk:
 
 @dataclass(slots=True)
 class _Peer:
-    flow: Flow
+    window: PeerWindow
     up: bool = False
     #: False while it cannot be reached from here, although it is up
     reachable: bool = True
@@ -280,7 +280,7 @@ class DownloadJob:
         self._wanted = set(range(len(sizes))).difference(held)
         self._relocate_at: float | None = None
         #: copies that their holders cannot read now
-        self._unread = Unread()
+        self._unread = UnreadableCopies()
         #: the tracker says that there is no such file (any more)
         self._removed = False
         #: it was asked whether there is; and it has answered, or cannot
@@ -388,12 +388,12 @@ class DownloadJob:
     def cannot_wait(self, index: int, now: float) -> bool:
         """Whether whole chunks that wait in memory for this one to come hold up the rest: nothing
         else is in work, or memory is short for a peer that could send more, and it comes late."""
-        return not self._in_work or (self._cramped(now) and self._comes_late(index, now))
+        return not self._in_work or (self._memory_bound(now) and self._comes_late(index, now))
 
     # -- events ---------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
-        return self._go_on(now)
+        return self._advance(now)
 
     def peer_up(self, peer_id: str, incarnation: int, now: float) -> list[Action]:
         """It is up; with a new incarnation what was asked of the old one is void."""
@@ -425,16 +425,16 @@ class DownloadJob:
         peer.reachable = False
         actions = self._take_back(peer_id)
         self._queue_all()
-        return actions + self._go_on(now)
+        return actions + self._advance(now)
 
     def _welcome_back(self, peer_id: str, waited_for: bool, now: float) -> list[Action]:
-        self._peers[peer_id].flow.welcome_back(now)
+        self._peers[peer_id].window.welcome_back(now)
         self._unread.started_anew(peer_id)
         self._queue_all()
         told: list[Action] = []
         if waited_for and self.state in (JobState.RUNNING, JobState.WAITING):
             told.append(Resumed(peer_id))
-        return told + self._go_on(now)
+        return told + self._advance(now)
 
     def peer_down(self, peer_id: str, now: float) -> list[Action]:
         self._back.pop(peer_id, None)
@@ -444,7 +444,7 @@ class DownloadJob:
         peer.up = False
         actions = self._take_back(peer_id)
         self._queue_all()
-        return actions + self._go_on(now)
+        return actions + self._advance(now)
 
     def located(self, holders: Sequence[Collection[str]], now: float) -> list[Action]:
         """The tracker's present answer to who holds what."""
@@ -470,7 +470,7 @@ class DownloadJob:
     def _answered(self, now: float) -> list[Action]:
         if self._checking:
             self._checking, self._checked = False, True
-        return self._go_on(now)
+        return self._advance(now)
 
     def block(self, chunk_index: int, attempt: int, offset: int, length: int, now: float) -> list[Action]:
         """A block arrived; the shell has put its bytes into the chunk's buffer if, and
@@ -481,12 +481,12 @@ class DownloadJob:
         fetch = chunk.fetch(attempt)
         assert fetch is not None
         _, asked_at = fetch.asked.pop(offset)
-        self._peers[fetch.peer_id].flow.answered(length, now - asked_at, now)
+        self._peers[fetch.peer_id].window.answered(length, now - asked_at, now)
         self.bytes_received += length
         actions = self._was_read(chunk_index, fetch.peer_id)
         if fetch.complete:
             actions += self._complete(chunk_index, fetch, now)
-        return actions + self._go_on(now)
+        return actions + self._advance(now)
 
     def _was_read(self, chunk_index: int, peer_id: str) -> list[Action]:
         waited_for = self._unread.was_read(chunk_index, peer_id)
@@ -512,7 +512,7 @@ class DownloadJob:
             # Of this chunk alone: the others may lie on a better part of its disk.
             self._unread.refused(chunk_index, fetch.peer_id, now)
         elif error.retryable:
-            self._peers[fetch.peer_id].flow.set_aside(now)
+            self._peers[fetch.peer_id].window.set_aside(now)
         else:
             # It does not have the chunk (any more), or cannot read it: ask others for it, and
             # this one for its others at once. A pause for each of many would take for ever.
@@ -520,7 +520,7 @@ class DownloadJob:
             self._checked = False
             self._relocate_at = now + 1.0
         self._queue_all()
-        return actions + self._go_on(now)
+        return actions + self._advance(now)
 
     def verified(self, chunk_index: int, good: bool, now: float) -> list[Action]:
         chunk = self._chunks[chunk_index]
@@ -536,7 +536,7 @@ class DownloadJob:
         if peer.corrupt == _MAX_CORRUPT:
             actions += self._take_back(fetch.peer_id)
         self._queue_all()
-        return actions + self._go_on(now)
+        return actions + self._advance(now)
 
     def _strike(self, chunk: _Chunk, peer: _Peer, peer_id: str, now: float) -> None:
         peer.corrupt += 1
@@ -546,7 +546,7 @@ class DownloadJob:
             chunk.strikes[peer_id] = _MAX_STRIKES
         else:
             chunk.strikes[peer_id] = chunk.strikes.get(peer_id, 0) + 1
-            peer.flow.set_aside(now)
+            peer.window.set_aside(now)
 
     def written(self, chunk_index: int, kept: bool, now: float) -> list[Action]:
         """Verified and at its place. `kept`: its buffer is still needed (the file's digest
@@ -562,12 +562,12 @@ class DownloadJob:
         self._held += 1
         if not kept:
             self._begun_bytes -= chunk.size
-        return self._go_on(now)
+        return self._advance(now)
 
     def freed(self, chunk_index: int, now: float) -> list[Action]:
         """The buffer of a chunk that was `kept` is free."""
         self._begun_bytes -= self._chunks[chunk_index].size
-        return self._go_on(now)
+        return self._advance(now)
 
     def lost(self, chunk_indexes: Collection[int], now: float) -> list[Action]:
         """The whole file's SHA-256 was wrong and these chunks are why: fetch them again."""
@@ -587,7 +587,7 @@ class DownloadJob:
                 self._held -= 1
         self._queue_all()
         actions = self._enter(JobState.RUNNING, now)
-        return actions + self._go_on(now)
+        return actions + self._advance(now)
 
     def unwant(self, chunk_indexes: Collection[int], now: float) -> list[Action]:
         """Nobody needs these chunks any more: they count as held. What is in flight of them is
@@ -603,7 +603,7 @@ class DownloadJob:
                 self._wanted.discard(index)
                 self._held += 1
         self._queue_all()
-        return actions + self._go_on(now)
+        return actions + self._advance(now)
 
     def complete(self, now: float) -> list[Action]:
         if self.state in (JobState.FAILED, JobState.CANCELLED):
@@ -630,10 +630,10 @@ class DownloadJob:
         for peer_id, incarnation in back.items():
             peer = self._peers[peer_id]
             peer.up, peer.reachable, peer.incarnation = True, True, incarnation
-            peer.flow.welcome_back(now)
+            peer.window.welcome_back(now)
         self._queue_all()
         resumed = [Resumed(peer_id) for peer_id in sorted(back)]
-        return [*self._enter(JobState.RUNNING, now), *resumed, *self._go_on(now)]
+        return [*self._enter(JobState.RUNNING, now), *resumed, *self._advance(now)]
 
     def cancel(self, now: float) -> list[Action]:
         if self.state in (JobState.COMPLETE, JobState.FAILED):
@@ -649,27 +649,27 @@ class DownloadJob:
             self._queue_all()
         for peer_id in sorted(self._peers):
             peer = self._peers[peer_id]
-            peer.flow.end_pause(now)
-            if peer.flow.stalled(self._limits.stall_s, now):
+            peer.window.end_pause(now)
+            if peer.window.stalled(self._limits.stall_s, now):
                 actions += self._take_back(peer_id)
-                peer.flow.set_aside(now)
+                peer.window.set_aside(now)
                 self._queue_all()
         if self._relocate_at is not None and self._relocate_at <= now:
             self._relocate_at = now + self._limits.relocate_s
             actions.append(Relocate())
-        return actions + self._go_on(now)
+        return actions + self._advance(now)
 
     def deadline(self) -> float | None:
         if self.state not in (JobState.RUNNING, JobState.WAITING):
             return None
-        times = [t for peer in self._peers.values() for t in peer.flow.wakes_at(self._limits.stall_s)]
+        times = [t for peer in self._peers.values() for t in peer.window.wakes_at(self._limits.stall_s)]
         times += [due for due, _, _ in self._hedges()]
         times += [at for at in (self._relocate_at, self._unread.deadline()) if at is not None]
         return min(times, default=None)
 
     # -- going on -------------------------------------------------------------------
 
-    def _go_on(self, now: float) -> list[Action]:
+    def _advance(self, now: float) -> list[Action]:
         if self.state not in (JobState.RUNNING, JobState.WAITING):
             return []
         actions: list[Action] = []
@@ -687,16 +687,16 @@ class DownloadJob:
             return self._enter(JobState.RUNNING, now)
         if self._removed:
             return self.fail(removed_meanwhile("the file"), now)
-        hopeless = self._hopeless()
-        if hopeless and len(hopeless) == self.chunks_count - self._held:
+        unavailable = self._unavailable()
+        if unavailable and len(unavailable) == self.chunks_count - self._held:
             if not self._checked:
                 asked, self._checking = self._checking, True
                 return [*self._enter(JobState.RUNNING, now), *([] if asked else [CheckRemoved()])]
-            peers = sorted({p for i in hopeless for p in self._chunks[i].strikes})
-            return self.fail(corrupt_everywhere(len(hopeless), peers, [p[:8] for p in peers]), now)
+            peers = sorted({p for i in unavailable for p in self._chunks[i].strikes})
+            return self.fail(corrupt_everywhere(len(unavailable), peers, [p[:8] for p in peers]), now)
         return self._enter(JobState.WAITING, now)
 
-    def _hopeless(self) -> list[int]:
+    def _unavailable(self) -> list[int]:
         """Wanted chunks that no holder, up or down, can still be asked for."""
         return [
             index
@@ -724,7 +724,7 @@ class DownloadJob:
             return None
         slow = self._slow_peers([peer_id for _, peer_id in ready])
         rank = [
-            (holders, peer_id not in slow, index, -self._peers[peer_id].flow.rate, peer_id)
+            (holders, peer_id not in slow, index, -self._peers[peer_id].window.rate, peer_id)
             for (holders, index), peer_id in ready
         ]
         _, _, index, _, peer_id = min(rank)
@@ -734,12 +734,12 @@ class DownloadJob:
         return self._begin(index, peer_id, now)
 
     def _has_room(self, peer: _Peer, now: float) -> bool:
-        return peer.there and peer.begun < _BEGUN_PER_PEER and peer.flow.paused_until <= now
+        return peer.there and peer.begun < _BEGUN_PER_PEER and peer.window.paused_until <= now
 
     def _slow_peers(self, peer_ids: Sequence[str]) -> set[str]:
         """Those that need much longer than the others for what they have left."""
         peers = {peer_id: self._peers[peer_id] for peer_id in peer_ids}
-        left = {p: len(peer.queue) / peer.flow.rate for p, peer in peers.items() if peer.flow.rate}
+        left = {p: len(peer.queue) / peer.window.rate for p, peer in peers.items() if peer.window.rate}
         usual = median(left.values()) if left else 0.0
         return {p for p, time in left.items() if time > _SLOW * usual}
 
@@ -754,7 +754,7 @@ class DownloadJob:
     def _fits(self, size: int) -> bool:
         return not self._begun_bytes or self._begun_bytes + size <= self._limits.budget
 
-    def _cramped(self, now: float) -> bool:
+    def _memory_bound(self, now: float) -> bool:
         """Whether a peer could be asked for more if there were memory for it."""
         return not self._fits(self._largest) and any(
             self._has_room(peer, now) for peer in self._peers.values()
@@ -769,8 +769,8 @@ class DownloadJob:
     def _is_late(self, fetch: _Fetch, now: float) -> bool:
         """By how fast its source is, or by how long it has taken already."""
         others = [peer for peer_id, peer in self._peers.items() if peer_id != fetch.peer_id]
-        rate = self._peers[fetch.peer_id].flow.rate
-        rates = [peer.flow.rate for peer in others if peer.flow.rate]
+        rate = self._peers[fetch.peer_id].window.rate
+        rates = [peer.window.rate for peer in others if peer.window.rate]
         if rate and rates and _LATE * rate < median(rates):
             return True
         took = [seconds for peer in others for seconds in peer.took]
@@ -794,12 +794,12 @@ class DownloadJob:
             if chunk.state is not ChunkState.IN_FLIGHT:
                 continue
             for fetch in chunk.fetches:
-                flow = self._peers[fetch.peer_id].flow
-                while (length := fetch.next_length(flow.block)) and flow.takes(length):
+                window = self._peers[fetch.peer_id].window
+                while (length := fetch.next_length(window.block)) and window.takes(length):
                     offset = fetch.begun
                     fetch.begun += length
                     fetch.asked[offset] = (length, now)
-                    flow.sent(length, now)
+                    window.sent(length, now)
                     actions.append(RequestBlock(fetch.peer_id, index, fetch.attempt, offset, length))
         return actions
 
@@ -831,7 +831,7 @@ class DownloadJob:
         idle = [
             peer_id
             for peer_id, peer in self._peers.items()
-            if self._has_room(peer, peer.flow.paused_until) and not peer.flow.paused_until
+            if self._has_room(peer, peer.window.paused_until) and not peer.window.paused_until
             if self._most_urgent(peer) is None
         ]
         hedges = []
@@ -853,7 +853,7 @@ class DownloadJob:
         hardly ever exceed, or twice that of the other where that is less; and none if the other
         would bring all of it sooner than the source what is left."""
         source = self._peers[fetch.peer_id]
-        rate, other_rate = source.flow.rate, other.flow.rate
+        rate, other_rate = source.window.rate, other.window.rate
         if rate and other_rate and fetch.left / rate > _SLOW * size / other_rate:
             return _HEDGE_MIN_S
         known = [
@@ -881,7 +881,7 @@ class DownloadJob:
         """The attempt ends; its buffer goes back. Without another the chunk is wanted again."""
         chunk, peer = self._chunks[index], self._peers[fetch.peer_id]
         if chunk.state is ChunkState.IN_FLIGHT:
-            peer.flow.taken_back(sum(length for length, _ in fetch.asked.values()))
+            peer.window.taken_back(sum(length for length, _ in fetch.asked.values()))
             peer.begun -= 1
         chunk.fetches.remove(fetch)
         self._begun_bytes -= chunk.size
@@ -901,7 +901,7 @@ class DownloadJob:
 
     def _peer(self, peer_id: str) -> _Peer:
         if peer_id not in self._peers:
-            self._peers[peer_id] = _Peer(Flow(self._limits.block_min, self._limits.block_max))
+            self._peers[peer_id] = _Peer(PeerWindow(self._limits.block_min, self._limits.block_max))
         return self._peers[peer_id]
 
     def _live(self, index: int) -> list[str]:

@@ -15,9 +15,9 @@ _EVERY_S = 0.25
 class Preparing:
     """At once, then now and then. Called in one thread."""
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None], clock: Clock, **about: Any) -> None:
+    def __init__(self, emit: Callable[[dict[str, Any]], None], clock: Clock, **about: Any) -> None:
         """`about`: which file, and where; it stands in each event."""
-        self._tell = tell
+        self._emit = emit
         self._clock = clock
         self._about = about
         self._next = 0.0
@@ -27,4 +27,4 @@ class Preparing:
         now = self._clock.monotonic()
         if now >= self._next:
             self._next = now + _EVERY_S
-            self._tell({"event": "preparing", **self._about, "bytes_checked": done})
+            self._emit({"event": "preparing", **self._about, "bytes_checked": done})

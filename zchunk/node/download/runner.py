@@ -1,8 +1,8 @@
 """Carries out a download job: the part file, the file's digest, the finish.
 
-Decisions are `DownloadJob`'s; how its chunks come is `Fetching`'s. Everything here runs in
+Decisions are `DownloadJob`'s; how its chunks come is `Fetcher`'s. Everything here runs in
 the bulk loop; blocking work goes to its threads. What the user sees comes out as events
-(dicts, SPEC "Machine-readable output") through `tell`.
+(dicts, SPEC "Machine-readable output") through `emit`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from zchunk.clock import iso_utc
 from zchunk.content import hashing
 from zchunk.content.manifest import TAG_BYTES
 from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, PartialDownload, ZchunkError
-from zchunk.node.bulk.job_driver import Tell
+from zchunk.node.bulk.job_driver import Emit
 from zchunk.node.bulk.location import MAX_LISTED, Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.bulk.progress import Progress
 from zchunk.node.control.hello_wait import HelloWait
-from zchunk.node.download.fetcher import Fetching
+from zchunk.node.download.fetcher import Fetcher
 from zchunk.node.download.job import Action, AllHeld, ChunkState, Failed, JobState, StateChanged, WriteChunk
 from zchunk.node.download.part_file import PartFile
 from zchunk.node.download.preparing import Preparing
@@ -36,7 +36,7 @@ _SAVE_EVERY_S = 10.0
 _BAD_ROUNDS = 3
 
 
-class Download(Fetching):
+class Download(Fetcher):
     """One download into one part file. `start`, then events; ends with exactly one `done`
     or `error` event. `stop` makes it end early, kept."""
 
@@ -47,7 +47,7 @@ class Download(Fetching):
         where: Location,
         part: PartFile,
         wait: bool,
-        tell: Tell,
+        emit: Emit,
         auto_resume: bool = True,
         on_state: Callable[[JobState], None] = lambda state: None,
     ) -> None:
@@ -55,7 +55,7 @@ class Download(Fetching):
         `wait`: stay for missing peers; else end as partial when only they are left.
         `auto_resume`: go on by itself when one is back; else only after `resume`.
         `on_state` hears of each change of the job's state."""
-        super().__init__(bulk=bulk, where=where, tell=tell)
+        super().__init__(bulk=bulk, where=where, emit=emit)
         self.part = part
         #: wall time since when nothing but missing peers is left; None while it is not so
         self.waiting_since: float | None = None
@@ -67,7 +67,7 @@ class Download(Fetching):
         self._pause_at_start = False
         self._digested_in_pause: bytes | None = None
         self._digest: RunningDigest | None = None
-        self._progress = Progress(tell, self.manifest.size, len(self.manifest.chunks))
+        self._progress = Progress(emit, self.manifest.size, len(self.manifest.chunks))
         self._started = 0.0
         #: when the journal is written next, and how many chunks it had the last time
         self._save_at, self._saved = 0.0, 0
@@ -91,7 +91,7 @@ class Download(Fetching):
         """In a thread; given up when the download has ended."""
         loop, chunk_size = self.bulk.loop, self.manifest.chunk_size
         preparing = Preparing(
-            lambda event: loop.post(lambda: self._tell_preparing(event)),
+            lambda event: loop.post(lambda: self._emit_preparing(event)),
             loop.clock,
             job_id=self.part.job_id,
             target=str(self.part.target),
@@ -106,9 +106,9 @@ class Download(Fetching):
         looked_at(0, 0)
         return self.part.scan(looked_at)
 
-    def _tell_preparing(self, event: dict[str, Any]) -> None:
+    def _emit_preparing(self, event: dict[str, Any]) -> None:
         if not self.ended:
-            self.tell(event)
+            self.emit(event)
 
     def stop(self, error: ZchunkError | None = None) -> None:
         """End now and keep what is there; the outcome is `error` (default: interrupted).
@@ -132,7 +132,7 @@ class Download(Fetching):
             return
         self.perform(self._job.pause(self.now()))
         self._save_journal()
-        self.tell(self._paused_event("paused"))
+        self.emit(self._paused_event("paused"))
 
     def resume(self) -> None:
         """Go on after a pause, or with peers that came back while auto-resume is off. Does
@@ -145,7 +145,7 @@ class Download(Fetching):
         paused = self._job.state is JobState.PAUSED
         actions = self._job.resume(self.now())
         if paused:
-            self.tell(self._paused_event("continued"))
+            self.emit(self._paused_event("continued"))
         self.perform(actions)
 
     def cancel(self) -> None:
@@ -225,13 +225,13 @@ class Download(Fetching):
         self._job = self.new_job(held or set(), self._auto_resume)
         self._new_digest()
         self.follow(self._job)
-        self.tell(self._plan_event(held or set()))
+        self.emit(self._plan_event(held or set()))
         if self._pause_at_start:
             self._pause_at_start = False
             self.pause()
         self.perform(self._job.start(self.now()))
         if self._digest is not None:
-            self._digest.go_on()
+            self._digest.advance()
 
     def _plan_event(self, held: set[int]) -> dict[str, Any]:
         rows = [[peer_id for peer_id, _ in chunk] for chunk in self.where.holders]
@@ -310,7 +310,7 @@ class Download(Fetching):
             if not kept:
                 buffer.release()
             self.perform(self._job.written(index, kept, self.now()))
-            self._digest.go_on()
+            self._digest.advance()
 
         self.submit(self.bulk.pools.writing, work, then)
 
@@ -337,7 +337,7 @@ class Download(Fetching):
 
     def _waiting(self) -> None:
         event = self.waiting_event()
-        self.tell(event)
+        self.emit(event)
         if self._wait:
             # For a long time perhaps: what is here is made safe, and the journal right.
             self._save_journal()
@@ -386,21 +386,21 @@ class Download(Fetching):
     def _on_peer(self, record: PeerRecord) -> None:
         known = self._came_back()
         super()._on_peer(record)
-        self._tell_back(known)
+        self._emit_back(known)
 
     def _on_reach(self, peer_id: str, reachable: bool) -> None:
         known = self._came_back()
         super()._on_reach(peer_id, reachable)
-        self._tell_back(known)
+        self._emit_back(known)
 
     def _came_back(self) -> frozenset[str]:
         return self._job.came_back if self._job is not None else frozenset()
 
-    def _tell_back(self, known: frozenset[str]) -> None:
+    def _emit_back(self, known: frozenset[str]) -> None:
         """Who came back, while auto-resume is off, and is asked only after `resume`."""
         for peer_id in sorted(self._came_back() - known):
             event = {"event": "peer_back", "job_id": self.part.job_id, "peer_id": peer_id}
-            self.tell(event | {"name": self.peer_name(peer_id)})
+            self.emit(event | {"name": self.peer_name(peer_id)})
 
     def kept_text(self) -> str:
         return f"; {self._chunks_text()}: `zchunk cancel {self.part.job_id}` deletes them"
@@ -417,7 +417,7 @@ class Download(Fetching):
         if sha256 is not None:
             self._digested(sha256)
         else:
-            self._digest.go_on()
+            self._digest.advance()
 
     def _digested(self, sha256: bytes) -> None:
         if self.ended or self._job is None:
@@ -443,7 +443,7 @@ class Download(Fetching):
                 break
             found = self.part.read_chunk(index, view)
             if self._opened is not None:
-                found = self._opened.sealed_again(index, found, stored)
+                found = self._opened.encrypted_again(index, found, stored)
             if hashing.sha256(found) != row.sha256:
                 bad.append(index)
         return bad
@@ -481,7 +481,7 @@ class Download(Fetching):
             self._job.chunks_completed, self._job.bytes_received, self.now(), peers=self._job.by_peer()
         )
         self._close()
-        self.tell(self._done_event())
+        self.emit(self._done_event())
 
     def _done_event(self) -> dict[str, Any]:
         assert self._job is not None
@@ -513,7 +513,7 @@ class Download(Fetching):
             outcome = problem or error
             outcome.details.setdefault("job_id", self.part.job_id)
             outcome.details.setdefault("bytes_received", completed)
-            self.tell(outcome.to_json() | {"_error": outcome})
+            self.emit(outcome.to_json() | {"_error": outcome})
 
         # Through both threads that use the file: what they still do comes before.
         writing = self.bulk.pools.writing

@@ -67,7 +67,7 @@ class RunningDigest:
 
     def take(self, index: int, buffer: Buffer) -> bool:
         """Offers a written chunk's buffer; True when it is ours until `on_freed`. Call
-        `go_on` afterwards.
+        `advance` afterwards.
 
         What waits here holds the download back, so that it does not run ahead of the
         digest and have everything read twice. But a chunk waits only for one that comes
@@ -95,7 +95,7 @@ class RunningDigest:
             buffer.release()
             self._on_freed(index)
 
-    def go_on(self) -> None:
+    def advance(self) -> None:
         """Hash what can be hashed."""
         if self._busy or self._ended:
             return
@@ -148,6 +148,6 @@ class RunningDigest:
                 return
             if taken:
                 self._on_freed(index)
-            self.go_on()
+            self.advance()
 
         self._workers.submit(work, done)

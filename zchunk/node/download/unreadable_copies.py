@@ -25,7 +25,7 @@ class _Pause:
     until: float | None
 
 
-class Unread:
+class UnreadableCopies:
     def __init__(self) -> None:
         #: chunk -> peer -> the pause of its copy
         self._copies: dict[int, dict[str, _Pause]] = {}

@@ -36,7 +36,7 @@ from zchunk.node.jobs.records import JobBook, JobRecord, JobStatus, identity
 from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import CHUNK_STATUSES, ErrorReply, Job, Message, SteerJob
 from zchunk.transport.base import Arrival, Received
-from zchunk.transport.unix_socket import LocalDoor, LocalLine
+from zchunk.transport.unix_socket import LocalClient, LocalServer
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _nothing() -> None:
 
 
 class KeptJob:
-    """One run of a job. Its owner makes the download with `tell` and `state_changed` of
+    """One run of a job. Its owner makes the download with `emit` and `state_changed` of
     this, gives it to `attach`, and posts `start`."""
 
     def __init__(
@@ -83,14 +83,14 @@ class KeptJob:
         bulk: BulkPlane,
         book: JobBook,
         record: JobRecord,
-        tell: Callable[[dict[str, Any]], None],
+        emit: Callable[[dict[str, Any]], None],
     ) -> None:
         self.record = record
         self._bulk = bulk
         self._book = book
-        self._tell = tell
+        self._emit = emit
         self._download: Steered
-        self._door: LocalDoor | None = None
+        self._door: LocalServer | None = None
         self._has_ended = False
         #: of the records to be saved; the highest that was
         self._numbers = itertools.count(1)
@@ -124,7 +124,7 @@ class KeptJob:
     def _listen(self) -> None:
         """Who runs a job holds the lock beside its target, so nobody else listens by this name."""
         try:
-            self._door = LocalDoor(self._book.folders[0], f"{self.record.job_id}.sock")
+            self._door = LocalServer(self._book.folders[0], f"{self.record.job_id}.sock")
         except OSError as error:
             log.warning("other commands cannot steer job %s: %s", self.record.job_id, error)
             return
@@ -147,7 +147,7 @@ class KeptJob:
 
     # -- what the download tells ------------------------------------------------------
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def emit(self, event: dict[str, Any]) -> None:
         """Events on their way to the user; the last one passes when its record is durable."""
         if event["event"] == "waiting" and "busy_peers" not in event:
             rows = event["missing"]
@@ -162,7 +162,7 @@ class KeptJob:
         if event["event"] in ("done", "error"):
             self._ended(event)
         else:
-            self._tell(event)
+            self._emit(event)
 
     def state_changed(self, state: JobState) -> None:
         """`verifying` is durable before the file can get its name: it goes through the
@@ -181,7 +181,7 @@ class KeptJob:
         def then() -> None:
             self._answer_cancelling()
             self._leave()
-            self._tell(event)
+            self._emit(event)
 
         self._save(then)
 
@@ -302,7 +302,7 @@ def steer(record: JobRecord, action: str, timeout_s: float) -> JobStatus:
     order = wire.encode(SteerJob(job_id=record.job_id, action=action), 1)
     who = "process"
     try:
-        with LocalLine(record.endpoint, timeout_s) as line:
+        with LocalClient(record.endpoint, timeout_s) as line:
             who = line.process
             answer = line.ask(order)
     except TimeoutError:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from zchunk.content import zeros
 from zchunk.content.manifest import Manifest
 from zchunk.errors import ZchunkError
-from zchunk.node.bulk.job_driver import Tell
+from zchunk.node.bulk.job_driver import Emit
 from zchunk.node.reading.range_reader import Reader
 from zchunk.node.reading.read_ahead import ReadAhead, chunks_of
 from zchunk.runtime.blocking_calls import SHUT_OUT, Call
@@ -44,7 +44,7 @@ class ChunkStream:
         loop: Loop,
         manifest: Manifest,
         room: int,
-        make_reader: Callable[[Tell], Reader],
+        make_reader: Callable[[Emit], Reader],
         on_event: OnEvent | None = None,
         on_close: Callable[[ChunkStream], None] = lambda stream: None,
         check: Callable[[], None] = lambda: None,
@@ -65,7 +65,7 @@ class ChunkStream:
         self._ahead = ReadAhead(room - 1)
         #: they are known, and not fetched
         self._zeros = zeros.zero_chunks(manifest)
-        self._reader = make_reader(call.tell)
+        self._reader = make_reader(call.emit)
         #: the chunk that was read last, and its bytes
         self._current: tuple[int, memoryview] | None = None
         self._number = 0
@@ -114,7 +114,7 @@ class ChunkStream:
             return
         self.closed, self._current = True, None
         self._loop.post(self._reader.stop)
-        self.call.tell({"event": _CLOSED})
+        self.call.emit({"event": _CLOSED})
         self._on_close(self)
 
     def _check_open(self) -> None:
@@ -138,7 +138,7 @@ class ChunkStream:
                     view: memoryview = event["view"]
                     return view
                 self._received_before = self.bytes_received
-                self._reader = self._make_reader(self.call.tell)
+                self._reader = self._make_reader(self.call.emit)
                 self._need(chunks)
 
     def _need(self, chunks: list[int]) -> None:
@@ -146,7 +146,7 @@ class ChunkStream:
         reader, number = self._reader, self._number
 
         def answer(view: memoryview | None, error: ZchunkError | None) -> None:
-            self.call.tell({"event": "answer", "number": number, "view": view, "error": error})
+            self.call.emit({"event": "answer", "number": number, "view": view, "error": error})
 
         self._loop.post(lambda: reader.need(chunks, answer))
 

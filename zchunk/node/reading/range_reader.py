@@ -1,7 +1,7 @@
 """Carries out reads of ranges: the chunks that somebody reads, in memory, verified.
 
-Decisions are `DownloadJob`'s (which holder) and `Window`'s (which chunks); how a chunk comes
-is `Fetching`'s. Everything here runs in the bulk loop. `file_object.py` is who reads, in a
+Decisions are `DownloadJob`'s (which holder) and `ChunkWindow`'s (which chunks); how a chunk comes
+is `Fetcher`'s. Everything here runs in the bulk loop. `file_object.py` is who reads, in a
 thread of its own.
 
 A chunk's bytes are handed out once all of it had the SHA-256 that the manifest names (and, of
@@ -16,11 +16,11 @@ from typing import Any
 
 from zchunk.clock import iso_utc
 from zchunk.errors import NotFound, PartialDownload, ZchunkError
-from zchunk.node.bulk.job_driver import Tell
+from zchunk.node.bulk.job_driver import Emit
 from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.control.hello_wait import HelloWait
-from zchunk.node.download.fetcher import CHECK_S, Fetching, budget_of
+from zchunk.node.download.fetcher import CHECK_S, Fetcher, budget_of
 from zchunk.node.download.job import (
     Action,
     ChunkState,
@@ -30,7 +30,7 @@ from zchunk.node.download.job import (
     corrupt_everywhere,
     removed_meanwhile,
 )
-from zchunk.node.reading.read_ahead import Window, room_for
+from zchunk.node.reading.read_ahead import ChunkWindow, room_for
 from zchunk.protocol.messages import Message
 from zchunk.system.buffers import Buffer
 
@@ -49,17 +49,17 @@ def room_of(bulk: BulkPlane, where: Location) -> int:
     return room_for(budget_of(bulk, where), largest)
 
 
-class Reader(Fetching):
+class Reader(Fetcher):
     """One reader of one file. Each `need` is answered once, unless another one comes before;
     `stop` ends it. Memory: `transfer.receive_budget`, or three chunks where that is more."""
 
-    def __init__(self, *, bulk: BulkPlane, where: Location, wait: bool, tell: Tell) -> None:
+    def __init__(self, *, bulk: BulkPlane, where: Location, wait: bool, emit: Emit) -> None:
         """The manifest of an encrypted file was opened (content/encryption.py). `wait`: stay for missing
-        peers; else answer PartialDownload. `tell` hears `waiting`, `resumed` and `corrupt`."""
-        super().__init__(bulk=bulk, where=where, tell=tell)
+        peers; else answer PartialDownload. `emit` hears `waiting`, `resumed` and `corrupt`."""
+        super().__init__(bulk=bulk, where=where, emit=emit)
         self._wait = wait
         self._hellos = HelloWait()
-        self._window = Window(room_of(bulk, where))
+        self._window = ChunkWindow(room_of(bulk, where))
         #: chunk -> its bytes, decrypted
         self._there: dict[int, Buffer] = {}
         #: chunks that were asked of the job, and have not come
@@ -195,7 +195,7 @@ class Reader(Fetching):
             self._answer(None, self._partial(event))
         elif not self._told_waiting:
             self._told_waiting = True
-            self.tell(event)
+            self.emit(event)
 
     def waiting_counts(self) -> dict[str, Any]:
         return {"chunks_missing": len(self._coming)}

@@ -47,7 +47,7 @@ class ReadAhead:
         return range(chunks[-1] + 1, min(chunks[-1] + 1 + depth, count))
 
 
-class Window:
+class ChunkWindow:
     """The chunks that are in memory, or come into it: those that are wanted, and beside these
     as many of the others as there is room for, the latest used ones."""
 

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from zchunk.errors import NotAllowed, ZchunkError
-from zchunk.limits.refusal_log import Refusals
+from zchunk.limits.refusal_log import RefusalLog
 from zchunk.node.control.plane import ControlPlane, expect
 from zchunk.node.serving import allow_list
 from zchunk.protocol.messages import (
@@ -26,7 +26,7 @@ from zchunk.protocol.messages import (
     Message,
     record_in,
 )
-from zchunk.runtime.handshakes import Knocks
+from zchunk.runtime.handshakes import Handshakes
 from zchunk.runtime.loop import Loop, Workers
 from zchunk.transport.base import BoundSocket, Gate, Knock, Received
 
@@ -46,7 +46,7 @@ _MOST_MEMBERS = 20_000
 _SERVED = frozenset({"node", "client"})
 
 
-class Gatekeeper:
+class NodeAccess:
     def __init__(
         self,
         *,
@@ -67,7 +67,7 @@ class Gatekeeper:
         self._list = allow_list.load(path)
         self._checked: dict[bytes, list[Knock]] = {}
         self._by_address: Counter[str] = Counter()
-        self._refused_keys = Refusals()
+        self._refused_keys = RefusalLog()
         self._fetching = False
         self._fetched: list[MemberRecord] = []
         #: something was heard while the list was fetched: it may be older than that
@@ -75,7 +75,7 @@ class Gatekeeper:
         #: events of members so far, and the latest of each member
         self._events = 0
         self._latest: dict[str, int] = {}
-        Knocks(loop, gate, self._on_knock)
+        Handshakes(loop, gate, self._on_knock)
         control.watch_events(loop, self._on_event, lambda missed: self._fetch())
         control.watch_peers(loop, lambda record: None, self._fetch)
 
@@ -136,7 +136,7 @@ class Gatekeeper:
         let_in = owner is not None and not owner.revoked and knock.door == DOOR
         if not let_in:
             error = NotAllowed(f"the key of {owner.name if owner else 'nobody known'}")
-            self._refused_keys.tell(error, knock.address, self._loop.clock.monotonic(), log.info)
+            self._refused_keys.log(error, knock.address, self._loop.clock.monotonic(), log.info)
         self._gate.answer(knock, owner.peer_id if owner is not None and let_in else None)
 
     # -- the list -------------------------------------------------------------------

@@ -28,7 +28,7 @@ from zchunk.limits.admission import Outstanding, Ticket
 from zchunk.limits.memory_shares import Held, Who
 from zchunk.limits.misuse import Misuse
 from zchunk.limits.rate_limit import RateLimit
-from zchunk.limits.refusal_log import Refusals
+from zchunk.limits.refusal_log import RefusalLog
 from zchunk.node.serving.scheduler import (
     MAX_BLOCK,
     MAX_OFFERS,
@@ -90,7 +90,7 @@ def admitted(receive_budget: int) -> int:
     return receive_budget // 2
 
 
-class ChunkService:
+class ChunkServer:
     def __init__(
         self,
         *,
@@ -133,7 +133,7 @@ class ChunkService:
         self._incoming = Incoming(admitted(receive_budget))
         self._pool = BufferPool(self._incoming.most, keep=admitted(receive_budget))
         self._buffers: dict[ChunkKey, Buffer] = {}
-        self._refusals = Refusals()
+        self._refusals = RefusalLog()
         self._misuse = Misuse()
         self._outstanding = Outstanding(MAX_OFFERS)
         #: whose request is being handled: the member where it is proven, else the connection
@@ -175,15 +175,15 @@ class ChunkService:
             self._give_up(chunk)
         self._pump()
         self._admit()
-        self._tell_held(now)
+        self._report_held(now)
 
-    def _tell_held(self, now: float) -> None:
+    def _report_held(self, now: float) -> None:
         for held in self._outgoing.held():
-            self._tell_one(held, "downloads", self._send_budget, now)
+            self._report_one(held, "downloads", self._send_budget, now)
         for held in self._incoming.held():
-            self._tell_one(held, "uploads", self._incoming.budget, now)
+            self._report_one(held, "uploads", self._incoming.budget, now)
 
-    def _tell_one(self, held: Held, purpose: str, budget: int, now: float) -> None:
+    def _report_one(self, held: Held, purpose: str, budget: int, now: float) -> None:
         member = held.who if isinstance(held.who, str) else held.who.hex()
         if self._held_told.take(f"{purpose} {member}", now):
             seconds = round(now - held.since, 1)
@@ -243,7 +243,7 @@ class ChunkService:
         self._reply(connection, request_id, wire.error_reply(error))
 
     def _count(self, error: ZchunkError, address: str | None) -> None:
-        self._refusals.tell(error, address, self._now(), log.info)
+        self._refusals.log(error, address, self._now(), log.info)
 
     def _now(self) -> float:
         return self._loop.clock.monotonic()
@@ -259,7 +259,7 @@ class ChunkService:
         now = self._now()
         self._outgoing.request(wanted, self._member, ask.received, now)
         self._pump()
-        self._tell_held(now)
+        self._report_held(now)
 
     def _acknowledge(self, connection: bytes, request_id: int, ask: Acknowledge) -> None:
         self._outgoing.acknowledge(connection, ask.received, self._now())
@@ -310,7 +310,7 @@ class ChunkService:
         if known is not None:
             self._reply(connection, request_id, Offered(have=False))
         self._admit()
-        self._tell_held(now)
+        self._report_held(now)
 
     def _take_lease(self, connection: bytes, request_id: int, offer: Offer) -> None:
         """The copy counts for this upload, so it is read again: a "have" from the index alone

@@ -152,7 +152,7 @@ class SelfCheck:
             elif error is not None:
                 self._end(error)
             else:
-                self._tell(sha256, bool(whole), inventory)
+                self._answer(sha256, bool(whole), inventory)
 
         self._workers.submit(lambda: self._look(sha256), looked)
 
@@ -214,7 +214,7 @@ class SelfCheck:
 
     # -- answers ----------------------------------------------------------------------
 
-    def _tell(self, sha256: bytes, whole: bool, inventory: int | None) -> None:
+    def _answer(self, sha256: bytes, whole: bool, inventory: int | None) -> None:
         if whole:
             log.info("chunk %s was in doubt, and is whole here", sha256.hex()[:12])
         else:

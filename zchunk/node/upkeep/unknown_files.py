@@ -25,7 +25,7 @@ _TIMEOUT_S = 30.0
 _AGAIN_S = 600.0
 
 
-class FileCheck:
+class UnknownFiles:
     def __init__(
         self,
         *,

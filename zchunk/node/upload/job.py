@@ -21,7 +21,7 @@ from enum import Enum
 
 from zchunk.content.manifest import block_ranges
 from zchunk.errors import NoSpace, PeersUnsure, TooFewPeers, ZchunkError
-from zchunk.node.bulk.peer_window import Flow
+from zchunk.node.bulk.peer_window import PeerWindow
 from zchunk.node.upload.spread import Spread
 from zchunk.protocol.messages import MAX_FIND
 
@@ -218,7 +218,7 @@ class UploadJob:
             for size, peers in zip(sizes, assignment, strict=True)
         ]
         self._up = dict(up)
-        self._flows: dict[str, Flow] = {}
+        self._windows: dict[str, PeerWindow] = {}
         self._refused: set[str] = set(unreachable)
         self._next_read = 0
         self._begun_bytes = 0
@@ -300,7 +300,7 @@ class UploadJob:
     # -- events ---------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
-        return self._go_on(now)
+        return self._advance(now)
 
     def read(self, index: int, now: float, twin: int | None = None) -> list[Action]:
         """The chunk is in memory and hashed. `twin`: the one of the same bytes that was
@@ -309,7 +309,7 @@ class UploadJob:
         if chunk.memory is not _Memory.READING:
             return []
         chunk.memory, chunk.holders, chunk.twin = _Memory.READY, None, twin
-        return self._go_on(now)
+        return self._advance(now)
 
     def found(self, chunks: Sequence[int], holders: Sequence[Sequence[str]], now: float) -> list[Action]:
         """Who holds these chunks, as far as the tracker knows."""
@@ -320,7 +320,7 @@ class UploadJob:
                 self._go_to_holders(index, now)
         if self._undivided:
             self._go_together(chunks)
-        return self._go_on(now)
+        return self._advance(now)
 
     def not_found(self, chunks: Sequence[int], now: float) -> list[Action]:
         """The tracker did not say: these chunks, and others for a while, go as planned."""
@@ -330,7 +330,7 @@ class UploadJob:
     def digested(self, index: int, now: float) -> list[Action]:
         """The file's running digest has taken the chunk in."""
         self._chunks[index].digested = True
-        return self._go_on(now)
+        return self._advance(now)
 
     def offered(self, peer_id: str, index: int, attempt: int, have: bool, now: float) -> list[Action]:
         target = self._target(peer_id, index, attempt, _Copy.OFFERED)
@@ -340,11 +340,11 @@ class UploadJob:
         if have:
             self.bytes_sent += unanswered
             self._store(index, target)
-            return self._go_on(now)
+            return self._advance(now)
         target.copy = _Copy.SENDING
-        flow = self._flow(peer_id)
-        target.unsent = block_ranges(self._chunks[index].size, flow.block)[::-1]
-        return self._go_on(now)
+        window = self._window(peer_id)
+        target.unsent = block_ranges(self._chunks[index].size, window.block)[::-1]
+        return self._advance(now)
 
     def taken(
         self, peer_id: str, index: int, attempt: int, offset: int, stored: bool, now: float
@@ -354,7 +354,7 @@ class UploadJob:
         if target is None or offset not in target.sent:
             return []
         length, sent_at = target.sent.pop(offset)
-        self._flow(peer_id).answered(length, now - sent_at, now)
+        self._window(peer_id).answered(length, now - sent_at, now)
         self.bytes_sent += length
         if stored:
             # All of it arrived, in whatever order the answers do.
@@ -364,9 +364,9 @@ class UploadJob:
             self._store(index, target)
         elif not target.sent and not target.unsent:
             # All was answered and yet it is not complete there: the node started over.
-            self._flow(peer_id).set_aside(now)  # else a broken one would be sent it without end
+            self._window(peer_id).set_aside(now)  # else a broken one would be sent it without end
             self._plan_again(peer_id, self._chunks[index])
-        return self._go_on(now)
+        return self._advance(now)
 
     def refused(self, peer_id: str, index: int, attempt: int, error: ZchunkError, now: float) -> list[Action]:
         """An offer or a block was answered with an error, or the link broke. The peer is
@@ -377,14 +377,14 @@ class UploadJob:
         if target is None or target.attempt != attempt or target.copy not in (_Copy.OFFERED, _Copy.SENDING):
             return []
         self._withdraw(peer_id, index)
-        flow = self._flow(peer_id)
-        if error.code in CANNOT or (error.code == _FOR_NOW and flow.fails_again(now)):
+        window = self._window(peer_id)
+        if error.code in CANNOT or (error.code == _FOR_NOW and window.fails_again(now)):
             self._refused.add(peer_id)
             self._look_again()
         else:
-            flow.set_aside(now)
+            window.set_aside(now)
             self._plan_again(peer_id, chunk)
-        return self._go_on(now)
+        return self._advance(now)
 
     def peer_up(self, peer_id: str, incarnation: int, now: float) -> list[Action]:
         """Its stored copies count again; what was on its way to an older start is void."""
@@ -396,10 +396,10 @@ class UploadJob:
         self._arrivals += 1
         self._up[peer_id] = incarnation
         self._refused.discard(peer_id)
-        self._flow(peer_id).welcome_back(now)
+        self._window(peer_id).welcome_back(now)
         self._blocked = None
         self._look_again()
-        return resumed + self._go_on(now)
+        return resumed + self._advance(now)
 
     def peer_down(self, peer_id: str, now: float) -> list[Action]:
         if self._up.pop(peer_id, None) is None:
@@ -408,7 +408,7 @@ class UploadJob:
         self._look_again()
         # Also after `AllStored`: before the commit a copy may still be lost.
         reopened = self._enter(UploadState.RUNNING) if self.state is UploadState.STORED else []
-        return reopened + self._go_on(now)
+        return reopened + self._advance(now)
 
     def peer_reach(self, peer_id: str, reachable: bool, now: float) -> list[Action]:
         """A peer that is up cannot be reached from here, or can again: until then its chunks
@@ -418,13 +418,13 @@ class UploadJob:
             resumed += [Resumed(peer_id)] if self.state is UploadState.WAITING else []
             self._arrivals += 1
             self._refused.discard(peer_id)
-            self._flow(peer_id).welcome_back(now)
+            self._window(peer_id).welcome_back(now)
             self._blocked = None
         else:
             self._refused.add(peer_id)
             self._void(peer_id)
         self._look_again()
-        return resumed + self._go_on(now)
+        return resumed + self._advance(now)
 
     def replanned(self, chunks: Sequence[int], peers: Sequence[Collection[str]], now: float) -> list[Action]:
         for index, targets in zip(chunks, peers, strict=True):
@@ -440,7 +440,7 @@ class UploadJob:
         self._look_again()
         for index in chunks:
             self._go_to_holders(index, now)
-        return self._go_on(now)
+        return self._advance(now)
 
     def not_replanned(self, chunks: Collection[int], error: ZchunkError, now: float) -> list[Action]:
         """With too few peers left the job waits for the event that brings one."""
@@ -455,7 +455,7 @@ class UploadJob:
             # No event tells of them, or may have come before this answer.
             self._room_missing |= bool(self._refused) or "refusing" in error.details
             self._room_at = now + ROOM_S
-        return self._go_on(now)
+        return self._advance(now)
 
     def doubted(self, chunks: Collection[int] | None, now: float) -> list[Action]:
         """After `AllStored`: the tracker does not know of all copies. Those of `chunks`, or
@@ -478,7 +478,7 @@ class UploadJob:
 
     def _reopened(self, now: float) -> list[Action]:
         self._look_again()
-        return [*self._enter(UploadState.RUNNING), *self._go_on(now)]
+        return [*self._enter(UploadState.RUNNING), *self._advance(now)]
 
     def fail(self, error: ZchunkError, now: float) -> list[Action]:
         if self.state in (UploadState.FAILED, UploadState.STORED):
@@ -486,18 +486,18 @@ class UploadJob:
         return [*self._enter(UploadState.FAILED), Failed(error)]
 
     def on_time(self, now: float) -> list[Action]:
-        for peer_id in sorted(self._flows):
-            flow = self._flows[peer_id]
-            flow.end_pause(now)
-            if flow.stalled(self._limits.stall_s, now):
+        for peer_id in sorted(self._windows):
+            window = self._windows[peer_id]
+            window.end_pause(now)
+            if window.stalled(self._limits.stall_s, now):
                 self._void(peer_id)
-                flow.set_aside(now)
+                window.set_aside(now)
         if self._waits_for_room() and self._room_at <= now:
             if self._room_missing:
                 self._refused.clear()
             self._look_for_room, self._room_at = True, now + ROOM_S
             self._look_again()
-        return self._go_on(now)
+        return self._advance(now)
 
     def _waits_for_room(self) -> bool:
         # No event tells of a node that was expected and is not there.
@@ -507,14 +507,14 @@ class UploadJob:
     def deadline(self) -> float | None:
         if self.state not in (UploadState.RUNNING, UploadState.WAITING):
             return None
-        times = [t for flow in self._flows.values() for t in flow.wakes_at(self._limits.stall_s)]
+        times = [t for window in self._windows.values() for t in window.wakes_at(self._limits.stall_s)]
         if self._waits_for_room():
             times.append(self._room_at)
         return min(times, default=None)
 
     # -- going on -------------------------------------------------------------------
 
-    def _go_on(self, now: float) -> list[Action]:
+    def _advance(self, now: float) -> list[Action]:
         if self.state not in (UploadState.RUNNING, UploadState.WAITING):
             return []
         actions = self._release_done() + self._replan() + self._read_more() + self._find(now)
@@ -664,7 +664,7 @@ class UploadJob:
     def _other_holders(self, chunk: _Chunk, now: float) -> list[str]:
         """Peers that have the chunk, can be asked now, and are none of its places."""
         asked = [p for p in chunk.holders or () if p in self._up and p not in chunk.targets]
-        return [p for p in asked if p not in self._refused and self._flow(p).paused_until <= now]
+        return [p for p in asked if p not in self._refused and self._window(p).paused_until <= now]
 
     def _spread_now(self) -> Spread:
         if self._spread is None:
@@ -697,7 +697,7 @@ class UploadJob:
         for peer_id, target in chunk.targets.items():
             if target.copy is not _Copy.PLANNED or peer_id not in self._up or peer_id in self._refused:
                 continue
-            if self._flow(peer_id).paused_until > now:
+            if self._window(peer_id).paused_until > now:
                 continue
             self._attempts += 1
             target.copy, target.attempt = _Copy.OFFERED, self._attempts
@@ -707,11 +707,11 @@ class UploadJob:
     def _send(self, index: int, now: float) -> list[Action]:
         actions: list[Action] = []
         for peer_id, target in self._chunks[index].targets.items():
-            flow = self._flow(peer_id)
-            while target.copy is _Copy.SENDING and target.unsent and flow.takes(target.unsent[-1][1]):
+            window = self._window(peer_id)
+            while target.copy is _Copy.SENDING and target.unsent and window.takes(target.unsent[-1][1]):
                 offset, length = target.unsent.pop()
                 target.sent[offset] = (length, now)
-                flow.sent(length, now)
+                window.sent(length, now)
                 actions.append(SendBlock(peer_id, index, target.attempt, offset, length))
         return actions
 
@@ -757,13 +757,13 @@ class UploadJob:
         self._settle(peer_id, target)
 
     def _settle(self, peer_id: str, target: _Target) -> None:
-        self._flow(peer_id).taken_back(sum(length for length, _ in target.sent.values()))
+        self._window(peer_id).taken_back(sum(length for length, _ in target.sent.values()))
         target.sent, target.unsent = {}, []
 
-    def _flow(self, peer_id: str) -> Flow:
-        if peer_id not in self._flows:
-            self._flows[peer_id] = Flow(self._limits.block_min, self._limits.block_max)
-        return self._flows[peer_id]
+    def _window(self, peer_id: str) -> PeerWindow:
+        if peer_id not in self._windows:
+            self._windows[peer_id] = PeerWindow(self._limits.block_min, self._limits.block_max)
+        return self._windows[peer_id]
 
     def _enter(self, state: UploadState) -> list[Action]:
         if state is self.state:

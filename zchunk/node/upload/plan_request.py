@@ -15,7 +15,7 @@ from zchunk.node.control.plane import expect
 from zchunk.protocol.messages import Message, PeerRecord, Plan, Planned
 
 
-class PlanAsk:
+class PlanRequest:
     """`answer(planned, error)` runs once, in the bulk loop; one of both is None."""
 
     def __init__(

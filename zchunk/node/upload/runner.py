@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from zchunk.clock import iso_utc
 from zchunk.content import hashing, zeros
-from zchunk.content.encryption import sealed_row
+from zchunk.content.encryption import encrypted_row
 from zchunk.content.hashing import FileDigest
 from zchunk.content.manifest import IDENTITY, TAG_BYTES, ChunkRow, Manifest, chunk_count, chunk_length
 from zchunk.errors import (
@@ -36,7 +36,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.limits.memory_shares import room_for_chunks
-from zchunk.node.bulk.job_driver import JobDriver, Tell
+from zchunk.node.bulk.job_driver import Emit, JobDriver
 from zchunk.node.bulk.location import check_answered, found_holders
 from zchunk.node.bulk.plane import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.bulk.progress import Progress
@@ -58,7 +58,7 @@ from zchunk.node.upload.job import (
     UploadState,
 )
 from zchunk.node.upload.source_file import SourceFile
-from zchunk.node.upload.upload_keys import Sealing
+from zchunk.node.upload.upload_keys import Encryption
 from zchunk.placement import refusals_text, takers_text
 from zchunk.protocol import columns
 from zchunk.protocol.messages import (
@@ -125,19 +125,19 @@ class Upload(JobDriver[Action]):
         plan: Plan,
         planned: Planned,
         keep_at: Path,
-        tell: Tell,
-        sealing: Sealing | None = None,
+        emit: Emit,
+        encryption: Encryption | None = None,
     ) -> None:
         """`plan` is what was asked, `planned` the answer that the user agreed to; `keep_at`
-        the folder where the uploader keeps the manifests of its files (SPEC U4); `sealing`
+        the folder where the uploader keeps the manifests of its files (SPEC U4); `encryption`
         encrypts the file. Raises MalformedMessage for a plan that does not fit the file."""
-        super().__init__(bulk, tell)
+        super().__init__(bulk, emit)
         self.source = source
         self.name = name
         self._plan = plan
         self._planned = planned
         self._keep_at = keep_at
-        self._sealing = sealing
+        self._encryption = encryption
         count = chunk_count(plan.size, plan.chunk_size)
         self._rows: list[ChunkRow | None] = [None] * count
         #: SHA-256 -> a chunk of these bytes; zeros, for one, come again and again
@@ -167,7 +167,7 @@ class Upload(JobDriver[Action]):
         self._mend_at: float | None = None
         self._refusal: ZchunkError | None = None
         self._job: UploadJob | None = None
-        self._progress = Progress(tell, plan.size, count)
+        self._progress = Progress(emit, plan.size, count)
         self._started = 0.0
         self._stop_watching: Callable[[], None] | None = None
         self._handlers: dict[type[Action], Callable[[Any], None]] = {
@@ -188,12 +188,12 @@ class Upload(JobDriver[Action]):
     @property
     def _overhead(self) -> int:
         """Bytes that a chunk is longer as it is stored."""
-        return 0 if self._sealing is None else TAG_BYTES
+        return 0 if self._encryption is None else TAG_BYTES
 
     @property
     def _budget(self) -> int:
         """Bytes of chunks, as they are stored, that may be in memory."""
-        setting = self.bulk.settings.transfer.receive_budget // (1 if self._sealing is None else 2)
+        setting = self.bulk.settings.transfer.receive_budget // (1 if self._encryption is None else 2)
         return room_for_chunks(setting, self._plan.chunk_size + self._overhead)
 
     def _pool_of(self, budget: int) -> BufferPool:
@@ -217,7 +217,7 @@ class Upload(JobDriver[Action]):
     def _drop_plain(self, index: int) -> None:
         """Nobody needs its plain bytes any more, but who sends them."""
         plain = self._plain.pop(index)
-        if self._sealing is not None:
+        if self._encryption is not None:
             plain.release()
             self._read_next()
 
@@ -298,7 +298,7 @@ class Upload(JobDriver[Action]):
 
     def _resumed(self, action: Resumed) -> None:
         name = self.peer_name(action.peer_id)
-        self.tell({"event": "resumed", "peer_id": action.peer_id, "name": name})
+        self.emit({"event": "resumed", "peer_id": action.peer_id, "name": name})
 
     # -- reading and hashing, once --------------------------------------------------
 
@@ -317,7 +317,7 @@ class Upload(JobDriver[Action]):
         while self._unread and not self.ended:
             index = self._unread[0]
             plain = self._buffers[index]
-            if self._sealing is not None:
+            if self._encryption is not None:
                 found = self._reserve(self._plain_pool, self._length(index))
                 if found is None:
                     return
@@ -354,11 +354,11 @@ class Upload(JobDriver[Action]):
 
     def _row(self, index: int, plain: memoryview, stored: memoryview, *, hole: bool) -> ChunkRow:
         """The chunk's row; encrypts it into `stored`, if that is asked for."""
-        if self._sealing is None and hole:
+        if self._encryption is None and hole:
             return ChunkRow(len(plain), IDENTITY, *zeros.digests(len(plain)), None)
-        if self._sealing is None:
+        if self._encryption is None:
             return ChunkRow(len(plain), IDENTITY, hashing.sha256(plain), hashing.blake3(plain), None)
-        return sealed_row(*self._sealing.key.seal_chunk(index, self._plan.chunk_size, plain, stored))
+        return encrypted_row(*self._encryption.key.encrypt_chunk(index, self._plan.chunk_size, plain, stored))
 
     def _digest_next(self) -> None:
         """Feed the file's digest, in order, from chunks that are in memory."""
@@ -512,7 +512,7 @@ class Upload(JobDriver[Action]):
             self._round += 1
             self._mend_at = None
         if action.state is UploadState.WAITING:
-            self.tell(self._waiting_event())
+            self.emit(self._waiting_event())
 
     def _waiting_event(self) -> dict[str, Any]:
         """For whom the job waits, since when, for how many chunks, and how many peers it takes."""
@@ -576,8 +576,8 @@ class Upload(JobDriver[Action]):
         rows = tuple(row for row in self._rows if row is not None)
         plan = self._plan
         manifest = Manifest(self.name, plan.size, self._digest.digest(), plan.chunk_size, rows)
-        if self._sealing is not None:
-            manifest = self._sealing.manifest(manifest)
+        if self._encryption is not None:
+            manifest = self._encryption.manifest(manifest)
         self.source.check_unchanged()
         try:
             self._keep(manifest)
@@ -724,14 +724,14 @@ class Upload(JobDriver[Action]):
         holders = self._job.all_holders()
         self.leave()
         file = committed.file
-        self.tell(
+        self.emit(
             {
                 "event": "done",
                 "file_id": file.file_id,
                 "name": file.name,
                 "size": file.size,
                 "sha256": self._digest.digest().hex(),
-                "encrypted": self._sealing is not None,
+                "encrypted": self._encryption is not None,
                 "chunks_count": file.chunks_count,
                 "is_chunked": file.is_chunked,
                 "is_distributed": file.is_distributed,
@@ -752,7 +752,7 @@ class Upload(JobDriver[Action]):
         error.details.setdefault("bytes_sent", sent)
         # Behind what the threads still do with the file.
         self.bulk.pools.writing.submit(
-            lambda: None, lambda value, problem: self.tell(error.to_json() | {"_error": error})
+            lambda: None, lambda value, problem: self.emit(error.to_json() | {"_error": error})
         )
 
 

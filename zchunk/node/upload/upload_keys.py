@@ -38,7 +38,7 @@ KEEP_S = 7 * 86400.0
 _SUFFIX = ".json"
 
 
-class Sealing:
+class Encryption:
     """How one upload encrypts its file."""
 
     def __init__(self, head: Head, key: FileKey, *, hide_name: bool = False) -> None:
@@ -48,23 +48,23 @@ class Sealing:
 
     def manifest(self, plain: Manifest) -> Manifest:
         """What is published, of one with the true name and SHA-256 and the plain digests."""
-        return encryption.seal_manifest(plain, self._head, self.key, hide_name=self._hide_name)
+        return encryption.encrypt_manifest(plain, self._head, self.key, hide_name=self._hide_name)
 
 
-class SealKeys:
+class UploadKeys:
     def __init__(self, folder: Path, clock: Clock | None = None) -> None:
         """`folder` is made when it is needed, for its owner only."""
         self._folder = folder
         self._clock = clock or SystemClock()
 
-    def begin(self, source: Path, secret: Secret, *, hide_name: bool = False) -> Sealing:
+    def begin(self, source: Path, secret: Secret, *, hide_name: bool = False) -> Encryption:
         """The key for an upload of `source`: the one of an earlier try that this secret opens,
         else a fresh one. Durable on return, so that a later try can go on, where the home's
         disk takes it. Takes a moment for a passphrase."""
         head = self._load(source)
         if head is not None:
             try:
-                return Sealing(head, encryption.unlock(head, secret, source.name), hide_name=hide_name)
+                return Encryption(head, encryption.unlock(head, secret, source.name), hide_name=hide_name)
             except WrongKey:
                 log.info("an earlier upload of %s had another key: it starts over", source)
         head, key = encryption.new_key(secret)
@@ -72,7 +72,7 @@ class SealKeys:
             self._save(source, head)
         except ZchunkError as error:
             log.warning("if this upload is interrupted, the next one starts over: %s", error.message)
-        return Sealing(head, key, hide_name=hide_name)
+        return Encryption(head, key, hide_name=hide_name)
 
     def forget(self, source: Path) -> None:
         """The file is published: the next put of it has a key of its own. What cannot be

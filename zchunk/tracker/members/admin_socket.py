@@ -15,17 +15,17 @@ from zchunk.errors import NotAllowed, NotFound, TrackerUnreachable
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, MembersChanged
 from zchunk.system import disk, json_files
-from zchunk.transport.unix_socket import SCHEME, LocalDoor, LocalLine
+from zchunk.transport.unix_socket import SCHEME, LocalClient, LocalServer
 
 _NAME = "tracker.sock"
 #: Names the socket where it had to be made elsewhere.
 _ELSEWHERE = "socket.json"
 
 
-def open_door(folder: Path) -> LocalDoor:
+def open_socket(folder: Path) -> LocalServer:
     """For a tracker that holds the lock of HOME/tracker `folder`. Raises OSError where there can be no
     socket, ZchunkError where its place cannot be noted."""
-    door = LocalDoor(folder.absolute(), _NAME)
+    door = LocalServer(folder.absolute(), _NAME)
     try:
         disk.discard(folder / _ELSEWHERE)
         if door.endpoint != _usual(folder):
@@ -45,7 +45,7 @@ def members_changed(folder: Path, timeout_s: float) -> None:
     """
     for endpoint in _endpoints(folder):
         try:
-            with LocalLine(endpoint, timeout_s) as line:
+            with LocalClient(endpoint, timeout_s) as line:
                 answer = line.ask(wire.encode(MembersChanged(), 1))
         except NotFound:
             continue

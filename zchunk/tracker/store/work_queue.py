@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from zchunk.limits.fair_queue import Turns
+from zchunk.limits.fair_queue import FairQueue
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ _TOGETHER = 256
 class StoreQueue(Generic[T]):
     def __init__(self) -> None:
         self._changes: deque[T] = deque()
-        self._reads: Turns[T] = Turns()
+        self._reads: FairQueue[T] = FairQueue()
 
     def __len__(self) -> int:
         return len(self._changes) + len(self._reads)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from zchunk.errors import Busy, ZchunkError
-from zchunk.limits.refusal_log import Refusals
+from zchunk.limits.refusal_log import RefusalLog
 from zchunk.system import addresses, file_limit
 from zchunk.transport.guard import descriptors
 from zchunk.transport.guard.cpu_timer import timer
@@ -117,7 +117,7 @@ class Connections:
         self._doors: dict[int, _Door] = {}
         #: None for a descriptor that is no connection of ours
         self._accepted: dict[tuple[int, int], _Accepted | None] = {}
-        self._refusals, self._failures = Refusals(), Refusals()
+        self._refusals, self._failures = RefusalLog(), RefusalLog()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         #: when descriptors were listed, how many there were, and the process's memory then
@@ -192,7 +192,7 @@ class Connections:
         assert accepted is not None
         self.ended += 1  # first: the other side knows as soon as it is shut down
         descriptors.shut_down(accepted.which)
-        self._refusals.tell(Busy(_WHY[end.why]), end.address, now, log.warning)
+        self._refusals.log(Busy(_WHY[end.why]), end.address, now, log.warning)
 
     def _trim(self, now: float) -> None:
         """What connections took, glibc keeps for itself otherwise."""

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from zchunk.clock import ManualClock
 from zchunk.errors import PeerUnreachable, ZchunkError
-from zchunk.node.bulk.peer_connections import BULK, PeerLinks
+from zchunk.node.bulk.peer_connections import BULK, PeerConnections
 from zchunk.node.home.membership import Identity
 from zchunk.protocol import wire
 from zchunk.protocol.messages import Acknowledge, Acknowledged, Conclude, Message, Ok, PeerRecord
@@ -52,9 +52,9 @@ class Rig:
         self.network = Network(self.clock, Random(1))
         transport = MemoryTransport(self.network, "client")
         self.loop = Loop(transport.poller(), self.clock, "bulk")
-        self.links = PeerLinks(self.loop, transport, CLIENT)
+        self.links = PeerConnections(self.loop, transport, CLIENT)
         self.reach: list[tuple[str, bool]] = []
-        self.links.on_reach = lambda peer_id, reachable: self.reach.append((peer_id, reachable))
+        self.links.on_reachability = lambda peer_id, reachable: self.reach.append((peer_id, reachable))
         self.node = MemoryTransport(self.network, "node")
         self.server = Loop(self.node.poller(), self.clock, "node")
         self.answering = True
@@ -268,7 +268,7 @@ def test_what_is_asked_as_a_connection_ends_is_sent_on_the_next_one() -> None:
     """An upload asks again at once when an answer is an error."""
     socket: Any = Ending()
     loop = Loop(socket, ManualClock(), "bulk")
-    links = PeerLinks(loop, socket, CLIENT)
+    links = PeerConnections(loop, socket, CLIENT)
     links.set_peer(record())
     answers: list[Any] = []
 
@@ -306,9 +306,9 @@ class Doors:
         poller: Any = Ending()
         self.loop = Loop(poller, self.clock, "bulk")
         transport: Any = self
-        self.links = PeerLinks(self.loop, transport, identity)
+        self.links = PeerConnections(self.loop, transport, identity)
         self.reach: list[tuple[str, bool]] = []
-        self.links.on_reach = lambda peer_id, reachable: self.reach.append((peer_id, reachable))
+        self.links.on_reachability = lambda peer_id, reachable: self.reach.append((peer_id, reachable))
         self.answers: list[Any] = []
         self.keys: list[Any] = []
 

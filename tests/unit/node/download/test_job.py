@@ -23,7 +23,7 @@ from zchunk.errors import (
     Unreadable,
     ZchunkError,
 )
-from zchunk.node.bulk.peer_window import WINDOW_BLOCKS, Flow
+from zchunk.node.bulk.peer_window import WINDOW_BLOCKS, PeerWindow
 from zchunk.node.download.job import (
     Action,
     AllHeld,
@@ -907,32 +907,32 @@ def test_a_reader_waits_only_for_who_holds_what_it_wants() -> None:
 
 
 def test_one_block_is_always_taken() -> None:
-    flow = Flow(4, 16)
-    assert flow.takes(1000)
-    flow.sent(1000, 0.0)
-    assert not flow.takes(1)
+    window = PeerWindow(4, 16)
+    assert window.takes(1000)
+    window.sent(1000, 0.0)
+    assert not window.takes(1)
 
 
 def test_the_window_is_in_bytes() -> None:
-    flow = Flow(4, 16)
-    flow.sent(4 * WINDOW_BLOCKS - 1, 0.0)
-    assert flow.takes(1)
-    assert not flow.takes(2)
+    window = PeerWindow(4, 16)
+    window.sent(4 * WINDOW_BLOCKS - 1, 0.0)
+    assert window.takes(1)
+    assert not window.takes(2)
 
 
 def test_the_window_has_a_bound_but_always_room_for_two_blocks() -> None:
-    fast = Flow(2 * MIB, 2 * MIB)
-    assert fast.window == 4 * MIB
-    large = Flow(16 * MIB, 16 * MIB)
-    assert large.window == 32 * MIB
+    fast = PeerWindow(2 * MIB, 2 * MIB)
+    assert fast.size == 4 * MIB
+    large = PeerWindow(16 * MIB, 16 * MIB)
+    assert large.size == 32 * MIB
 
 
 def test_a_long_silence_before_the_first_request_is_no_stall() -> None:
-    flow = Flow(4, 16)
-    assert not flow.stalled(1.0, 1000.0)
-    flow.sent(4, 1000.0)
-    assert not flow.stalled(1.0, 1000.5)
-    assert flow.stalled(1.0, 1001.0)
+    window = PeerWindow(4, 16)
+    assert not window.stalled(1.0, 1000.0)
+    window.sent(4, 1000.0)
+    assert not window.stalled(1.0, 1000.5)
+    assert window.stalled(1.0, 1001.0)
 
 
 # -- peers that are up, but not for us -----------------------------------------------------------
@@ -1090,7 +1090,7 @@ def test_the_first_answer_wins_and_the_other_does_no_harm(winner: int) -> None:
     assert job.verified(0, True, 2.0) == [WriteChunk(0, winner)]
     assert AllHeld() in job.written(0, False, 2.0)
     assert job.begun_bytes == 0
-    assert all(peer.flow.outstanding == peer.begun == 0 for peer in job._peers.values())
+    assert all(peer.window.outstanding == peer.begun == 0 for peer in job._peers.values())
 
 
 @pytest.mark.parametrize("lost", [A, B])
@@ -1129,7 +1129,7 @@ def test_the_quantile_is_that_of_the_nearest_rank() -> None:
 
 def test_chunks_of_a_slow_peer_go_first_where_memory_is_short() -> None:
     job = make([[A], [A], [A], [B], [B], [B]], up=[A, B], budget=2 * CHUNK)
-    job._peers[A].flow.rate, job._peers[B].flow.rate = 100.0, 1.0
+    job._peers[A].window.rate, job._peers[B].window.rate = 100.0, 1.0
     begun = [action.chunk for action in job.start(0.0) if isinstance(action, BeginChunk)]
     assert begun == [3, 4]
 
@@ -1138,9 +1138,9 @@ def test_who_is_much_slower_than_an_idle_holder_is_not_waited_for() -> None:
     job = practised(1.0, 1.0)
     source = job._peers[job.status(0)[1] or ""]
     other = next(peer for peer in job._peers.values() if peer is not source)
-    source.flow.rate, other.flow.rate = 1.0, 1.4
+    source.window.rate, other.window.rate = 1.0, 1.4
     assert job.deadline() == 1.0, "not for a little"
-    source.flow.rate = 0.5
+    source.window.rate = 0.5
     assert job.deadline() == 0.05
     last = job._chunks[0].fetches[0].asked
     while len(last) > 1:
@@ -1155,7 +1155,7 @@ def waited_for(rate_a: float, rate_b: float, budget: int = 4 * CHUNK) -> Downloa
     """A has chunks 0 and 2 in flight, B chunks 1 and 3, since 0; both have more to send."""
     job = make([[A], [B]] * 4, up=[A, B], budget=budget)
     job.start(0.0)
-    job._peers[A].flow.rate, job._peers[B].flow.rate = rate_a, rate_b
+    job._peers[A].window.rate, job._peers[B].window.rate = rate_a, rate_b
     job._peers[B].took.append(1.0)
     for peer in job._peers.values():
         assert peer.begun == 2
@@ -1364,11 +1364,11 @@ class World:
     def _check_windows(self) -> None:
         for peer_id, peer in self.job._peers.items():
             outstanding = [ask.length for ask in self.asked if ask.peer_id == peer_id]
-            assert peer.flow.outstanding == sum(outstanding)
+            assert peer.window.outstanding == sum(outstanding)
             # The window of one that was set aside shrinks: what is on its way then may be more,
             # and nothing is added to it.
-            window = max(WINDOW_BLOCKS * peer.flow.block, self.outstanding.get(peer_id, 0))
-            assert sum(outstanding) <= window or len(outstanding) == 1
+            most = max(WINDOW_BLOCKS * peer.window.block, self.outstanding.get(peer_id, 0))
+            assert sum(outstanding) <= most or len(outstanding) == 1
             self.outstanding[peer_id] = sum(outstanding)
             in_flight = {i for i, _ in self.buffers if i not in self.verifying and i not in self.writing}
             fetches = [fetch for index in in_flight for fetch in self.job._chunks[index].fetches]
@@ -1387,7 +1387,7 @@ class World:
                 continue
             for peer_id in (holders & self.up.keys()) - self.unreachable:
                 peer = job._peers[peer_id]
-                idle = peer.begun < 2 and peer.flow.paused_until <= now
+                idle = peer.begun < 2 and peer.window.paused_until <= now
                 assert not (idle and self._is_clean(index, peer_id)), f"chunk {index} stands still"
 
     def _is_clean(self, chunk: int, peer_id: str) -> bool:

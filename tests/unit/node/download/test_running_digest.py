@@ -76,7 +76,7 @@ def test_what_lies_in_memory_is_not_given_up_when_its_turn_has_come() -> None:
     for index in (1, 2, 3, 4, 0):
         assert digest.take(index, taken(pool, index))
         assert digest.waits is (index != 0)
-    digest.go_on()
+    digest.advance()
     workers.run()
     assert results == [hashlib.sha256(b"".join(CHUNKS)).digest()]
     assert digest.read_back == 0

@@ -50,7 +50,7 @@ from zchunk.node.jobs.records import JobBook, JobRecord
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, GetSnapshot, SteerJob
 from zchunk.runtime.loop import Loop, LoopThread, ThreadWorkers
-from zchunk.transport.unix_socket import MAX_BYTES, LocalLine
+from zchunk.transport.unix_socket import MAX_BYTES, LocalClient
 from zchunk.transport.zeromq import ZmqTransport
 
 PATIENCE_S = 30.0
@@ -98,7 +98,7 @@ class FakeDownload:
         else:
             self.part.keep()
         event = {"event": "done"} if error is None else {**error.to_json(), "_error": error}
-        self.kept.tell(event)
+        self.kept.emit(event)
 
     def _order(self, order: str) -> None:
         if self.too_late:
@@ -130,7 +130,7 @@ class Rig:
             bulk=bulk,
             book=self.book,
             record=record(self.target),
-            tell=self.events.append,
+            emit=self.events.append,
         )
         self.part = begun(self.target, 0)
         self.download = FakeDownload(self.kept, self.part)
@@ -193,7 +193,7 @@ def test_a_door_that_cannot_be_made_keeps_no_download_back(
     def refuse(folder: Path, name: str) -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(jobs_control, "LocalDoor", refuse)
+    monkeypatch.setattr(jobs_control, "LocalServer", refuse)
     assert rig.start().endpoint is None
     assert "Too many open files" in caplog.text
 
@@ -244,8 +244,8 @@ ENDS: list[tuple[ZchunkError | None, str]] = [
 def test_the_end_is_told_when_its_record_is_durable(error: ZchunkError | None, state: str, rig: Rig) -> None:
     rig.start()
     records: list[JobRecord | None] = []
-    tell = rig.events.append
-    rig.kept._tell = lambda event: (records.append(rig.book.load(JOB)), tell(event))  # type: ignore[assignment]
+    emit = rig.events.append
+    rig.kept._emit = lambda event: (records.append(rig.book.load(JOB)), emit(event))  # type: ignore[assignment]
     rig.run(lambda: rig.download.end(error))
     rig.await_end()
     (found,) = records
@@ -271,7 +271,7 @@ def test_an_end_that_cannot_be_recorded_is_told_all_the_same(
 def test_to_wait_for_a_turn_is_told_and_is_no_waiting_job(rig: Rig) -> None:
     rig.start()
     event = {"event": "waiting", "missing_peers": [], "busy_peers": [PEER], "missing": []}
-    rig.run(lambda: rig.kept.tell(event))
+    rig.run(lambda: rig.kept.emit(event))
     assert rig.events == [event]
     assert rig.book.find(JOB).state == "running"
 
@@ -280,7 +280,7 @@ def test_waiting_is_recorded_with_its_peers(rig: Rig) -> None:
     rig.start()
     event = {"event": "waiting", "waiting_since": "2026-01-31T14:02:06.000Z"}
     event["missing"] = [{"peer_id": PEER, "name": "LAB-PC3", "chunks": 3}]  # type: ignore[assignment]
-    rig.run(lambda: rig.kept.tell(event))
+    rig.run(lambda: rig.kept.emit(event))
     found = wait_for(lambda: rig.book.find(JOB).state == "waiting" and rig.book.find(JOB), PATIENCE_S, "it")
     assert (found.missing_peers, found.missing_names) == ((PEER,), ("LAB-PC3",))
     assert rig.events == [event]
@@ -409,7 +409,7 @@ def test_garbage_costs_its_own_connection(said: bytes, rig: Rig) -> None:
 def test_what_a_job_does_not_answer_is_refused(rig: Rig) -> None:
     run = rig.start()
     assert run.endpoint is not None
-    with LocalLine(run.endpoint, PATIENCE_S) as line:
+    with LocalClient(run.endpoint, PATIENCE_S) as line:
         answer = wire.decode(line.ask(wire.encode(GetSnapshot(), 7)))
     assert answer.request_id == 7
     assert isinstance(answer.message, ErrorReply)

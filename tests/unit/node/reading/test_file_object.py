@@ -27,8 +27,8 @@ ROOM = 4
 class FakeReader:
     """Answers at once, unless something else comes first."""
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None]) -> None:
-        self.tell = tell
+    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+        self.emit = emit
         self.needed: list[list[int]] = []
         #: what happens at the next calls, in place of an answer with the bytes
         self.script: deque[Callable[[Answer], None]] = deque()
@@ -67,8 +67,8 @@ class Rig:
         )
         self.file = file_object(self.stream, buffer=4096)
 
-    def _make(self, tell: Callable[[dict[str, Any]], None]) -> FakeReader:
-        self.readers.append(FakeReader(tell))
+    def _make(self, emit: Callable[[dict[str, Any]], None]) -> FakeReader:
+        self.readers.append(FakeReader(emit))
         return self.readers[-1]
 
     @property
@@ -204,7 +204,7 @@ def test_what_is_told_meanwhile_goes_to_the_caller() -> None:
     rig = Rig()
 
     def waits(answer: Answer) -> None:
-        rig.reader.tell({"event": "waiting"})
+        rig.reader.emit({"event": "waiting"})
         answer(memoryview(DATA)[:CHUNK], None)
 
     rig.reader.script.append(waits)
@@ -235,7 +235,7 @@ def test_the_answer_to_a_read_that_was_interrupted_is_not_taken_for_another() ->
 )
 def test_who_waits_hears_that_no_answer_will_come(event: dict[str, Any], error: type[Exception]) -> None:
     rig = Rig()
-    rig.reader.script.append(lambda answer: rig.stream.call.tell(event))
+    rig.reader.script.append(lambda answer: rig.stream.call.emit(event))
     with pytest.raises(error):
         rig.file.read(10)
 

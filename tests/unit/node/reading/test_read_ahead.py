@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zchunk.node.reading.read_ahead import ReadAhead, Window, chunks_of, room_for
+from zchunk.node.reading.read_ahead import ChunkWindow, ReadAhead, chunks_of, room_for
 
 #: a file of 3 chunks, the last one short
 SIZE, CHUNK = 25, 10
@@ -89,8 +89,8 @@ def test_it_ends_with_the_file_and_at_its_limit() -> None:
 # -- what stays in memory ------------------------------------------------------------------
 
 
-def filled(room: int, *chunks: int) -> Window:
-    window = Window(room)
+def filled(room: int, *chunks: int) -> ChunkWindow:
+    window = ChunkWindow(room)
     for index in chunks:
         assert window.move([index]) == []
         assert window.take(index)
@@ -108,14 +108,14 @@ def test_the_longest_unused_chunks_go_first() -> None:
 
 
 def test_no_more_is_wanted_than_there_is_room_for() -> None:
-    window = Window(2)
+    window = ChunkWindow(2)
     window.move([3, 4, 5])
     assert window.wanted == {3, 4}
     assert window.missing() == [3, 4]
 
 
 def test_what_comes_when_nobody_wants_it_any_more_does_not_stay() -> None:
-    window = Window(2)
+    window = ChunkWindow(2)
     window.move([1])
     window.move([2])
     assert not window.take(1)
@@ -128,7 +128,7 @@ def test_what_comes_when_nobody_wants_it_any_more_does_not_stay() -> None:
     st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, unique=True), st.booleans())),
 )
 def test_there_is_never_more_than_there_is_room_for(room: int, moves: list[tuple[list[int], bool]]) -> None:
-    window = Window(room)
+    window = ChunkWindow(room)
     for wanted, come in moves:
         before = set(window.there)
         gone = window.move(wanted)

@@ -15,7 +15,7 @@ from zchunk.clock import ManualClock
 from zchunk.errors import NotAllowed, StorageFailure, TrackerUnreachable, ZchunkError
 from zchunk.node.control.event_feed import Missed
 from zchunk.node.serving import access, allow_list
-from zchunk.node.serving.access import DOOR, Gatekeeper
+from zchunk.node.serving.access import DOOR, NodeAccess
 from zchunk.protocol.messages import (
     CheckKey,
     ErrorReply,
@@ -116,7 +116,7 @@ class Rig:
         self.loop, self.workers, self.knocks = FakeLoop(), AtOnce(), 0
         given: Any = {"loop": self.loop, "gate": self.gate, "router": self.router}
         given |= {"control": self.control, "workers": self.workers}
-        self.keeper = Gatekeeper(path=path, **given)
+        self.keeper = NodeAccess(path=path, **given)
 
     def knock(self, number: int, address: str = "10.0.0.7", door: str = DOOR) -> int:
         """Someone with that key; returns the number of the answer."""

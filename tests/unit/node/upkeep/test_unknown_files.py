@@ -12,7 +12,7 @@ import pytest
 from zchunk.clock import ManualClock
 from zchunk.errors import TrackerUnreachable, ZchunkError
 from zchunk.node.upkeep import unknown_files
-from zchunk.node.upkeep.unknown_files import FileCheck
+from zchunk.node.upkeep.unknown_files import UnknownFiles
 from zchunk.protocol.messages import CheckFiles, FilesUnknown, Message, Ok, Welcome
 
 FILES = [f"{number:064x}" for number in range(5)]
@@ -50,7 +50,7 @@ class Node:
         control: Any = SimpleNamespace(request=lambda m, t, loop, answer: self.asked.append((m, answer)))
         store: Any = SimpleNamespace(manifests=lambda: list(FILES), adopt_store=self.adopt)
         workers: Any = SimpleNamespace(submit=lambda work, done: done(work(), None))
-        self.check = FileCheck(
+        self.check = UnknownFiles(
             loop=loop, control=control, store=store, workers=workers, on_known=self.on_known
         )
 

@@ -49,9 +49,9 @@ LIMITS = Limits(budget=4 * CHUNK, block_min=BLOCK, block_max=CHUNK, stall_s=STAL
 class Fresh(UploadJob):
     """Of a file whose chunks nobody holds: the tracker says so at once."""
 
-    def _go_on(self, now: float) -> list[Action]:
+    def _advance(self, now: float) -> list[Action]:
         actions: list[Action] = []
-        for action in super()._go_on(now):
+        for action in super()._advance(now):
             if isinstance(action, FindHolders):
                 actions += self.found(action.chunks, [()] * len(action.chunks), now)
             else:
@@ -1026,9 +1026,9 @@ class World:
         assert (job.state is UploadState.STORED) == self.all_stored
         if self.all_stored:
             assert len(done) == len(self.sizes)
-        for peer_id, flow in job._flows.items():
+        for peer_id, window in job._windows.items():
             outstanding = [s.length for s in self.sends if s.peer_id == peer_id]
-            assert flow.outstanding == sum(outstanding)
+            assert window.outstanding == sum(outstanding)
             # Not of the present block size: a peer set aside begins with small ones again,
             # while larger ones are still on their way.
             assert sum(outstanding) <= WINDOW_BLOCKS * limits.block_max or len(outstanding) == 1
@@ -1053,7 +1053,7 @@ class World:
             if self.memory.get(chunk) and job._chunks[chunk].holders is None:
                 assert self.finding, f"chunk {chunk} is not looked for"
             elif self.memory.get(chunk):
-                assert all(job._flow(p).paused_until > now for p in idle), f"chunk {chunk} stands still"
+                assert all(job._window(p).paused_until > now for p in idle), f"chunk {chunk} stands still"
             elif chunk not in self.memory:
                 assert not (room and idle), f"chunk {chunk} is not read"
         if self.sends:

@@ -13,7 +13,7 @@ import pytest
 from zchunk.clock import ManualClock
 from zchunk.content import encryption
 from zchunk.content.encryption import Cost, KeyFile, Passphrase, Secret
-from zchunk.node.upload.upload_keys import KEEP_S, SealKeys
+from zchunk.node.upload.upload_keys import KEEP_S, UploadKeys
 
 SECRET, KEY = Passphrase("pale blue dot"), KeyFile(b"k" * 32)
 
@@ -29,27 +29,27 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> SealKeys:
-    return SealKeys(tmp_path / "uploads")
+def keys(tmp_path: Path) -> UploadKeys:
+    return UploadKeys(tmp_path / "uploads")
 
 
-def key_of(keys: SealKeys, source: Path, secret: Secret) -> bytes:
+def key_of(keys: UploadKeys, source: Path, secret: Secret) -> bytes:
     return keys.begin(source, secret).key._key
 
 
-def kept(keys: SealKeys) -> list[Path]:
+def kept(keys: UploadKeys) -> list[Path]:
     return list(keys._folder.iterdir())
 
 
 @pytest.mark.parametrize("secret", [SECRET, KEY])
-def test_a_second_try_has_the_key_of_the_first(keys: SealKeys, source: Path, secret: Secret) -> None:
+def test_a_second_try_has_the_key_of_the_first(keys: UploadKeys, source: Path, secret: Secret) -> None:
     first = key_of(keys, source, secret)
     assert key_of(keys, source, secret) == first
-    assert key_of(SealKeys(keys._folder), source, secret) == first
+    assert key_of(UploadKeys(keys._folder), source, secret) == first
 
 
 @pytest.mark.parametrize("other", [Passphrase("another"), KEY])
-def test_another_secret_gets_another_key(keys: SealKeys, source: Path, other: Secret) -> None:
+def test_another_secret_gets_another_key(keys: UploadKeys, source: Path, other: Secret) -> None:
     first = key_of(keys, source, SECRET)
     second = key_of(keys, source, other)
     assert second != first
@@ -57,18 +57,18 @@ def test_another_secret_gets_another_key(keys: SealKeys, source: Path, other: Se
     assert key_of(keys, source, SECRET) not in (first, second)
 
 
-def test_another_file_has_another_key(keys: SealKeys, source: Path) -> None:
+def test_another_file_has_another_key(keys: UploadKeys, source: Path) -> None:
     assert key_of(keys, source, SECRET) != key_of(keys, source.with_name("other"), SECRET)
 
 
-def test_a_file_that_is_published_gets_a_new_key_the_next_time(keys: SealKeys, source: Path) -> None:
+def test_a_file_that_is_published_gets_a_new_key_the_next_time(keys: UploadKeys, source: Path) -> None:
     first = key_of(keys, source, SECRET)
     keys.forget(source)
     assert kept(keys) == []
     assert key_of(keys, source, SECRET) != first
 
 
-def test_what_is_kept_is_no_key(keys: SealKeys, source: Path) -> None:
+def test_what_is_kept_is_no_key(keys: UploadKeys, source: Path) -> None:
     key = key_of(keys, source, SECRET)
     (path,) = kept(keys)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -92,7 +92,7 @@ def test_what_is_kept_is_no_key(keys: SealKeys, source: Path) -> None:
         lambda text: json.dumps(json.loads(text) | {"head": 7}),
     ],
 )
-def test_a_damaged_one_begins_anew(keys: SealKeys, source: Path, change: Callable[[str], str]) -> None:
+def test_a_damaged_one_begins_anew(keys: UploadKeys, source: Path, change: Callable[[str], str]) -> None:
     first = key_of(keys, source, SECRET)
     (path,) = kept(keys)
     path.write_text(change(path.read_text()))
@@ -103,7 +103,7 @@ def test_a_damaged_one_begins_anew(keys: SealKeys, source: Path, change: Callabl
 
 def test_uploads_that_nobody_runs_again_are_forgotten(tmp_path: Path, source: Path) -> None:
     clock = ManualClock()
-    keys = SealKeys(tmp_path / "uploads", clock)
+    keys = UploadKeys(tmp_path / "uploads", clock)
     key_of(keys, source, SECRET)
     other = source.with_name("other")
     key_of(keys, other, SECRET)

@@ -15,7 +15,7 @@ from tests.descriptors import open_descriptors
 from zchunk.errors import NotAllowed, StorageFailure, TrackerUnreachable, ZchunkError
 from zchunk.protocol import wire
 from zchunk.protocol.messages import MembersChanged, Message, Ok
-from zchunk.tracker.members.admin_socket import members_changed, open_door
+from zchunk.tracker.members.admin_socket import members_changed, open_socket
 from zchunk.transport import unix_socket
 from zchunk.transport.base import Received
 
@@ -23,7 +23,7 @@ from zchunk.transport.base import Received
 @contextmanager
 def tracker(folder: Path, answer: Message | None) -> Iterator[list[Message]]:
     """One that gives this answer; what it was told."""
-    door, told, ended = open_door(folder), [], threading.Event()
+    door, told, ended = open_socket(folder), [], threading.Event()
 
     def serve() -> None:
         while not ended.wait(0.01):
@@ -87,7 +87,7 @@ def test_a_place_that_cannot_be_noted_leaves_nothing_open(
     (tmp_path / "home").write_text("a file: no socket, and no note, can be made in it")
     before = open_descriptors()
     with pytest.raises(ZchunkError, match=r"home/socket\.json"):
-        open_door(tmp_path / "home")
+        open_socket(tmp_path / "home")
     assert open_descriptors() <= before
     assert list(runtime.iterdir()) == []
 
