@@ -123,6 +123,10 @@ class Refusals:
         self._troubles.append(trouble)
         self.cluster.network.schedule(seconds, lambda: self._over(trouble))
 
+    def shorten(self, host: str) -> None:
+        """From now on every other write of it is short."""
+        self._troubles.append(Trouble(host, frozenset({"pwrite"}), (SHORT,), 0.5))
+
     def _drawn(self, host: str) -> Trouble:
         rng = self.rng
         calls: Sequence[str] = rng.choice(KINDS)

@@ -47,15 +47,24 @@ def most_chunks(cluster: Cluster, outcome: Outcome, pools: list[buffers.BufferPo
 
 
 def test_three_at_a_time_are_sent_taken_in_and_fetched(root: Path, pools: list[buffers.BufferPool]) -> None:
-    cluster = Cluster(root, 3, nodes=1, settings=_TIGHT)
+    """Of some seeds: in a network that is quick, a third may not be needed."""
+    seen = [transferred(root / str(seed), seed, pools) for seed in range(4)]
+    assert [max(of_one) for of_one in zip(*seen, strict=True)] == [3, 3, 0, 3]
+
+
+def transferred(root: Path, seed: int, pools: list[buffers.BufferPool]) -> list[int]:
+    """The most chunks in the memory of a put: the client's, the node's, for encryption; of a get."""
+    root.mkdir()
+    del pools[:]
+    cluster = Cluster(root, seed, nodes=1, settings=_TIGHT)
     path, reader = cluster.make_file("film", 40 * CHUNK), cluster.client()
-    sender = cluster.client().put(path)
-    assert most_chunks(cluster, sender, pools) == [3, 3, 0]
+    put = most_chunks(cluster, cluster.client().put(path), pools)
     del pools[:]
     got = reader.get("film", root / "got")
-    assert most_chunks(cluster, got, pools)[0] == 3
+    got_most = most_chunks(cluster, got, pools)[0]
     cluster.verify({"film": path})
     assert (root / "got").read_bytes() == path.read_bytes()
+    return [*put, got_most]
 
 
 def test_of_an_encrypted_upload_one_more_is_there_with_its_plain_bytes(

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from tests.sim import scenarios
+from tests.sim.refusals import SHORT
+from tests.sim.refused import Refused
 from tests.sim.test_refusals import RefusedHistory
 from tests.sim.test_scenarios import History
 from zchunk.errors import IllegalEvent, ZchunkError
@@ -59,6 +61,24 @@ def history(root: Path, seed: int) -> None:
 
 def refused_history(root: Path, seed: int) -> None:
     RefusedHistory(root, seed).run()
+
+
+def short_writes(root: Path, seed: int) -> None:
+    """Every other write is short, on every PC: of chunks that come, and of downloads."""
+    refused = Refused(root, seed)
+    hosts = [refused.writer.host, refused.reader.host, *(node.host for node in refused.cluster.nodes)]
+    with refused.watched():
+        for host in hosts:
+            refused.refusals.shorten(host.name)
+        refused.put()
+        refused.cluster.run_for(5.0)
+        refused.note_puts()
+        refused.get()
+        refused.cluster.run_for(5.0)
+        refused.refusals.end()
+        refused.finish()
+    refused.verify()
+    assert refused.refusals.hits["pwrite", SHORT] > 5
 
 
 # -- guards, taken out ----------------------------------------------------------------
@@ -326,7 +346,7 @@ MUTATIONS = {
         Mutation(refusals_fail, scenarios.gone_before_commit, seed=1),
         Mutation(refusals_are_damage, refused_history, seed=7),
         Mutation(failed_syncs_count, refused_history, seed=1),
-        Mutation(short_writes_count, refused_history, seed=6),
+        Mutation(short_writes_count, short_writes),
     )
 }
 STORIES = sorted(

@@ -88,7 +88,9 @@ def turn_until_received(poller: ZmqPoller) -> Received:
 
 
 def is_told(raw: zmq.Socket[bytes]) -> bool:
-    return bool(select.select([int(raw.get(zmq.FD))], [], [], 0)[0])
+    descriptors = select.poll()
+    descriptors.register(int(raw.get(zmq.FD)), select.POLLIN)
+    return bool(descriptors.poll(0))
 
 
 def swallow(raw: zmq.Socket[bytes], use: Callable[[], object]) -> None:
