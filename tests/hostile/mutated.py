@@ -7,6 +7,7 @@ What is behind MUTATION is a usual command, so that this may stand before one as
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +26,14 @@ def old_protocols() -> None:
     def ask(*_: Any) -> None:
         return None
 
+    def gate(*_: Any) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
     def number(frame: zmq.Frame) -> int:
         return int(frame.get(zmq.SRCFD))
 
     _replace(zeromq, "_ask_gate", ask)
-    _replace(zeromq.ZmqTransport, "_plain_gate", ask)
+    _replace(zeromq.ZmqTransport, "_plain_gate", gate)
     _replace(zeromq, "_number", number)
 
 
