@@ -207,7 +207,7 @@ class PeerConnections:
         payload: int,
     ) -> None:
         if peer is None:
-            answer(None, PeerUnreachable(f"no address of peer {peer_id[:8]} is known"))
+            answer(None, PeerUnreachable(f"no address of {self._name(peer_id)} is known"))
             return
         request_id = self._next_id
         self._next_id += 1
@@ -305,9 +305,13 @@ class PeerConnections:
             entry.answer(None, error)
 
     def _where(self, peer_id: str) -> str:
-        """For people: by name, where it is known."""
         record = self._known.get(peer_id)
-        return f"{record.name} at {', '.join(record.endpoints)}" if record else f"peer {peer_id[:8]}"
+        return self._name(peer_id) + (f" at {', '.join(record.endpoints)}" if record else "")
+
+    def _name(self, peer_id: str) -> str:
+        """For people; the beginning of its id where nothing is known of it."""
+        record = self._known.get(peer_id)
+        return record.name if record else f"peer {peer_id[:8]}"
 
 
 def _place(record: PeerRecord) -> tuple[object, ...]:

@@ -187,7 +187,7 @@ class Fetcher(JobDriver[Action]):
 
     def _report(self, action: ReportCorrupt) -> None:
         sha256 = self.manifest.chunks[action.chunk].sha256
-        log.info("peer %s sent a corrupt chunk %d", self.peer_name(action.peer_id), action.chunk)
+        log.info("%s sent a corrupt chunk %d", self.peer_name(action.peer_id), action.chunk)
         message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
         self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, _reported)
         others = [peer_id for peer_id, _ in self.where.holders[action.chunk] if peer_id != action.peer_id]

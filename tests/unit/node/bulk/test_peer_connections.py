@@ -114,6 +114,16 @@ def test_without_an_address_the_answer_is_an_error_at_once(rig: Rig) -> None:
     assert isinstance(rig.answers[0], PeerUnreachable)
 
 
+def test_a_peer_without_an_address_is_told_by_its_name(rig: Rig) -> None:
+    rig.ask()
+    rig.links.set_peer(replace(record(), endpoints=()))
+    rig.ask()
+    assert [error.message for error in rig.answers] == [
+        f"no address of peer {PEER[:8]} is known",
+        "no address of LAB-PC3 is known",
+    ]
+
+
 def test_the_connection_to_a_peer_that_went_ends_and_is_not_tried_again(rig: Rig) -> None:
     rig.answering = False
     rig.links.set_peer(record())
