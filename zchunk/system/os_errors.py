@@ -23,7 +23,7 @@ from zchunk.errors import (
     StorageUnavailable,
     ZchunkError,
 )
-from zchunk.system import file_limit
+from zchunk.system import file_limit, file_rights
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -58,6 +58,13 @@ _AWAY = {
 }
 
 
+#: Of what nobody has named.
+_NAMELESS = Path("a file or connection")
+#: What is done to names in a folder, not to the files that have them.
+_OF_NAMES = ("making", "deleting", "removing", "moving", "storing")
+_ELSE = "a file server, SELinux or the like may forbid it, or the file is immutable (chattr)"
+
+
 def storage_error(error: OSError | MemoryError, path: Path, doing: str) -> ZchunkError:
     """What an operating system's refusal means to a user, naming `path` and what to do."""
     number = error.errno if isinstance(error, OSError) else errno.ENOMEM
@@ -73,8 +80,7 @@ def _told(number: int | None, path: Path, doing: str, reason: str) -> tuple[type
     if number == errno.EFBIG:
         return NoSpace, f"{failed}: {_largest()}; put it on another disk"
     if number in _FORBIDDEN:
-        what = f"{doing} {path} is not permitted ({reason})"
-        return NotAllowed, f"{what}: check the owner and mode of the folder"
+        return NotAllowed, f"{doing} {path} is not permitted: {_forbidden(path, doing, reason)}"
     if number == errno.EROFS:
         return NotAllowed, f"{doing} {path} is not permitted: its disk is mounted read-only"
     if number in _GONE:
@@ -86,6 +92,12 @@ def _told(number: int | None, path: Path, doing: str, reason: str) -> tuple[type
     if number in _BROKEN:
         return StorageFailure, f"{failed}: {reason}; check the disk, the data there is not trusted"
     return StorageUnavailable, f"{failed}: {_passing(number, reason)}"
+
+
+def _forbidden(path: Path, doing: str, reason: str) -> str:
+    """Who may not do what to which file, as far as its permissions say."""
+    why = None if path == _NAMELESS else file_rights.missing(path, of_name=doing.startswith(_OF_NAMES))
+    return why or f"{reason}, though its owner and mode allow it: {_ELSE}"
 
 
 def _passing(number: int | None, reason: str) -> str:
@@ -114,7 +126,7 @@ def as_ours(error: OSError | MemoryError) -> ZchunkError:
     name = error.filename if isinstance(error, OSError) else None
     if name is not None:
         return storage_error(error, Path(os.fsdecode(name)), "using")
-    return storage_error(error, Path("a file or connection"), "using")
+    return storage_error(error, _NAMELESS, "using")
 
 
 def reason_of(error: OSError | MemoryError) -> str:

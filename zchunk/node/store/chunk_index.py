@@ -20,7 +20,7 @@ from typing import Any
 import peewee
 
 from zchunk.errors import NoSpace, NotAllowed, StorageFailure, StorageUnavailable, ZchunkError
-from zchunk.system import disk
+from zchunk.system import disk, file_rights
 
 LEASE_S = 24 * 3600.0
 #: The lease an unclean start gives to chunks no manifest names; once per chunk, so that a
@@ -126,7 +126,7 @@ def _told(error: BaseException, path: Path) -> ZchunkError:
         return NoSpace(f"no space left for {path}: free some space on that disk", path=str(path))
     text = f"the chunk index {path} failed: {cause}"
     if kind is NotAllowed:
-        text += "; check the owner and mode of its folder"
+        text += f"; {file_rights.missing(path) or 'check the owner and mode of its folder'}"
     if kind is StorageFailure:
         text += "; restart the node, it rebuilds what is broken"
     return kind(text, path=str(path))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zchunk.clock import Clock, SystemClock
 from zchunk.content.manifest import chunk_length
-from zchunk.errors import FileChanged, InvalidUsage, NotAllowed, NotFound, ZchunkError
+from zchunk.errors import FileChanged, InvalidUsage, NotFound
 from zchunk.system import disk
 from zchunk.system.file_limit import keep_regular
 
@@ -111,14 +111,8 @@ def _open_regular(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{path} does not exist") from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise disk.storage_error(error, path, "reading") from None
     raise _no_file(path)
-
-
-def _unreadable(path: Path, error: OSError) -> ZchunkError:
-    if isinstance(error, PermissionError):
-        return NotAllowed(f"{path} cannot be read: {error.strerror}", path=str(path))
-    return disk.storage_error(error, path, "opening")
 
 
 def _at_rest(fd: int, path: Path, clock: Clock) -> os.stat_result:

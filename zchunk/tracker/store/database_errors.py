@@ -14,7 +14,7 @@ from pathlib import Path
 import peewee
 
 from zchunk.errors import Busy, NoSpace, NotAllowed, StorageFailure, ZchunkError
-from zchunk.system import disk
+from zchunk.system import disk, file_rights
 
 #: SQLite's primary result codes (sqlite.org/rescode.html), and PostgreSQL's SQLSTATEs and classes of
 #: them (Appendix A of its manual).
@@ -39,7 +39,9 @@ def failure(error: BaseException, where: str, file: Path | None) -> ZchunkError:
         text = f"another program has the tracker's database {where} locked ({reason}): end it, or try again"
         return Busy(text, path=where)
     if primary in _READ_ONLY or state in _STATES_READ_ONLY:
-        text = f"the tracker's database {where} cannot be written ({reason}): check its owner and mode"
+        why = file_rights.missing(file) if file is not None else None
+        text = f"the tracker's database {where} cannot be written ({reason}): "
+        text += why or "check its owner and mode"
         return NotAllowed(text, path=where)
     return StorageFailure(_other(primary, reason, where, file), path=where)
 

@@ -582,7 +582,7 @@ def test_a_store_that_may_not_be_written_to_says_so_and_serves_what_it_has(
     held = Chunk(1)
     put(store, held)
     with (
-        replaced(os, "access", lambda path, mode: False),
+        replaced(os, "access", lambda path, mode, **_: False),
         replaced(disk, "is_read_only", lambda path: is_read_only),
     ):
         for refused in (store.free, lambda: store.reserve_space(1)):
