@@ -389,7 +389,7 @@ class Heartbeat(Request, frozen=True):
     """A node's or client's sign of life. A client's numbers are zero. `store_online` is false
     while the disk with the node's chunks is away: it is then there, and of no use.
     `files_unknown`: of the files it keeps manifests of, how many this tracker does not know,
-    as `CheckFiles` found: not zero after a tracker's database was lost or an older one put back.
+    as `FindFiles` found: not zero after a tracker's database was lost or an older one put back.
     `refuses`: why it takes no chunks at present, though it serves those it has; else empty."""
 
     TYPE: ClassVar[str] = "heartbeat"
@@ -669,35 +669,22 @@ class GetRemovals(Request, frozen=True):
     since: Count
 
 
-class FilesUnknown(Message, frozen=True):
-    """`file_ids` (32 bytes each): those of the asked files that the tracker has no record of."""
-
-    TYPE: ClassVar[str] = "files_unknown"
-    file_ids: Payload
-
-
-class CheckFiles(Request, frozen=True):
-    """A node keeps the manifests of these files (`file_ids`, 32 bytes each, up to `MAX_FIND`), and
-    the tracker's store is not the one it knows: which are neither files nor removed ones?"""
-
-    TYPE: ClassVar[str] = "check_files"
-    REPLY: ClassVar[type[Message]] = FilesUnknown
-    file_ids: Payload
-
-
 class FilesFound(Message, frozen=True):
-    """`file_ids` (32 bytes each): those asked about that are files now. What follows for the others
-    is valid only from this store, at this or a higher commit number."""
+    """`file_ids` (32 bytes each): those asked about that are files now; `removed`: those that were.
+    Of the others the tracker has no record. What follows for a manifest that is no file's is valid
+    only from this store, at this or a higher commit number."""
 
     TYPE: ClassVar[str] = "files_found"
     store_id: Annotated[str, Meta(max_length=64)]
     commit_number: Count
     file_ids: Payload
+    removed: Payload
 
 
 class FindFiles(Request, frozen=True):
-    """A node keeps manifests (`file_ids`, 32 bytes each, up to `MAX_FIND`) of uploads whose end it has
-    not heard of: which of them are files?"""
+    """A node keeps these manifests (`file_ids`, 32 bytes each, up to `MAX_FIND`): which of them are
+    files, or were? Asked of those whose uploads' end it has not heard of; and of all where the
+    tracker's store is not the one it knows."""
 
     TYPE: ClassVar[str] = "find_files"
     REPLY: ClassVar[type[Message]] = FilesFound

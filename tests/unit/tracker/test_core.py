@@ -27,7 +27,6 @@ from zchunk.protocol.messages import (
     MAX_FIND,
     Abandon,
     Beat,
-    CheckFiles,
     CheckKey,
     ChunksFound,
     Commit,
@@ -348,7 +347,6 @@ ALLOWED: dict[type[Request], tuple[Request, set[str]]] = {
     Remove: (Remove(file_id="0" * 64), WRITERS),
     Release: (Release(hashes=b""), {"node"}),
     GetRemovals: (GetRemovals(since=0), {"node"}),
-    CheckFiles: (CheckFiles(file_ids=b""), {"node"}),
     FindFiles: (FindFiles(file_ids=b""), {"node"}),
     Lost: (Lost(hashes=b""), {"node"}),
     GetDoubts: (GetDoubts(), {"node"}),
@@ -1307,20 +1305,8 @@ def test_the_welcome_names_the_newest_commit(cluster: Cluster) -> None:
     assert cluster.ask("C", hello()).commit_number == 2
 
 
-def test_a_node_is_told_which_of_its_files_are_unknown(cluster: Cluster) -> None:
-    known = distributed(cluster)
-    removed = distributed(cluster, make_file("removed"))
-    cluster.ask("client", Remove(file_id=removed))
-    strangers = [digest(77), digest(78)]
-    asked = [strangers[0], bytes.fromhex(known), bytes.fromhex(removed), strangers[1]]
-    reply = cluster.ask("A", CheckFiles(file_ids=b"".join(asked)))
-    assert bytes(reply.file_ids) == b"".join(strangers)
-    too_many = CheckFiles(file_ids=bytes(32) * 4097)
-    assert cluster.refused("A", too_many) == "malformed"
-
-
 def test_a_node_is_told_which_of_its_manifests_are_files(cluster: Cluster) -> None:
-    """One that was removed is none, unlike in `check_files`: nothing was lost, and it may go."""
+    """One that was removed is none, and yet known: nothing was lost, and it may go."""
     known = distributed(cluster)
     removed = distributed(cluster, make_file("removed"))
     cluster.ask("client", Remove(file_id=removed))
@@ -1328,7 +1314,10 @@ def test_a_node_is_told_which_of_its_manifests_are_files(cluster: Cluster) -> No
     reply = cluster.ask("A", FindFiles(file_ids=b"".join(asked)))
     assert isinstance(reply, FilesFound)
     assert (reply.store_id, reply.commit_number) == (cluster.store.store_id, 3)
-    assert bytes(reply.file_ids).hex() == known
+    assert (bytes(reply.file_ids).hex(), bytes(reply.removed).hex()) == (known, removed)
+    cluster.ask("client", commit(make_file("removed")))
+    again = cluster.ask("A", FindFiles(file_ids=bytes.fromhex(removed)))
+    assert (bytes(again.file_ids).hex(), bytes(again.removed)) == (removed, b""), "it was put again"
     assert cluster.refused("A", FindFiles(file_ids=bytes(32) * 4097)) == "malformed"
 
 

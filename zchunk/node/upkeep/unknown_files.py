@@ -15,7 +15,7 @@ from zchunk.errors import MalformedMessage, ZchunkError
 from zchunk.node.control.plane import ControlPlane, expect
 from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.protocol.columns import split_hashes
-from zchunk.protocol.messages import MAX_FIND, CheckFiles, FilesUnknown, Message, Welcome
+from zchunk.protocol.messages import MAX_FIND, FilesFound, FindFiles, Message, Welcome
 from zchunk.runtime.loop import Loop, Workers
 
 log = logging.getLogger(__name__)
@@ -77,13 +77,13 @@ class UnknownFiles:
             if self._welcome is not asked_for:
                 return  # it has registered anew meanwhile
             try:
-                found = _count(reply, error)
+                found = len(set(page) - _known(reply, error))
             except ZchunkError as problem:
                 log.info("it was not found out which files the tracker knows: %s", problem.message)
             else:
                 self._answered(file_ids, at + len(page), unknown + found)
 
-        message = CheckFiles(file_ids=b"".join(map(bytes.fromhex, page)))
+        message = FindFiles(file_ids=b"".join(map(bytes.fromhex, page)))
         self._control.request(message, _TIMEOUT_S, self._loop, answer)
 
     def _answered(self, file_ids: list[str], at: int, unknown: int) -> None:
@@ -113,8 +113,13 @@ class UnknownFiles:
         self._workers.submit(lambda: self._store.adopt_store(welcome.store_id, welcome.commit_number), done)
 
 
-def _count(reply: Message | None, error: ZchunkError | None) -> int:
-    problem = error or expect(reply, FilesUnknown)
-    if problem is not None or not isinstance(reply, FilesUnknown):
+def _known(reply: Message | None, error: ZchunkError | None) -> set[str]:
+    """Those that are files, or were."""
+    problem = error or expect(reply, FilesFound)
+    if problem is not None or not isinstance(reply, FilesFound):
         raise problem or MalformedMessage("no answer")
-    return len(split_hashes(reply.file_ids, MAX_FIND))
+    return {
+        file_id.hex()
+        for file_ids in (reply.file_ids, reply.removed)
+        for file_id in split_hashes(file_ids, MAX_FIND)
+    }

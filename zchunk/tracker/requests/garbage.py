@@ -8,9 +8,7 @@ from zchunk.clock import Now
 from zchunk.protocol.columns import split_hashes
 from zchunk.protocol.messages import (
     MAX_FIND,
-    CheckFiles,
     FilesFound,
-    FilesUnknown,
     FindFiles,
     GetRemovals,
     Release,
@@ -33,7 +31,6 @@ class GarbageRequests:
         return {
             Release: (STORING, self._release),
             GetRemovals: (STORING, self._removals),
-            CheckFiles: (STORING, self._check_files),
             FindFiles: (STORING, self._find_files),
         }
 
@@ -62,30 +59,19 @@ class GarbageRequests:
 
         return ask.work(lambda store: store.removals(ask.message.since), found)
 
-    def _check_files(self, ask: Ask, now: Now) -> list[Action]:
-        file_ids = _file_ids(ask)
-        return ask.work(
-            lambda store: store.unknown_files(file_ids),
-            lambda unknown, _: ask.reply(FilesUnknown(file_ids=_packed(unknown))),
-        )
-
     def _find_files(self, ask: Ask, now: Now) -> list[Action]:
-        file_ids = _file_ids(ask)
+        file_ids = [file_id.hex() for file_id in split_hashes(ask.message.file_ids, MAX_FIND)]
 
-        def run(store: TrackerStore) -> tuple[list[str], int]:
-            return store.files_among(file_ids), store.commit_number
-
-        def found(result: tuple[list[str], int], _: Now) -> list[Action]:
-            files, number = result
-            return ask.reply(
-                FilesFound(store_id=self._mark.store_id, commit_number=number, file_ids=_packed(files))
+        def run(store: TrackerStore) -> FilesFound:
+            files, removed = store.files_among(file_ids)
+            return FilesFound(
+                store_id=self._mark.store_id,
+                commit_number=store.commit_number,
+                file_ids=_packed(files),
+                removed=_packed(removed),
             )
 
-        return ask.work(run, found)
-
-
-def _file_ids(ask: Ask) -> list[str]:
-    return [file_id.hex() for file_id in split_hashes(ask.message.file_ids, MAX_FIND)]
+        return ask.work(run, lambda found, _: ask.reply(found))
 
 
 def _packed(file_ids: list[str]) -> bytes:

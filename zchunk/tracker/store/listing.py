@@ -96,19 +96,14 @@ class Listing:
             )
         return _only(found, name_or_id, "id")
 
-    def files_among(self, file_ids: Sequence[str]) -> list[str]:
+    def files_among(self, file_ids: Sequence[str]) -> tuple[list[str], list[str]]:
         """See `TrackerStore.files_among`."""
-        column = self._m.File.file_id
-        rows = self._database.rows_among(self._m.File.select(column), column, file_ids)
-        return sorted(row[0] for row in rows)
+        files, removed = (self._among(table, file_ids) for table in (self._m.File, self._m.Tombstone))
+        return sorted(files), sorted(removed - files)
 
-    def unknown(self, file_ids: Sequence[str]) -> list[str]:
-        """See `TrackerStore.unknown_files`."""
-        known: set[str] = set()
-        for table in (self._m.File, self._m.Tombstone):
-            column = table.file_id
-            known.update(row[0] for row in self._database.rows_among(table.select(column), column, file_ids))
-        return [file_id for file_id in file_ids if file_id not in known]
+    def _among(self, table: Any, file_ids: Sequence[str]) -> set[str]:
+        rows = self._database.rows_among(table.select(table.file_id), table.file_id, file_ids)
+        return {row[0] for row in rows}
 
     def _query(self, condition: Any) -> Any:
         """Newest first, which the commit number tells: a clock may be set back. What `_record`

@@ -329,13 +329,8 @@ class TrackerStore:
         return self._listing.resolve(name_or_id, unique)
 
     @_reading
-    def unknown_files(self, file_ids: Sequence[str]) -> list[str]:
-        """Those that are no files, and were never removed either; in their order."""
-        return self._listing.unknown(file_ids)
-
-    @_reading
-    def files_among(self, file_ids: Sequence[str]) -> list[str]:
-        """Those that are files now, ascending."""
+    def files_among(self, file_ids: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Those that are files now, and those that were and were removed; ascending."""
         return self._listing.files_among(file_ids)
 
     @_reading

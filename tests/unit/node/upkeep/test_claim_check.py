@@ -21,9 +21,8 @@ HOUR = 3600.0
 
 
 def found(file_ids: Iterable[str] = (), number: int = 7) -> FilesFound:
-    return FilesFound(
-        store_id="s", commit_number=number, file_ids=b"".join(bytes.fromhex(f) for f in file_ids)
-    )
+    packed = b"".join(bytes.fromhex(f) for f in file_ids)
+    return FilesFound(store_id="s", commit_number=number, file_ids=packed, removed=b"")
 
 
 class Store:

@@ -13,13 +13,21 @@ from zchunk.clock import ManualClock
 from zchunk.errors import TrackerUnreachable, ZchunkError
 from zchunk.node.upkeep import unknown_files
 from zchunk.node.upkeep.unknown_files import UnknownFiles
-from zchunk.protocol.messages import CheckFiles, FilesUnknown, Message, Ok, Welcome
+from zchunk.protocol.messages import FilesFound, FindFiles, Message, Ok, Welcome
 
 FILES = [f"{number:064x}" for number in range(5)]
 
 
 def packed(file_ids: list[str]) -> bytes:
     return b"".join(map(bytes.fromhex, file_ids))
+
+
+def all_but(unknown: list[str], asked: list[str] = FILES) -> FilesFound:
+    """Of those that the tracker knows the first was removed."""
+    known = [file_id for file_id in asked if file_id not in unknown]
+    return FilesFound(
+        store_id="other", commit_number=3, file_ids=packed(known[1:]), removed=packed(known[:1])
+    )
 
 
 def welcome(store_id: str = "other", commit_number: int = 3) -> Welcome:
@@ -41,7 +49,7 @@ class Node:
 
     def __init__(self) -> None:
         self.clock = ManualClock(monotonic=0.0)
-        self.asked: deque[tuple[CheckFiles, Callable[[Message | None, ZchunkError | None], None]]] = deque()
+        self.asked: deque[tuple[FindFiles, Callable[[Message | None, ZchunkError | None], None]]] = deque()
         self.known = 0
         self.adopted: list[tuple[str, int]] = []
         #: whether the store has lost its memory of the cluster
@@ -81,18 +89,18 @@ def test_those_that_the_tracker_does_not_know_are_counted_page_by_page(
     node.check.begin(welcome())
     for at, unknown in ((0, FILES[:2]), (2, []), (4, FILES[4:])):
         assert node.check.unknown == 0, "not before all were asked about"
-        assert node.answer(FilesUnknown(file_ids=packed(unknown))) == packed(FILES[at : at + 2])
+        assert node.answer(all_but(unknown, FILES[at : at + 2])) == packed(FILES[at : at + 2])
     assert (node.check.unknown, node.known) == (3, 0)
     assert not node.asked
 
 
 def test_it_is_asked_again_now_and_then_while_the_store_is_another_one(node: Node) -> None:
     node.check.begin(welcome())
-    node.answer(FilesUnknown(file_ids=packed(FILES)))
+    node.answer(all_but(FILES))
     assert node.check.deadline() == 600.0
     node.clock.advance(600.0)
     node.check.on_time(600.0)
-    node.answer(FilesUnknown(file_ids=packed(FILES[:1])))
+    node.answer(all_but(FILES[:1]))
     assert node.check.unknown == 1, "the others were put again"
     node.check.end()
     assert (node.check.unknown, node.check.deadline()) == (0, None)
@@ -100,7 +108,7 @@ def test_it_is_asked_again_now_and_then_while_the_store_is_another_one(node: Nod
 
 def test_all_known_makes_another_trackers_store_not_the_own_one(node: Node) -> None:
     node.check.begin(welcome())
-    node.answer(FilesUnknown(file_ids=b""))
+    node.answer(all_but([]))
     assert (node.known, node.adopted, node.check.unknown) == (0, [], 0)
     assert node.check.deadline() == 600.0
 
@@ -108,10 +116,10 @@ def test_all_known_makes_another_trackers_store_not_the_own_one(node: Node) -> N
 def test_a_node_that_lost_its_memory_goes_by_what_the_tracker_knows(node: Node) -> None:
     node.lost = True
     node.check.begin(welcome("s", 9))
-    node.answer(FilesUnknown(file_ids=packed(FILES[:1])))
+    node.answer(all_but(FILES[:1]))
     assert (node.known, node.adopted, node.check.unknown) == (0, [], 1)
     node.check.begin(welcome("s", 10))
-    node.answer(FilesUnknown(file_ids=b""))
+    node.answer(all_but([]))
     assert (node.known, node.adopted) == (1, [("s", 10)])
     assert (node.check.unknown, node.check.deadline()) == (0, None)
 
@@ -121,7 +129,7 @@ def test_a_node_that_lost_its_memory_goes_by_what_the_tracker_knows(node: Node) 
     [
         (None, TrackerUnreachable("no answer")),
         (Ok(), None),
-        (FilesUnknown(file_ids=bytes(31)), None),
+        (FilesFound(store_id="other", commit_number=3, file_ids=bytes(31), removed=b""), None),
     ],
 )
 def test_no_answer_says_nothing(node: Node, reply: Message | None, error: ZchunkError | None) -> None:
@@ -134,5 +142,5 @@ def test_no_answer_says_nothing(node: Node, reply: Message | None, error: Zchunk
 def test_an_answer_to_an_earlier_registration_says_nothing(node: Node) -> None:
     node.check.begin(welcome())
     node.check.end()
-    node.answer(FilesUnknown(file_ids=packed(FILES)))
+    node.answer(all_but(FILES))
     assert node.check.unknown == 0
