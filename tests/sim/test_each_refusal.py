@@ -27,8 +27,8 @@ class Day(Refused):
 
     def run(self) -> None:
         with self.watched():
-            self.put_one("first", 7 * CHUNK + 5)
-            self.put_one("second", 5 * CHUNK)
+            self.put_one("first", 3 * CHUNK + 5)
+            self.put_one("second", 2 * CHUNK)
             self.get_all()
             self.damage()
             self.get_all()
