@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.node.store.test_chunk_store import replaced
+from tests.unit.node.store.stores import replaced
 from zchunk.errors import NotAllowed
 from zchunk.system.file_locks import Timeout, locked
 

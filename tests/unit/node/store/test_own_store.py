@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.node.store.test_chunk_store import Chunk, files_below, oserror, put, replaced
+from tests.unit.node.store.stores import Chunk, files_below, oserror, put, replaced
 from zchunk.clock import ManualClock
 from zchunk.errors import NotAllowed, StorageFailure, StoreOffline
 from zchunk.node.registration import raise_incarnation

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.node.store.test_chunk_store import (
+from tests.unit.node.store.stores import (
     BIG,
     UPLOAD,
     Chunk,
@@ -26,15 +26,11 @@ from tests.unit.node.store.test_chunk_store import (
     oserror,
     put,
     replaced,
-    store,
-    stores,
 )
 from zchunk.errors import NotFound, StorageFailure, StoreOffline, Unreadable, ZchunkError
 from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.node.store.verification import Judged, Verdict, judge
 from zchunk.system import disk
-
-__all__ = ["store", "stores"]
 
 #: What an operating system says that lets nobody look: it is no news of the bytes.
 REFUSALS = (

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from blake3 import blake3
 
-from tests.unit.node.store.test_chunk_store import replaced
+from tests.unit.node.store.stores import replaced
 from zchunk.clock import ManualClock
 from zchunk.errors import StoreOffline, TrackerUnreachable, ZchunkError
 from zchunk.node.control.plane import ControlPlane
