@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.descriptors import open_descriptors
-from tests.unit.node.download.test_part_file import JOB_ID, OTHER_JOB, SIZE, File, names, write
+from tests.unit.node.download.files import JOB_ID, OTHER_JOB, SIZE, File, names, write
 from zchunk.errors import AlreadyRunning, NotAllowed, ZchunkError
 from zchunk.node.download import target_lock
 from zchunk.node.download.part_file import load_job, open_part
