@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.tracker.store.test_store import commit, digests, make, register
+from tests.unit.tracker.store.rows import commit, digests, make, register
 from zchunk.clock import ManualClock
 from zchunk.errors import AmbiguousName, NotFound
 from zchunk.tracker.members import administration

@@ -6,14 +6,10 @@ from random import Random
 
 import pytest
 
-from tests.unit.tracker.store import test_store
-from tests.unit.tracker.store.test_store import A, B, C, commit, digests, make, register
+from tests.unit.tracker.store.rows import A, B, C, commit, digests, make, register
 from zchunk.tracker.rules.health import FileHealth, Slice
 from zchunk.tracker.store import copies
 from zchunk.tracker.store.store import TrackerStore
-
-#: with the peers A, B and C
-store = test_store.store
 
 
 def fill(store: TrackerStore, rng: Random, files: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import peewee
 import pytest
 
-from tests.unit.tracker.store.test_store import A, digests, register
+from tests.unit.tracker.store.rows import A, digests, register
 from zchunk.clock import ManualClock
 from zchunk.errors import Busy, NoSpace, NotAllowed, StorageFailure, ZchunkError
 from zchunk.system import disk

@@ -7,16 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.tracker.store import test_store
-from tests.unit.tracker.store.test_store import A, B, C, commit, digests, make, register
+from tests.unit.tracker.store.rows import A, B, C, commit, digests, make, register
 from zchunk.tracker.rules.health import Slice
 from zchunk.tracker.store.store import TrackerStore
 
 _STEP = 20
-
-
-#: with the peers A, B and C
-store = test_store.store
 
 
 def steps(store: TrackerStore, call: Callable[[], object]) -> int:

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from tests.unit.tracker.store.test_store import A, B, C, commit, digests, make, register
+from tests.unit.tracker.store.rows import A, B, C, commit, digests, make, register
 from zchunk.clock import ManualClock
 from zchunk.errors import ZchunkError
 from zchunk.tracker.store import remembered as memory

@@ -10,7 +10,7 @@ from typing import Any
 import peewee
 import pytest
 
-from tests.unit.tracker.store.test_store import A, B, C, commit, digest, digests, holders, make, view
+from tests.unit.tracker.store.rows import A, B, C, commit, digest, digests, holders, make, view
 from zchunk.clock import ManualClock
 from zchunk.content.hashing import inventory_digest
 from zchunk.errors import StorageFailure
