@@ -225,7 +225,7 @@ class Client:
         A second call does nothing, and nor does one in a process that was forked."""
         if os.getpid() != self._pid or not self._closing.acquire(blocking=False):
             return
-        why = ClientClosed("this client was closed; make another zchunk.Client")
+        why = ClientClosed("this client is closed; create a new zchunk.Client")
         for stream in list(self._streams):
             stream.close()
         self._calls.stop_jobs(why, _CLOSE_S)
@@ -282,7 +282,9 @@ class Client:
         try:
             ask = Locate(name_or_id=name_or_id, unique=unique)
         except ValidationError:
-            raise NotFound(f"no file has the name or id {name_or_id[:60]!r}") from None
+            raise NotFound(
+                f"no file has the name or id {name_or_id[:60]!r}; `zchunk ls` lists the files"
+            ) from None
         return location(self._expect(ask, Located), name_or_id)
 
     def remove(self, file_id: str) -> Removed:
@@ -290,11 +292,12 @@ class Client:
         try:
             ask = Remove(file_id=file_id.lower())
         except ValidationError:
-            raise NotFound(f"{file_id[:80]!r} is no file id; `ls` lists them") from None
+            raise NotFound(f"{file_id[:80]!r} is not a file id; `zchunk ls` lists the ids") from None
         removed = self._expect(ask, Removed)
         if removed.file_id != ask.file_id:
             raise IntegrityError(
-                f"asked to remove {ask.file_id}, the tracker removed {removed.file_id}: look with `ls`"
+                f"the tracker was asked to remove {ask.file_id}, but removed {removed.file_id};"
+                " `zchunk ls` lists the files"
             )
         return removed
 
@@ -401,7 +404,9 @@ class Client:
         for record in self.peers():
             if named in (record.name, record.peer_id):
                 return record.peer_id
-        raise InvalidUsage(f"client.own_node is {named!r}, but no peer has that name or id")
+        raise InvalidUsage(
+            f"client.own_node is {named!r}, but no node has that name or id; `zchunk peers` lists the nodes"
+        )
 
     # -- get ------------------------------------------------------------------------
 
@@ -455,22 +460,22 @@ class Client:
         if where.manifest.sealed is None:
             if unlock is not None and not callable(unlock):
                 raise InvalidUsage(
-                    f"{where.manifest.name!r} is not encrypted, so it is not the file that this secret is"
-                    " for; to have it all the same, give none"
+                    f"{where.manifest.name!r} is not encrypted, so this secret cannot be for it; omit the"
+                    " secret to download it anyway"
                 )
             return where
         lock = head_of(where.manifest).lock
         secret = unlock(lock) if callable(unlock) else unlock
         if secret is None:
-            raise KeyNeeded(f"{where.manifest.name!r} is encrypted with {lock.text}, which was not given")
+            raise KeyNeeded(f"{where.manifest.name!r} is encrypted with {lock.text}; none was given")
         return replace(where, manifest=open_manifest(where.manifest, secret))
 
     def _check_fetches(self) -> None:
         """Nodes would refuse each chunk: better said at once."""
         if self.membership.role == "observer":
             raise NotAllowed(
-                f"{self.membership.name} joined as observer, which may look and not fetch; a token for a"
-                " client (`zchunk token --role client` on the tracker's PC) makes a member that may"
+                f"{self.membership.name} is an observer and may not download; join with a client token"
+                " (`zchunk token --role client` on the tracker's PC prints one)"
             )
 
     def _at_target(
@@ -491,7 +496,10 @@ class Client:
             return _done_already(where, path)
         check_regular(path, os.lstat(path))
         if not force:
-            raise TargetExists(f"{path} exists with other content; choose another with -o, or --force")
+            raise TargetExists(
+                f"{path} exists and has other content; choose another target with -o, or replace it with"
+                " --force"
+            )
         return None
 
     def _new_record(self, where: Location, path: Path, job_id: str, force: bool) -> JobRecord:
@@ -707,7 +715,7 @@ class Client:
         if os.getpid() != self._pid:
             raise ForeignProcess(
                 f"this client belongs to process {self._pid} and does not work after a fork;"
-                " make a zchunk.Client in each process"
+                " create a zchunk.Client in each process"
             )
 
     def _expect(self, message: Request, kind: type[M]) -> M:
@@ -722,8 +730,8 @@ class Client:
     def _on_failure(self, error: BaseException) -> None:
         self._calls.end(error)
         if isinstance(error, ZchunkError):
-            return  # what the system refused: whoever waits is told
-        log.error("a bug ended this client", exc_info=error)
+            return  # what the system refused: the caller gets it as an exception
+        log.error("a bug stopped this client", exc_info=error)
 
     def _where(self) -> str:
         return ", ".join(self.membership.tracker)
@@ -753,7 +761,7 @@ def _missed_dict(missed: Missed) -> dict[str, Any]:
 def _chosen(target: str | Path | None, name: str) -> Path:
     """The file to write; `name` is its name where the target is a folder, or was not given."""
     path = Path(name if target is None else target)
-    with disk.storage_errors(path, "looking at"):
+    with disk.storage_errors(path, "checking"):
         path = followed(path)
         return followed(path / name) if path.is_dir() else path
 

@@ -60,12 +60,12 @@ def parse_size(text: str | int) -> int:
         return text
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None or match[2].upper() not in _UNITS:
-        raise InvalidUsage(f"{_shown(text)} is no size; allowed: {_SIZE_FORMS}")
+        raise InvalidUsage(f"{_shown(text)} is not a valid size; allowed: {_SIZE_FORMS}")
     from fractions import Fraction  # few commands are given a size
 
     size = Fraction(match[1].replace("_", "")) * _UNITS[match[2].upper()]
     if size.denominator != 1:
-        raise InvalidUsage(f"{_shown(text)} is no whole number of bytes; allowed: {_SIZE_FORMS}")
+        raise InvalidUsage(f"{_shown(text)} is not a whole number of bytes; allowed: {_SIZE_FORMS}")
     return int(size)
 
 
@@ -114,7 +114,7 @@ def _advertised(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         address = _address(value, NODE_PORT)
         if addresses.is_wildcard(address.host) or not address.port:
-            raise ValueError(f"nobody can connect to {value!r}")
+            raise ValueError(f"others cannot connect to {value!r}")
     return values
 
 
@@ -127,14 +127,14 @@ def _address(text: str, default_port: int | None) -> addresses.HostPort:
 
 def _label(value: str) -> str:
     if not 1 <= len(value) <= 64 or not value.isprintable() or value != value.strip():
-        raise ValueError(f"{_shown(value)} is no name")
+        raise ValueError(f"{_shown(value)} is not a valid name")
     return value
 
 
 def _database(value: str) -> str:
     # The value may hold a password: no message may show it.
     if not value.startswith(("sqlite:///", "postgresql://", "postgres://")):
-        raise ValueError("this is no database URL")
+        raise ValueError("this is not a database URL")
     return value
 
 
@@ -143,7 +143,7 @@ _PERIOD = f"a number of seconds from {MIN_PERIOD_S} to {MAX_PERIOD_S:.0f}"
 _BYTES = _SIZE_FORMS
 _BIND = "host:port, or *:port for all addresses of this PC"
 _BLOCK = f"bytes from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE}"
-_ADDRESSES = "up to 16 addresses others can connect to, host or host:port"
+_ADDRESSES = "up to 16 addresses that others can connect to, host or host:port"
 _LABEL = "a name of 1 to 64 printable characters"
 
 
@@ -346,7 +346,7 @@ def _conflicts(s: Settings) -> Iterable[_Conflict]:
             (("tracker", "lease_s"), ("tracker", "heartbeat_interval_s")),
             f"lease_s {tracker.lease_s:g} is too short"
             f" for heartbeat_interval_s {tracker.heartbeat_interval_s:g}",
-            f"a lease of {LEASE_HEARTBEATS:g} heartbeats or more, here {lease:g} seconds",
+            f"at least {LEASE_HEARTBEATS:g} heartbeats, here {lease:g} seconds",
         )
     yield from _port_conflicts(tracker)
     chunk = _Size("chunking", "chunk_size", s.chunking.chunk_size)
@@ -377,8 +377,8 @@ def _port_conflicts(tracker: Tracker) -> Iterable[_Conflict]:
         if bind.port == addresses.MAX_PORT:
             yield _Conflict(
                 (bind_key,),
-                f"bind {tracker.bind} leaves no next port for events",
-                "a lower port, or events set too",
+                f"bind {tracker.bind} leaves no port after it for events",
+                "a lower port, or a value for events",
             )
         return
     events = addresses.parse(tracker.events)
@@ -387,7 +387,7 @@ def _port_conflicts(tracker: Tracker) -> Iterable[_Conflict]:
     if overlap and bind.port == events.port != 0:
         yield _Conflict(
             (events_key, bind_key),
-            f"events {tracker.events} takes the port of bind {tracker.bind}",
+            f"events {tracker.events} uses the port of bind {tracker.bind}",
             "another port for events",
         )
 
@@ -422,7 +422,7 @@ def load(
     """
     file = _Layer() if path is None else _from_file(path)
     layers = [
-        _given(remembered or {}, "an earlier start's command line"),
+        _given(remembered or {}, "command line of an earlier start"),
         file,
         _from_environ(environ),
         _given(overrides or {}, "command line"),
@@ -484,7 +484,7 @@ def _from_environ(environ: Mapping[str, str]) -> _Layer:
         if name not in known:
             allowed = f"{PREFIX}<SECTION>__<KEY> in capitals, with a key of config.yaml"
             raise ConfigError(
-                f"environment: {_word(name)} is no setting{_meant(name, known)}; allowed: {allowed}"
+                f"environment: {_word(name)} is not a setting{_meant(name, known)}; allowed: {allowed}"
             )
         layer.put(*known[name], environ[name], f"environment: {name}")
     return layer
@@ -519,21 +519,21 @@ def _compose(path: Path) -> yaml.Node | None:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is no text in UTF-8; save it as UTF-8") from None
+        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         _refuse_syntax(path, error)
     except RecursionError:
-        raise ConfigError(f"{path}: is no configuration: it is nested too deep") from None
+        raise ConfigError(f"{path}: is nested too deeply") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _refuse_syntax(path: Path, error: yaml.MarkedYAMLError) -> NoReturn:
     mark = error.problem_mark or error.context_mark
     line = f" line {mark.line + 1}" if mark is not None else ""
     text = " ".join(" ".join(filter(None, (error.context, error.problem))).split())
-    hint = "; a value that begins with * goes in quotes" if "alias" in text else ""
-    raise ConfigError(f"{path}{line}: is no YAML: {text}{hint}") from None
+    hint = "; put a value that begins with * in quotes" if "alias" in text else ""
+    raise ConfigError(f"{path}{line}: is not valid YAML: {text}{hint}") from None
 
 
 def _pairs(
@@ -543,15 +543,15 @@ def _pairs(
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{_line(path, node)}: {what} holds no keys; allowed: {allowed}")
+        raise ConfigError(f"{_line(path, node)}: {what} has no keys; allowed: {allowed}")
     lines: dict[str, int] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"{_line(path, key)}: a key of {what} is no plain word; allowed: {allowed}")
+            raise ConfigError(f"{_line(path, key)}: a key of {what} is not a plain word; allowed: {allowed}")
         if key.value in lines:
             before = lines[key.value]
             raise ConfigError(
-                f"{_line(path, key)}: {_word(key.value)} stands in line {before} already; remove one"
+                f"{_line(path, key)}: {_word(key.value)} is already set in line {before}; remove one"
             )
         lines[key.value] = key.start_mark.line + 1
         yield key, value
@@ -592,7 +592,7 @@ def _meant(wrong: str, known: Iterable[str]) -> str:
 
 def _check_section(section: str, where: str) -> None:
     if section not in SECTIONS:
-        wrong = f"{_word(section)} is no section{_meant(section, SECTIONS)}"
+        wrong = f"{_word(section)} is not a section{_meant(section, SECTIONS)}"
         raise ConfigError(f"{where}: {wrong}; allowed: {', '.join(SECTIONS)}")
 
 
@@ -602,7 +602,7 @@ def _check_known(section: str, key: str, where: str) -> None:
     if key not in keys:
         homes = [name for name in SECTIONS if key in keys_of(name)]
         hint = f" (it belongs to section {homes[0]})" if homes else _meant(key, keys)
-        raise ConfigError(f"{where}: {section}.{_word(key)} is no key{hint}; allowed: {', '.join(keys)}")
+        raise ConfigError(f"{where}: {section}.{_word(key)} is not a key{hint}; allowed: {', '.join(keys)}")
 
 
 def _refuse_conflict(conflict: _Conflict, layers: Sequence[_Layer]) -> NoReturn:

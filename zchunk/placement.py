@@ -109,7 +109,7 @@ def place_whole(
     _check_enough(peers, replicas)
     roomy = [peer for peer in _preferred(peers, own_peer) if peer.free >= sum(sizes)]
     if len(roomy) < replicas:
-        what = "the file, which is to lie undivided on each of its peers"
+        what = "the file, which is stored whole on each of its peers"
         raise _no_space(peers, sum(sizes) * replicas, replicas, what)
     chosen = tuple(peer.peer_id for peer in roomy[:replicas])
     return Placement(WHOLE, chosen, (tuple(range(replicas)),) * len(sizes))
@@ -153,7 +153,7 @@ def _bytes(sizes: Sequence[int], needs: Sequence[int]) -> int:
 
 def _check_strategy(strategy: str) -> None:
     if strategy not in STRATEGIES:
-        raise InvalidUsage(f"the strategy {strategy!r} is unknown; there are {', '.join(STRATEGIES)}")
+        raise InvalidUsage(f"unknown strategy {strategy!r}; the strategies are {', '.join(STRATEGIES)}")
 
 
 def _sorted(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -181,7 +181,7 @@ def _check_enough(peers: Sequence[Candidate], needed: int) -> None:
         return
     online = sorted(peer.name for peer in peers)
     listed = f" ({', '.join(online)})" if online else ""
-    message = f"{_peers(len(online))} online{listed}, but it takes {needed}{START_MORE}"
+    message = f"{_peers(len(online))} online{listed}, but {needed} needed{START_MORE}"
     raise TooFewPeers(message, online=online, needed=needed)
 
 
@@ -207,11 +207,12 @@ def without_refused(error: TooFewPeers | NoSpace, refused: Sequence[Refused]) ->
 
 def takers_text(error: TooFewPeers) -> str:
     online, needed = error.details.get("online", ()), error.details.get("needed", 0)
-    return f"it takes {_peers(needed)}, and {', '.join(online) or 'none'} can take chunks now"
+    verb = "is" if needed == 1 else "are"
+    return f"{_peers(needed)} {verb} needed; ready for chunks: {', '.join(online) or 'none'}"
 
 
 def refusals_text(refused: Sequence[Refused]) -> str:
-    return "; ".join(f"{name} is up, but refuses: {reason}" for name, reason in refused)
+    return "; ".join(f"{name} is up, but refuses chunks: {reason}" for name, reason in refused)
 
 
 def _no_space(peers: Sequence[Candidate], needed: int, apart: int, what: str) -> NoSpace:
@@ -221,7 +222,7 @@ def _no_space(peers: Sequence[Candidate], needed: int, apart: int, what: str) ->
     listed = ", ".join(f"{peer.name} {_amount(max(0, peer.free))}" for peer in most)
     more = f" and {len(peers) - len(most)} more" if len(peers) > len(most) else ""
     message = (
-        f"no room for {what}: {_amount(needed)} needed on at least {_peers(apart)}, {_amount(free)} free"
+        f"no space for {what}: {_amount(needed)} needed on at least {_peers(apart)}, {_amount(free)} free"
         f" ({listed}{more})"
     )
     return NoSpace(message + _MAKE_ROOM, needed=needed, free=free)

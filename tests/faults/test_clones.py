@@ -107,5 +107,5 @@ def test_a_copy_beside_the_running_original_on_one_home_is_refused(small: Cluste
     second = start_copy(small, small.nodes["A"].home)
     result = second.result()
     assert result.code not in (0, 1)
-    assert "another node runs" in result.stderr
+    assert "another node is already running" in result.stderr
     small.await_status("A", "up")

@@ -42,7 +42,7 @@ def test_a_node_that_cannot_sync_announces_nothing(trio: Cluster, folder: Path) 
     assert not announced(trio, node) & set(hashes)
     trio.client.get("unsynced.bin", folder / "copy")
     assert sha256_of(folder / "copy") == source.sha256
-    assert "takes no more chunks" in node.process.stderr
+    assert "accepts no more chunks" in node.process.stderr
 
 
 def test_a_disk_that_failed_once_is_not_used_until_a_restart(trio: Cluster, folder: Path) -> None:
@@ -67,12 +67,12 @@ def test_a_plan_that_needs_a_node_whose_disk_failed_says_so(trio: Cluster, folde
     wait_for(lambda: free(trio, "A") == 0, PATIENCE_S, "the tracker knows that A takes nothing")
     row = next(row for row in trio.client.run("peers").last if row["name"] == "A")
     assert row["status"] == "up"
-    assert row["refuses"].startswith("the store takes nothing until the node is restarted: ")
-    assert row["refuses"].endswith("Input/output error; check the disk, the data there is not trusted")
+    assert row["refuses"].startswith("the store accepts no chunks until the node is restarted: ")
+    assert row["refuses"].endswith("Input/output error; check the disk, its data cannot be trusted")
     refused = trio.client.run("put", "--yes", "--replicas", "3", source.path, code=3).last
     assert refused["code"] == "too_few_peers"
     assert refused["message"] == (
-        f"it takes 3 peers, and B, C can take chunks now; A is up, but refuses: {row['refuses']}"
+        f"3 peers are needed; ready for chunks: B, C; A is up, but refuses chunks: {row['refuses']}"
     )
     put = trio.client.start("put", "--yes", "--wait", "--replicas", "3", source.path)
     assert [told["name"] for told in put.until("waiting")["refusing"]] == ["A"]

@@ -34,7 +34,7 @@ def refused(result: Result, *words: str) -> None:
     assert result.code == 2, str(result)
     assert result.lines == [], "not ready"
     (line,) = result.stderr.strip().splitlines()
-    for word in ("put a copy of it back", *words):
+    for word in ("restore it from a backup", *words):
         assert word in line, line
 
 
@@ -92,11 +92,11 @@ def test_a_tracker_without_its_database_does_not_begin_a_new_cluster(cluster: Cl
 
 def test_an_empty_database_is_begun_where_that_is_asked_for(cluster: Cluster, folder: Path) -> None:
     refuses = start_tracker(cluster, "--new-database")
-    assert (refuses.code, "another tracker runs" in refuses.stderr) == (2, True)
+    assert (refuses.code, "another tracker is already running" in refuses.stderr) == (2, True)
     cluster.stop_tracker()
     refuses = start_tracker(cluster, "--new-database")
     assert refuses.code == 2
-    assert "--new-database is for a lost one" in refuses.stderr, "what is there is never replaced"
+    assert "--new-database is for one that is lost" in refuses.stderr, "what is there is never replaced"
     take(cluster.tracker.home / "tracker" / "tracker.sqlite")
     at = cluster.tracker
     words: list[str | Path] = [

@@ -142,7 +142,7 @@ def test_a_person_sees_what_is_done(cluster: Cluster, source: Source, tmp_path: 
         "get", source.path.name, "-o", target, json=False
     )
     deadline = time.monotonic() + 60
-    while "checking what is here: " not in get.stderr:
+    while "checking existing data: " not in get.stderr:
         assert time.monotonic() < deadline, get.stderr
         assert get.ends_within(0.05) is False, get.stderr
     get.send(signal.SIGINT)

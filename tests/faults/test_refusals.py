@@ -48,8 +48,8 @@ def test_a_node_that_is_short_of_something_is_not_called_broken(
     with tampered(node.process, log, errors):
         trio.client.put(source.path)
     assert injected(log) > 3
-    assert "takes no more chunks" not in node.process.stderr
-    assert "not trusted" not in node.process.stderr
+    assert "accepts no more chunks" not in node.process.stderr
+    assert "cannot be trusted" not in node.process.stderr
     trio.client.get(source.path.name, folder / "copy")
     assert sha256_of(folder / "copy") == source.sha256
     later = make_file(folder / f"later-{errors[:4]}.bin", 4 * MIB)
@@ -65,10 +65,10 @@ def test_a_home_without_locks_is_used_by_one_process_at_a_time(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
     with Cluster(root / "cluster") as cluster:
         node = cluster.start_node("A", prefix=prefix)
-        assert "has no locks: other PCs are not kept from using it" in node.process.stderr
+        assert "has no locks: another PC could use it at the same time" in node.process.stderr
         words = ["node", "--home", str(node.home), "--bind", "127.0.0.1:0"]
         second = cluster.spawn(words, prefix=prefix).result().expect(2)
-        assert "another node runs on" in second.stderr
+        assert "another node is already running on" in second.stderr
         node.process.end(9)
         again = cluster.spawn(words, prefix=prefix)
         assert again.ready()["peer_id"] == node.peer_id, "the lock ended with its process"
@@ -83,7 +83,7 @@ def test_a_file_that_is_too_large_for_the_target_names_the_limit(small: Cluster,
     )
     error = get.result().expect(8).last
     assert error["code"] == "no_space"
-    assert f"no file larger than {2 * MIB} bytes (`ulimit -f`)" in error["message"]
+    assert f"cannot write files larger than {2 * MIB} bytes (`ulimit -f`)" in error["message"]
     assert not os.path.lexists(folder / "copy")
     small.client.get("large.bin", folder / "copy")
     assert sha256_of(folder / "copy") == source.sha256

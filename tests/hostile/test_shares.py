@@ -56,7 +56,7 @@ def test_it_is_told_who_holds_what(made: Shared) -> None:
     assert 10 * MIB <= held["bytes"] <= 32 * MIB
     assert held["budget"] == 32 * MIB
     assert held["seconds"] >= 3.0
-    assert "holder keeps" in node.process.stderr
+    assert "holder has held" in node.process.stderr
     watch.close()
 
 

@@ -251,7 +251,7 @@ def test_names_that_are_no_utf8_are_refused(bench: Cluster, folder: Path) -> Non
         path = folder / os.fsdecode(name)
         source = make_file(path, 3000)
         result = client.put(path, code=2)
-        assert "not valid UTF-8; choose another with --name" in result.stderr
+        assert "not valid UTF-8; choose another name with --name" in result.stderr
         client.put(path, "--name", f"coffee {name[-5]}")
         client.get(f"coffee {name[-5]}", folder / "copy", "--force")
         assert sha256_of(folder / "copy") == source.sha256
@@ -261,7 +261,7 @@ def test_names_that_are_no_utf8_are_refused(bench: Cluster, folder: Path) -> Non
 @pytest.mark.parametrize("path", ["/proc/cpuinfo", "/proc/version", "/sys/kernel/fscaps"])
 def test_what_has_no_size_of_its_own_is_refused(bench: Cluster, path: str) -> None:
     result = bench.client.put(Path(path), code=2)
-    assert f"{path} has no size of its own: copy what it says to a file on a disk" in result.stderr
+    assert f"{path} has another size than it reports: copy its content to a file" in result.stderr
     assert Path(path).name not in bench.client.names()
 
 

@@ -130,7 +130,7 @@ def test_a_terminal_is_asked_twice_and_once(bench: Cluster, folder: Path) -> Non
 
     asked = {"Passphrase for the file": WORDS, "Repeat": WORDS, "Continue?": "y"}
     put = ask("put", "--encrypt", source.path, answers=asked).expect(0)
-    assert "with a passphrase; others see its size and its name" in put.stderr
+    assert "with a passphrase; others see its size and name" in put.stderr
     assert WORDS not in put.stderr + "".join(put.lines)
     target = folder / "copy"
     ask("get", source.path.name, "-o", target, answers={"Passphrase of the file": "wrong"}).expect(7)

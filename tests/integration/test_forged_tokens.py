@@ -127,7 +127,7 @@ def test_a_cluster_that_gives_up_encryption_is_followed_when_that_is_said(folder
             process = node_with(cluster, "A", token, *options)
             assert process.ready()["peer_id"] == node.peer_id
             cluster.client.run("join", cluster_token(cluster, transport), *options)
-            assert f"by {transport} transport" in process.stderr
+            assert f"with {transport} transport" in process.stderr
             rows = cluster.client.run("peers").last
             assert [(row["name"], row["status"]) for row in rows] == [("A", "up")]
             node.process = process

@@ -32,7 +32,7 @@ def test_no_file_can_be_put_under_the_form_of_an_id(
     for options in ((), ("--name", change(file_id))):
         result = bench.client.put(other.path, *options, code=2)
         assert result.last["code"] == "usage"
-        assert "64 hex digits are always a file id; choose another with --name" in result.stderr
+        assert "64 hex digits always mean a file id; choose another name with --name" in result.stderr
     result = bench.client.get(change(file_id), folder / "copy")
     assert result.last["file_id"] == file_id
     assert sha256_of(folder / "copy") == sha256

@@ -63,7 +63,7 @@ def test_a_tracker_that_does_not_go_on_is_said_and_the_change_stands(cluster: Cl
     keys = keys_of(cluster.join("member").home / "client")
     with cluster.frozen(cluster.tracker.process):
         result = run(cluster, "peers", "revoke", "member", "--yes").expect(6)
-        assert "the change is written" in result.stderr.splitlines()[-1]
+        assert "the change is saved" in result.stderr.splitlines()[-1]
         assert run(cluster, "token", "--role", "client").expect(0).lines[0].startswith("zchunk1-")
     wait_for(lambda: not comes_in(cluster, keys), PATIENCE_S, "it has seen the change")
 

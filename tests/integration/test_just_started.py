@@ -59,7 +59,7 @@ def test_an_upload_waits_for_the_nodes_to_say_hello(started: Cluster, folder: Pa
     put = started.client.start("put", "--yes", source.path)
     waiting = put.until("waiting")
     assert waiting["unsure"] == list(NODES)
-    assert "has not heard from A, B, C yet" in waiting["message"]
+    assert "these have not registered yet: A, B, C" in waiting["message"]
     _say_hello(started)
     assert put.until("plan")["peers"]
     _ends_by_event(put)
@@ -68,7 +68,7 @@ def test_an_upload_waits_for_the_nodes_to_say_hello(started: Cluster, folder: Pa
 def test_it_says_for_whom_it_waits(started: Cluster, folder: Path) -> None:
     source = make_file(folder / "told.bin", 2 * MIB)
     put = started.client.start("put", "--yes", source.path, json=False)
-    line = "waiting for the nodes to say hello: A, B, C"
+    line = "waiting for nodes to register: A, B, C"
     wait_for(lambda: line in put.stderr, PATIENCE_S, "it says what it waits for")
     _say_hello(started)
     _ends_by_event(put)
@@ -140,7 +140,7 @@ def test_after_a_lease_without_a_hello_an_upload_is_refused(alone: Cluster) -> N
     assert put.until("waiting")["unsure"] == list(NODES)
     refused = put.result().expect(3).last
     assert refused["code"] == "too_few_peers"
-    assert refused["message"].startswith("0 peers online, but it takes 2: start more nodes")
+    assert refused["message"].startswith("0 peers online, but 2 needed: start more nodes")
 
 
 @pytest.mark.parametrize("goes_on", [True, False], ids=["decided", "tracker gone again"])

@@ -105,7 +105,7 @@ def test_cat_without_a_holder(bench: Cluster, api: zchunk.Client, source: Source
             assert waiting.wait(60) == 0
         finally:
             waiting.kill()
-        assert waiting.stderr.read().decode() == f"{missing.name} is back: going on\n"
+        assert waiting.stderr.read().decode() == f"{missing.name} is back: continuing\n"
     assert out.read_bytes() == source.path.read_bytes()
 
 

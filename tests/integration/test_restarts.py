@@ -71,7 +71,7 @@ def test_a_node_that_starts_before_the_tracker(bench: Cluster) -> None:
     words = ["node", "--home", str(node.home), "--bind", node.endpoint]
     node.process.close()
     node.process = bench.spawn(words)
-    wait_for(lambda: "keeps asking" in node.process.stderr, PATIENCE_S, "it says what it waits for")
+    wait_for(lambda: "keeps trying" in node.process.stderr, PATIENCE_S, "it says what it waits for")
     assert node.process.alive
     bench.start_tracker()
     assert node.process.ready()["peer_id"] == node.peer_id
@@ -106,7 +106,7 @@ def test_a_node_whose_store_is_not_mounted_does_not_make_a_new_one(bench: Cluste
     node.store.mkdir()
     refused = bench.spawn(["node", "--home", str(node.home), "--bind", node.endpoint]).result().expect(1)
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("zchunk: ")]
-    assert f"this node's store {node.store} is not there: is its disk mounted?" in line
+    assert f"this node's store {node.store} is missing: is its disk mounted?" in line
     assert "--new-store" in line
     assert not list(node.store.iterdir())
     node.store.rmdir()

@@ -194,7 +194,7 @@ def test_what_is_no_file_is_never_replaced(
     for path in (target, target.with_name("link")):
         result = bench.client.get(source.path.name, path, *options, code=2)
         assert result.last["code"] == "target_exists"
-        assert "and no file: choose another target" in result.stderr
+        assert "not a file: choose another target" in result.stderr
         assert "--force" not in result.stderr
         if path == target:
             path.with_name("link").symlink_to(target)
@@ -282,7 +282,7 @@ def test_what_was_made_meanwhile_stays(
     bench.restart("B")
     result = get.result().expect(2)
     assert (result.last["code"], result.last["job_id"]) == ("target_exists", job_id)
-    assert "stays as it is: move it away" in result.stderr
+    assert "is not replaced: move it away" in result.stderr
     after = target.lstat()
     assert (before.st_ino, before.st_size, before.st_mtime_ns) == (
         after.st_ino,
@@ -381,7 +381,7 @@ def test_what_is_not_the_whole_that_was_promised_is_said(bench: Cluster, folder:
     liar.put(source.path)
     data, said = to_stdout(bench, source.path.name, "-o", "-", code=5)
     assert data == source.path.read_bytes()
-    assert "the file's SHA-256 is not" in said
+    assert "the file's SHA-256 does not match" in said
     assert "complete" not in said
 
 

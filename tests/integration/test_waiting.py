@@ -103,7 +103,7 @@ def test_on_a_terminal_a_get_that_waits_draws_nothing(
     os.close(master)
     assert [piece for at, piece in drawn if rested < at < awake] == []
     text = b"".join(piece for _, piece in drawn)
-    assert b"A is back: going on" in text
+    assert b"A is back: continuing" in text
     assert b"\x1b[" in text, "it was a terminal"
 
 

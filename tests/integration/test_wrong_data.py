@@ -46,7 +46,7 @@ def test_the_file_comes_from_the_other_holder(cluster: Cluster, folder: Path) ->
     assert {(event["peer_id"], event["name"]) for event in corrupt} == {(liar, "B")}
     assert len(corrupt) < 16, "set apart: of 64 chunks no more than were on their way, or being checked"
     assert (
-        "from B came corrupt"
+        "from B was corrupt"
         in cluster.spawn(["get", file_id, "--home", str(cluster.client.home), "-o", str(folder / "again")])
         .result()
         .expect(0)

@@ -107,7 +107,7 @@ def test_what_no_encrypted_file_can_be(cluster: Cluster) -> None:
     manager.plan_request(MAX_NEW_SEALED_CHUNKS * CHUNK, most, None)
     with pytest.raises(InvalidUsage, match="larger --chunk-size"):
         manager.plan_request(MAX_NEW_SEALED_CHUNKS * CHUNK + 1, most, None)
-    with pytest.raises(InvalidUsage, match="only the name of a file that is encrypted"):
+    with pytest.raises(InvalidUsage, match="only the name of an encrypted file"):
         manager.plan_request(CHUNK, PutOptions(hide_name=True), None)
 
 

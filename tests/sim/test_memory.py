@@ -59,7 +59,7 @@ def test_an_upload_waits_for_a_node_without_memory_that_it_needs(root: Path) -> 
         cluster.run_for(10.0)
         told = outcome.events[-1]
     assert (told["event"], [row["name"] for row in told["refusing"]]) == ("waiting", ["a"])
-    assert "a is up, but refuses: this PC has no memory left for a chunk" in told["message"]
+    assert "a is up, but refuses chunks: this PC has no memory left for a chunk" in told["message"]
     cluster.run(lambda: outcome.ended, "the upload", limit_s=4.0)
     outcome.expect_done()
     cluster.verify({"file": path})

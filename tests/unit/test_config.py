@@ -126,7 +126,9 @@ def test_variables_that_name_no_key_are_not_settings(name: str) -> None:
 
 def test_one_underscore_in_place_of_two_is_refused() -> None:
     message = refusal(None, environ={"ZCHUNK_CHUNKING_CHUNK_SIZE": "1"})
-    assert "ZCHUNK_CHUNKING_CHUNK_SIZE is no setting (did you mean ZCHUNK_CHUNKING__CHUNK_SIZE?)" in message
+    assert (
+        "ZCHUNK_CHUNKING_CHUNK_SIZE is not a setting (did you mean ZCHUNK_CHUNKING__CHUNK_SIZE?)" in message
+    )
 
 
 def test_what_an_earlier_start_was_given_stands_in_for_the_default_only(write: Write) -> None:
@@ -194,30 +196,34 @@ def test_wrong_key_names_line_allowed_keys_and_the_key_meant(write: Write) -> No
     path = write("# mine\nchunking:\n  replicas: 1\n  chunk_sise: 65536\n")
     message = refusal(path)
     assert message.startswith(
-        f"{path} line 4: chunking.chunk_sise is no key (did you mean chunk_size?); allowed: "
+        f"{path} line 4: chunking.chunk_sise is not a key (did you mean chunk_size?); allowed: "
     )
     assert message.endswith(", ".join(keys_of("chunking")))
 
 
 def test_key_of_another_section_names_that_section(write: Write) -> None:
-    assert "line 2: chunking.lease_s is no key (it belongs to section tracker)" in refusal(
+    assert "line 2: chunking.lease_s is not a key (it belongs to section tracker)" in refusal(
         write("chunking:\n  lease_s: 5\n")
     )
 
 
 def test_wrong_section_names_line_allowed_sections_and_the_one_meant(write: Write) -> None:
     message = refusal(write("\ntransfers:\n  workers: 1\n"))
-    assert "line 2: transfers is no section (did you mean transfer?); allowed: chunking, tracker" in message
+    assert (
+        "line 2: transfers is not a section (did you mean transfer?); allowed: chunking, tracker" in message
+    )
 
 
 def test_wrong_variable_is_named_with_the_one_meant() -> None:
     message = refusal(None, environ={"ZCHUNK_CHUNKING__CHUNKSIZE": "1"})
-    assert "ZCHUNK_CHUNKING__CHUNKSIZE is no setting (did you mean ZCHUNK_CHUNKING__CHUNK_SIZE?)" in message
+    assert (
+        "ZCHUNK_CHUNKING__CHUNKSIZE is not a setting (did you mean ZCHUNK_CHUNKING__CHUNK_SIZE?)" in message
+    )
 
 
 def test_wrong_override_is_refused() -> None:
-    assert refusal(None, {"node": {"nam": "A"}}).startswith("command line: node.nam is no key")
-    assert refusal(None, {"nodes": {"name": "A"}}).startswith("command line: nodes is no section")
+    assert refusal(None, {"node": {"nam": "A"}}).startswith("command line: node.nam is not a key")
+    assert refusal(None, {"nodes": {"name": "A"}}).startswith("command line: nodes is not a section")
 
 
 @pytest.mark.parametrize(
@@ -411,22 +417,22 @@ def test_ports_that_do_not_collide_are_allowed(bind: str, events: str) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        ("chunking: [1\n", 2, "is no YAML"),
-        ("chunking:\n  replicas: 1\n bad: 2\n", 3, "is no YAML"),
-        ("tracker:\n  bind: *:7700\n", 2, "a value that begins with * goes in quotes"),
-        ("a: 1\n---\nb: 2\n", 2, "is no YAML"),
-        ("- a\n- b\n", 1, "the file holds no keys"),
-        ("just text\n", 1, "the file holds no keys"),
-        ("chunking: 5\n", 1, "section chunking holds no keys"),
-        ("chunking:\n  - replicas\n", 2, "section chunking holds no keys"),
-        ("node:\n  name: A\n  bind: a:1\n  name: B\n", 4, "name stands in line 2 already"),
-        ("node: {name: A, name: B}\n", 1, "name stands in line 1 already"),
-        ("node:\n  name: A\nclient:\nnode:\n", 4, "node stands in line 1 already"),
-        ("node:\n  ? [a]\n  : b\n", 2, "a key of section node is no plain word"),
-        ("5:\n  name: A\n", 1, "5 is no section"),
-        ('"a\\nb": {x: 1}\n', 1, r"'a\nb' is no section"),
-        ('node:\n  "a\\u2028": 1\n', 2, r"node.'a\u2028' is no key"),
-        ('node:\n  "": 1\n', 2, "node.'' is no key"),
+        ("chunking: [1\n", 2, "is not valid YAML"),
+        ("chunking:\n  replicas: 1\n bad: 2\n", 3, "is not valid YAML"),
+        ("tracker:\n  bind: *:7700\n", 2, "a value that begins with * in quotes"),
+        ("a: 1\n---\nb: 2\n", 2, "is not valid YAML"),
+        ("- a\n- b\n", 1, "the file has no keys"),
+        ("just text\n", 1, "the file has no keys"),
+        ("chunking: 5\n", 1, "section chunking has no keys"),
+        ("chunking:\n  - replicas\n", 2, "section chunking has no keys"),
+        ("node:\n  name: A\n  bind: a:1\n  name: B\n", 4, "name is already set in line 2"),
+        ("node: {name: A, name: B}\n", 1, "name is already set in line 1"),
+        ("node:\n  name: A\nclient:\nnode:\n", 4, "node is already set in line 1"),
+        ("node:\n  ? [a]\n  : b\n", 2, "a key of section node is not a plain word"),
+        ("5:\n  name: A\n", 1, "5 is not a section"),
+        ('"a\\nb": {x: 1}\n', 1, r"'a\nb' is not a section"),
+        ('node:\n  "a\\u2028": 1\n', 2, r"node.'a\u2028' is not a key"),
+        ('node:\n  "": 1\n', 2, "node.'' is not a key"),
         ("node: &a\n  name: *a\n", 2, "node.name"),
     ],
 )
@@ -443,11 +449,11 @@ def test_what_is_no_configuration_is_refused_with_its_line(
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(data)
-    assert refusal(path).startswith(f"{path}: is no ")
+    assert refusal(path).startswith(f"{path}: is not ")
 
 
 def test_a_file_nested_without_end_is_refused(write: Write) -> None:
-    assert "nested too deep" in refusal(write("a: " + "[" * 20_000))
+    assert "nested too deeply" in refusal(write("a: " + "[" * 20_000))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_too_few_peers_are_refused_with_who_is_online_and_how_many_it_takes(case
 def test_the_message_for_too_few_peers() -> None:
     with pytest.raises(TooFewPeers) as caught:
         place(strategy="balanced", sizes=[1], candidates=peers_with(9), replicas=1, min_peers=2)
-    assert caught.value.message == ("1 peer online (PC-0), but it takes 2: start more nodes, or use --wait")
+    assert caught.value.message == ("1 peer online (PC-0), but 2 needed: start more nodes, or use --wait")
 
 
 def test_the_message_for_no_space() -> None:
@@ -332,8 +332,8 @@ def test_the_message_for_no_space() -> None:
         )
     assert caught.value.details == {"needed": 5 * 10**9, "free": 3 * 10**9}
     assert caught.value.message == (
-        "no room for the file: 5.00 GB needed on at least 2 peers, 3.00 GB free (PC-1 2.00 GB, PC-0 1.00 GB);"
-        " remove files, raise a node's capacity, add a node or ask for fewer replicas"
+        "no space for the file: 5.00 GB needed on at least 2 peers, 3.00 GB free (PC-1 2.00 GB, PC-0 1.00"
+        " GB); remove files, raise a node's capacity, add a node or ask for fewer replicas"
     )
 
 

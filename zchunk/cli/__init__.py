@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _EXIT_CODES = """\b
 Exit codes:
-  0  done                          6  the tracker does not answer
-  1  unexpected, or a disk failed  7  not allowed
-  2  usage; the target exists      8  no space
-  3  too few peers                 9  not found
-  4  partial: the part is kept    10  cancelled: nothing is kept
-  5  integrity                   130  interrupted: run it again to go on
+  0  done                              6  tracker unreachable
+  1  unexpected error or disk failure  7  not allowed
+  2  wrong usage, or target exists     8  no space
+  3  too few peers                     9  not found
+  4  partial download (kept)          10  cancelled (nothing kept)
+  5  integrity error                 130  interrupted (run again to continue)
 """
 
 #: command -> the module that has it
@@ -119,7 +119,7 @@ def _as_ours(error: Exception) -> ZchunkError:
         log.debug("failed: %s", error.code, exc_info=error)
         return error
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return InvalidUsage("a command is missing; `zchunk --help` lists them")
+        return InvalidUsage("no command given; `zchunk --help` lists the commands")
     if isinstance(error, click.ClickException):
         return InvalidUsage(_usage(error))
     if isinstance(error, click.Abort):
@@ -148,11 +148,11 @@ def _from_os(error: OSError) -> ZchunkError:
 @click.version_option(__version__, prog_name="zchunk")
 @everywhere(from_environment=True)
 def cli() -> None:
-    """Big files on the PCs of a LAN: cut into chunks, spread over several peers, fetched
-    from all of them at once, each chunk verified.
+    """Keep big files on the PCs of a LAN. A file is split into chunks, which are spread over
+    several PCs; a download fetches them from all PCs at once and verifies each one.
 
-    A tracker knows which peer holds what, a node on each PC holds chunks. `zchunk COMMAND
-    --help` explains a command.
+    The tracker knows which PC holds which chunk; a node on each PC stores chunks. `zchunk
+    COMMAND --help` describes a command.
     """
 
 

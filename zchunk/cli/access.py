@@ -28,16 +28,16 @@ _SHOWN = 20
 
 @peers.command()
 @click.argument("peer")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 @everywhere()
 @pass_invocation
 def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
-    """Revoke a member, on the tracker's PC: its key is rejected everywhere.
+    """Revoke a member: its key is rejected everywhere. Run it on the tracker's PC.
 
-    PEER is a name, an id, or the beginning of an id. Lists the files that would become
-    unreadable, those with chunks that only this member holds, then asks. They are back after
-    `allow`. The join tokens that it used are withdrawn with it.
+    PEER is a name, an id, or the beginning of an id. Lists the files that become unreadable
+    because no other node stores some of their chunks, then asks. `zchunk peers allow` makes
+    them readable again. The join tokens that the member used are withdrawn too.
     """
     from zchunk.tracker.members.administration import find_member
 
@@ -50,7 +50,7 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
             emit_event(_plan_json(member, stopped))
         else:
             _show_stopped(member, stopped)
-        if not yes and not agreed(f"Cut {member.name} off?", default=False):
+        if not yes and not agreed(f"Revoke {member.name}?", default=False):
             raise Interrupted("cancelled; nothing was changed")
     member, tokens = membership.revoke(member.peer_id)
     in_force(invocation)
@@ -58,12 +58,12 @@ def revoke(invocation: Invocation, peer: str, yes: bool) -> None:
         withdrawn = [entry.key_id for entry in tokens]
         emit_json({"event": "done", **member_json(member), "tokens_withdrawn": withdrawn})
         return
-    say(f"{member.name} is cut off; `zchunk peers allow {member.name}` lets it in again")
+    say(f"{member.name} is revoked; `zchunk peers allow {member.name}` admits it again")
     if tokens:
         ids = ", ".join(entry.key_id[: render.SHORT_ID] for entry in tokens)
         say(
-            f"withdrawn with it: the {'tokens' if len(tokens) > 1 else 'token'} it joined with ({ids});"
-            " who else joined by that stays a member, PCs that have not joined yet need a new one"
+            f"withdrew the {'tokens' if len(tokens) > 1 else 'token'} it joined with ({ids}): other members"
+            " stay, but a PC that has not joined yet needs a new token"
         )
 
 
@@ -94,12 +94,13 @@ def _plan_json(member: Member, stopped: list[Stopped]) -> dict[str, Any]:
 
 def _show_stopped(member: Member, stopped: list[Stopped]) -> None:
     if not stopped:
-        say(f"no file depends on {member.name} ({member.role}) alone")
+        say(f"no file becomes unreadable without {member.name} ({member.role})")
         return
-    say(f"without {member.name}, {render.count_text(len(stopped), 'file')} cannot be had any more:")
+    verb = "becomes" if len(stopped) == 1 else "become"
+    say(f"without {member.name}, {render.count_text(len(stopped), 'file')} {verb} unreadable:")
     for file in stopped[:_SHOWN]:
         chunks = render.count_text(file.chunks_lost, "chunk")
-        say(f"  {file.name}: {chunks} that nobody else has (id {file.file_id[: render.SHORT_ID]})")
+        say(f"  {file.name}: {chunks} stored nowhere else (id {file.file_id[: render.SHORT_ID]})")
     if len(stopped) > _SHOWN:
         say(f"  and {len(stopped) - _SHOWN:,} more; --json lists all")
 
@@ -113,9 +114,10 @@ def _show_stopped(member: Member, stopped: list[Stopped]) -> None:
 @everywhere()
 @pass_invocation
 def allow(invocation: Invocation, peer: str) -> None:
-    """Let a member in again that was cut off, on the tracker's PC.
+    """Admit a revoked member again. Run it on the tracker's PC.
 
-    PEER is a name, an id, or the beginning of an id. Newcomers need a token: `zchunk token`.
+    PEER is a name, an id, or the beginning of an id. A new member needs a token: `zchunk
+    token`.
     """
     from zchunk.tracker.members.administration import find_member
 
@@ -125,22 +127,24 @@ def allow(invocation: Invocation, peer: str) -> None:
     if invocation.json:
         emit_json({"event": "done", **member_json(member)})
     else:
-        say(f"{member.name} is let in, as {member.role}; start it again where it has ended")
+        say(f"{member.name} is admitted, as {member.role}; restart it if it has stopped")
 
 
 # -- rotate-key -----------------------------------------------------------------------
 
 
 @click.command("rotate-key")
-@click.option("--role", type=click.Choice(["node", "client"]), help="Which key of this home, if it has both.")
+@click.option(
+    "--role", type=click.Choice(["node", "client"]), help="Which key to replace, if this home has both."
+)
 @json_option
 @everywhere()
 @pass_invocation
 def rotate_key(invocation: Invocation, role: str | None) -> None:
-    """Give this home's node or client a new key, under the same id.
+    """Replace the key of this home's node or client. Its id stays the same.
 
-    The old key is let in nowhere afterwards. A node must be stopped first; commands of this
-    home that run are cut off, and can be resumed.
+    The old key is rejected everywhere afterwards. Stop a node first. Running commands of this
+    home are disconnected; they can be resumed.
     """
     from zchunk.clock import SystemClock
     from zchunk.node.control.rotate_key import rotate
@@ -150,9 +154,10 @@ def rotate_key(invocation: Invocation, role: str | None) -> None:
 
     roles = [r for r in ("node", "client") if load(invocation.home / r) is not None]
     if not roles or (role is not None and role not in roles):
-        raise NotJoined(f"{invocation.home} has not joined a cluster as {role or 'a member'}")
+        as_what = f" as {role}" if role else ""
+        raise NotJoined(f"{invocation.home} has not joined a cluster{as_what}; choose another --home")
     if role is None and len(roles) > 1:
-        raise InvalidUsage("this home has a node and a client; say which with --role")
+        raise InvalidUsage("this home has a node and a client; choose one with --role")
     folder = invocation.home / (role or roles[0])
     membership = load(folder)
     assert membership is not None

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name_or_id")
-@click.option("--offset", metavar="N", default="0", callback=as_size, help="Begin at this byte; else at 0.")
-@click.option("--length", metavar="N", callback=as_size, help="At most so many bytes; else to the end.")
-@click.option("--no-wait", is_flag=True, help="Do not wait for missing peers: exit 4 where one is needed.")
+@click.option("--offset", metavar="N", default="0", callback=as_size, help="First byte (default: 0).")
+@click.option("--length", metavar="N", callback=as_size, help="Number of bytes (default: to the end).")
+@click.option("--no-wait", is_flag=True, help="Do not wait for missing peers: exit with code 4.")
 @secret_options
 @everywhere()
 @pass_invocation
@@ -38,10 +38,10 @@ def cat(
     passphrase_file: str | None,
     key_file: Path | None,
 ) -> None:
-    """Write a file, or a range of it, to stdout.
+    """Write a file, or a range of it, to standard output.
 
-    Only the chunks that the range touches are fetched, and each is verified before a byte of
-    it is written. A range behind the end of the file is empty. Sizes like 10MiB may be given.
+    Fetches only the chunks of the range, and verifies each one before writing any of it. A
+    range past the end of the file is empty. Offset and length may have units, e.g. 10MiB.
     """
     keys = keys_given(passphrase_file, key_file)
     with invocation.client() as client:
@@ -62,8 +62,8 @@ def write_whole(client: Client, where: Location, *, wait: bool) -> int:
         _write(_digested(stream.pieces(0, where.manifest.size), digest))
         if where.manifest.sha256 not in (None, digest.digest()):
             raise IntegrityError(
-                f"every chunk of {where.manifest.name!r} is right but the file's SHA-256 is not; its manifest"
-                " is wrong: put the file again from its source"
+                f"all chunks of {where.manifest.name!r} are intact, but the file's SHA-256 does not match:"
+                " its manifest is wrong; upload the file again from its source"
             )
         return stream.bytes_received
 
@@ -84,8 +84,8 @@ def _write(pieces: Iterable[memoryview]) -> None:
 def _show_event(event: dict[str, Any]) -> None:
     kind = event["event"]
     if kind == "waiting":
-        say(f"{render.waiting_text(event)} (goes on by itself when it is back; Ctrl-C stops)")
+        say(f"{render.waiting_text(event)} (continues by itself when it is back; Ctrl-C stops)")
     elif kind == "resumed":
-        say(f"{event['name']} is back: going on")
+        say(f"{event['name']} is back: continuing")
     elif kind == "corrupt":
         say(render.corrupt_text(event))

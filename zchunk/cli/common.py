@@ -145,7 +145,7 @@ def everywhere(*, from_environment: bool = False) -> Callable[[F], F]:
                 count=True,
                 expose_value=False,
                 callback=keep_verbosity,
-                help="Tell on stderr what is done; -vv tells everything.",
+                help="Show log messages on stderr; -vv shows all of them.",
             ),
             click.option(
                 "--config",
@@ -153,7 +153,7 @@ def everywhere(*, from_environment: bool = False) -> Callable[[F], F]:
                 envvar="ZCHUNK_CONFIG" if from_environment else None,
                 expose_value=False,
                 callback=keep_config,
-                help="The configuration; else ZCHUNK_CONFIG, else config.yaml in the home.",
+                help="Configuration file (default: ZCHUNK_CONFIG, or config.yaml in the home).",
             ),
             click.option(
                 "--home",
@@ -161,7 +161,7 @@ def everywhere(*, from_environment: bool = False) -> Callable[[F], F]:
                 envvar="ZCHUNK_HOME" if from_environment else None,
                 expose_value=False,
                 callback=keep_home,
-                help="Where state lies; else ZCHUNK_HOME, else your data folder.",
+                help="Folder for keys and state (default: ZCHUNK_HOME, or your data folder).",
             ),
         ):
             command = option(command)
@@ -176,7 +176,7 @@ def json_option(command: F) -> F:
             context.ensure_object(Invocation).json = True
 
     return click.option(
-        "--json", "as_json", is_flag=True, expose_value=False, callback=keep, help="JSON on stdout."
+        "--json", "as_json", is_flag=True, expose_value=False, callback=keep, help="Print JSON."
     )(command)
 
 
@@ -238,7 +238,9 @@ def parse_duration(text: str) -> float:
     match = _DURATION.fullmatch(text.strip().lower())
     seconds = float(Fraction(match[1]) * _SECONDS[match[2]]) if match else 0.0
     if not 0 < seconds <= _MAX_DURATION_S:
-        raise InvalidUsage(f"{text!r} is no duration; write it like 30m, 24h or 7d, up to ten years")
+        raise InvalidUsage(
+            f"{text!r} is not a valid duration; use a form like 30m, 24h or 7d, up to ten years"
+        )
     return seconds
 
 
@@ -297,7 +299,7 @@ def token_text(argument: str) -> str:
 
         raise storage_error(error, path, "reading the token file") from None
     except UnicodeDecodeError:
-        raise InvalidUsage(f"{path} holds no token: it is no text") from None
+        raise InvalidUsage(f"{path} is not a token file: it is not text") from None
 
 
 # -- questions and signals ------------------------------------------------------------
@@ -306,7 +308,7 @@ def token_text(argument: str) -> str:
 def check_can_ask(yes: bool) -> None:
     """Raises InvalidUsage (exit 2) where a question would find nobody to answer it."""
     if not yes and not sys.stdin.isatty():
-        raise InvalidUsage("this asks a question, but there is no terminal; add --yes")
+        raise InvalidUsage("cannot ask for confirmation without a terminal; add --yes")
 
 
 def agreed(question: str, *, default: bool) -> bool:

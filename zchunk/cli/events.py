@@ -19,23 +19,23 @@ from zchunk.cli.output import emit_json
     "topics",
     multiple=True,
     metavar="TOPIC",
-    help="Only these: one topic (peer.up) or a kind (peer). May be given several times.",
+    help="Show only this topic (e.g. peer.up) or kind (e.g. peer); may be repeated.",
 )
 @click.option(
     "--since",
     type=click.IntRange(min=0),
     metavar="SEQ",
-    help="Begin behind event SEQ of the tracker's present run, 0 with the first of the 10,000 that it keeps.",
+    help="Start after event SEQ of the tracker's current run; 0 starts with the oldest one that it keeps.",
 )
 @json_option
 @everywhere()
 @pass_invocation
 def events(invocation: Invocation, topics: tuple[str, ...], since: int | None) -> None:
-    """Follow what happens in the cluster, until Ctrl-C.
+    """Follow the events of the cluster, until Ctrl-C.
 
-    With --json one object a line, flushed: topic, epoch, seq, time and the topic's own
-    fields (docs/events.md). No event is left out: one that was lost on its way is fetched
-    from the tracker, and a line with the topic `missed` tells of those it no longer has.
+    With --json, prints one object per line: topic, epoch, seq, time and the topic's own
+    fields (docs/events.md). No event is skipped: lost ones are fetched from the tracker, and a
+    line with the topic `missed` reports those that it no longer has.
     """
     # Ctrl-C is how following ends.
     with invocation.client() as client, suppress(KeyboardInterrupt):

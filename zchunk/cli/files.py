@@ -59,7 +59,7 @@ def _run_job(
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "interrupt":
-                invocation.say("stopping; once more to stop at once")
+                invocation.say("stopping; press Ctrl-C again to stop at once")
                 return
             if invocation.json:
                 emit_event(event)
@@ -93,29 +93,31 @@ def _show_event(line: progress.ProgressLine, event: dict[str, Any]) -> None:
         kept = event.get("chunks_kept", 0)
         line.note(f"id {event['file_id']}")
         if "job_id" in event:
-            line.note(f"job {event['job_id']}: `zchunk pause`, `resume` and `cancel` steer it")
+            line.note(f"job {event['job_id']}: `zchunk pause`, `resume` and `cancel` control it")
         if kept:
-            line.note(f"{kept:,} of {render.count_text(event['chunks_count'], 'chunk')} are here already")
+            line.note(f"{kept:,} of {render.count_text(event['chunks_count'], 'chunk')} are already here")
     elif kind == "waiting":
         line.note(f"{render.waiting_text(event)} ({_waiting_hint(event)})")
     elif kind == "resumed":
-        line.note(f"{event.get('name', event['peer_id'])} is back: going on")
+        line.note(f"{event.get('name', event['peer_id'])} is back: continuing")
     elif kind == "peer_back":
-        line.note(f"{event['name']} is back: `zchunk resume {event['job_id']}` goes on")
+        line.note(f"{event['name']} is back: `zchunk resume {event['job_id']}` continues")
     elif kind == "paused":
-        line.note(f"paused: `zchunk resume {event['job_id']}` goes on (Ctrl-C stops; what is there is kept)")
+        line.note(
+            f"paused: `zchunk resume {event['job_id']}` continues (Ctrl-C stops and keeps what is downloaded)"
+        )
     elif kind == "continued":
-        line.note("going on")
+        line.note("continuing")
     elif kind == "corrupt":
         line.note(render.corrupt_text(event))
 
 
 def _waiting_hint(event: dict[str, Any]) -> str:
     if event.get("busy_peers"):
-        return "goes on by itself in its turn; Ctrl-C stops, what is there is kept"
+        return "continues by itself in its turn; Ctrl-C stops and keeps what is downloaded"
     if event.get("auto_resume", True):
-        return "goes on by itself when it is back; Ctrl-C stops, what is there is kept"
-    return f"auto-resume is off: `zchunk resume {event['job_id']}` goes on when it is back"
+        return "continues by itself when it is back; Ctrl-C stops and keeps what is downloaded"
+    return f"auto-resume is off: `zchunk resume {event['job_id']}` continues when it is back"
 
 
 # -- put ------------------------------------------------------------------------------
@@ -123,18 +125,29 @@ def _waiting_hint(event: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, readable=False))
-@click.option("--name", metavar="NAME", help="The file's name in the cluster; else its own.")
+@click.option("--name", metavar="NAME", help="Name in the cluster (default: the file's own).")
 @click.option(
-    "--replicas", type=click.IntRange(1, MAX_COPIES), help="Copies of each chunk, on different peers."
+    "--replicas",
+    type=click.IntRange(1, MAX_COPIES),
+    help="Number of copies of each chunk, on different peers.",
 )
-@click.option("--strategy", type=click.Choice(STRATEGIES), help="How chunks are spread.")
-@click.option("--chunk-size", callback=as_chunk_size, metavar="SIZE", help="64 KiB to 64 MiB, like 10MiB.")
-@click.option("--min-peers", type=click.IntRange(1, MAX_COPIES), help="Refuse with fewer peers online.")
+@click.option("--strategy", type=click.Choice(STRATEGIES), help="How to spread the chunks over the peers.")
+@click.option(
+    "--chunk-size",
+    callback=as_chunk_size,
+    metavar="SIZE",
+    help="Size of a chunk, 64 KiB to 64 MiB, e.g. 10MiB.",
+)
+@click.option(
+    "--min-peers",
+    type=click.IntRange(1, MAX_COPIES),
+    help="Minimum number of peers online; with fewer, the upload fails.",
+)
 @click.option("--encrypt", is_flag=True, help="Encrypt the file before it leaves this PC.")
-@click.option("--hide-name", is_flag=True, help="With --encrypt: others see a neutral name.")
+@click.option("--hide-name", is_flag=True, help="With --encrypt: show others a neutral name.")
 @secret_options
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--wait", is_flag=True, help="Wait for peers instead of refusing.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--wait", is_flag=True, help="Wait for enough peers instead of failing.")
 @json_option
 @everywhere()
 @pass_invocation
@@ -153,13 +166,13 @@ def put(
     yes: bool,
     wait: bool,
 ) -> None:
-    """Upload a file: show the plan, ask, spread the chunks, publish.
+    """Upload a file: show the plan, ask, spread the chunks over the peers, publish.
 
-    Interrupted and run again, it sends only what is missing.
+    Run an interrupted upload again: it sends only what is missing.
 
-    With --encrypt only who has the passphrase, or the key file, can read the file: no other
-    peer and not the tracker, which see its size and (without --hide-name) its name. A lost
-    passphrase or key file cannot be replaced.
+    With --encrypt, only someone with the passphrase or key file can read the file. The peers
+    and the tracker see its size and, without --hide-name, its name. A lost passphrase or key
+    file cannot be replaced.
     """
     check_can_ask(yes)
     options = _put_options(name, encrypt, hide_name, passphrase_file, key_file)
@@ -170,7 +183,7 @@ def put(
         "min_peers_for_distribution": min_peers,
     }
     # Said before the engine is even imported: nobody should look at nothing.
-    invocation.say(f"{file}: asking the tracker where to put it")
+    invocation.say(f"{file}: asking the tracker for a plan")
     with invocation.client({"chunking": given}) as client:
         planned = _plan(invocation, client, file, options, wait)
         _agree(invocation, client, planned, yes)
@@ -191,7 +204,7 @@ def _put_options(
     if not encrypt:
         if hide_name or passphrase_file is not None or key_file is not None:
             # Not taken for it: who forgot it would have put the file in the clear.
-            raise InvalidUsage("--hide-name, --passphrase-file and --key-file go with --encrypt: add it")
+            raise InvalidUsage("--hide-name, --passphrase-file and --key-file need --encrypt")
         return PutOptions(name=name)
     keys = keys_given(passphrase_file, key_file)
     return PutOptions(name=name, encrypt=keys.for_put(), hide_name=hide_name)
@@ -213,7 +226,7 @@ def _emit_too_few(invocation: Invocation, client: Client, file: Path, error: Too
         why = f"waiting: {error.message.removesuffix(START_MORE)}"
         if isinstance(unsure := error.details.get("unsure"), (list, tuple)):
             why = render.hellos_text(list(map(str, unsure)))
-        say(f"{why} (Ctrl-C ends)")
+        say(f"{why} (Ctrl-C stops)")
         return
     chunks = chunk_count(file.stat().st_size, client.settings.chunking.chunk_size)
     waiting = {"event": "waiting", "missing_peers": [], "chunks_missing": chunks, "message": error.message}
@@ -243,12 +256,12 @@ def _abandon(planned: PlannedUpload) -> None:
 def _show_put(done: dict[str, Any]) -> None:
     where = render.count_text(len(done["peers"]), "peer")
     if done.get("already"):
-        text = f"the cluster has {done['name']} already; {render.size_text(done['bytes_sent'])} sent"
+        text = f"the cluster already has {done['name']}; {render.size_text(done['bytes_sent'])} sent"
     else:
         spread = f"{render.count_text(done['chunks_count'], 'chunk')} on {where}"
         text = (
-            f"{done['name']} is in the cluster: {spread if done['chunks_count'] else 'empty'},"
-            f" {render.size_text(done['bytes_sent'])} sent in {done['seconds']:.1f} s; its id:"
+            f"{done['name']} is uploaded: {spread if done['chunks_count'] else 'empty'},"
+            f" {render.size_text(done['bytes_sent'])} sent in {done['seconds']:.1f} s; id:"
         )
     say(text)
     click.echo(done["file_id"])
@@ -315,7 +328,7 @@ def _encryption_text(options: PutOptions) -> str:
     from zchunk.content.encryption import KeyFile
 
     by = f"the key file {secret.key_id.hex()}" if isinstance(secret, KeyFile) else "a passphrase"
-    return f"with {by}; others see its size{'' if options.hide_name else ' and its name'}"
+    return f"with {by}; others see its size{'' if options.hide_name else ' and name'}"
 
 
 def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
@@ -356,10 +369,14 @@ def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
     "-o",
     "--output",
     metavar="PATH",
-    help="Where to; else here, under its name. - writes to stdout.",
+    help="Target file or folder (default: here, under its name); - for stdout.",
 )
-@click.option("--no-wait", is_flag=True, help="Do not wait for missing peers: keep the part, exit 4.")
-@click.option("--force", is_flag=True, help="Replace a file that has other content.")
+@click.option(
+    "--no-wait",
+    is_flag=True,
+    help="Do not wait for missing peers: exit with code 4, and keep what is downloaded.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing file that has other content.")
 @secret_options
 @json_option
 @everywhere()
@@ -373,22 +390,22 @@ def get(
     passphrase_file: str | None,
     key_file: Path | None,
 ) -> None:
-    """Download a file, from all its holders at once, every chunk verified.
+    """Download a file from all its holders at once, and verify every chunk.
 
-    Waits for missing peers and goes on by itself when they are back. Interrupted and run
-    again, it keeps what is there. `zchunk pause`, `resume` and `cancel` steer it from any
-    terminal; cancelled, it keeps nothing and ends with exit code 10.
+    Waits for missing peers, and continues by itself when they are back. Run an interrupted
+    download again: it keeps what is downloaded. `zchunk pause`, `resume` and `cancel` control it
+    from any terminal. A cancelled download keeps nothing and ends with exit code 10.
 
-    With -o - (or /dev/stdout) the content goes to stdout, in order, each chunk once it is
-    verified; then there is no job, and run again it begins anew.
+    With -o - (or /dev/stdout), writes the content to stdout in order, each chunk after it is
+    verified. Such a download has no job: run again, it starts over.
     """
     to_stdout = output in _STDOUT
     if to_stdout and invocation.json:
-        raise InvalidUsage("the file and --json cannot both go to stdout: name a file with -o")
+        raise InvalidUsage("the file and --json cannot both go to stdout; choose a file with -o")
     keys = keys_given(passphrase_file, key_file)
-    invocation.say(f"{name_or_id}: asking the tracker who has it")
+    invocation.say(f"{name_or_id}: asking the tracker for its holders")
     if output is not None and Path(output).is_file():
-        invocation.say(f"{output} exists: looking whether it is the same")
+        invocation.say(f"{output} exists: checking whether it has the same content")
     with invocation.client() as client:
         # Before anything is drawn: it may ask for the passphrase.
         where = client.opened(client.locate(name_or_id), keys.named or keys.for_get)
@@ -436,7 +453,7 @@ def _show_got(done: dict[str, Any]) -> None:
     target = os.path.relpath(done["target"]) if os.path.isabs(done["target"]) else done["target"]
     if done.get("already"):
         say(f"id {done['file_id']}")
-        say(f"{target} has this content already")
+        say(f"{target} already has this content")
         return
     speed = done["bytes_received"] / done["seconds"] if done["seconds"] else 0
     say(
@@ -457,7 +474,7 @@ def _show_got(done: dict[str, Any]) -> None:
 def ls(invocation: Invocation, key_file: Path | None) -> None:
     """List the files of the cluster, newest first.
 
-    With --key-file those encrypted with it are shown by their true names.
+    With --key-file, shows the true names of the files encrypted with it.
     """
     key = keys_given(None, key_file).named
     with invocation.client() as client:
@@ -478,7 +495,7 @@ def _unknown_text(names: Sequence[str]) -> str:
     hold = "holds" if len(names) == 1 else "hold"
     return (
         f"{render.count_text(len(names), 'node')} {hold} chunks of files that this tracker does not know:"
-        f" {', '.join(names)}; its database was lost or replaced, or an older one put back"
+        f" {', '.join(names)}; its database was lost, replaced or restored from an older copy"
         " (docs/deployment.md, What to back up)"
     )
 
@@ -519,10 +536,10 @@ def file_json(record: FileRecord) -> dict[str, Any]:
 @everywhere()
 @pass_invocation
 def info(invocation: Invocation, name_or_id: str, passphrase_file: str | None, key_file: Path | None) -> None:
-    """Show a file: its chunks, who holds them, and whether it can be read now.
+    """Show a file: its chunks, their holders, and whether it can be read now.
 
-    Of an encrypted file also its true name and SHA-256, where the passphrase or key file is
-    named by an option; nobody is asked for it.
+    With --passphrase-file or --key-file, also shows the true name and SHA-256 of an encrypted
+    file.
     """
     named = keys_given(passphrase_file, key_file).named
     with invocation.client() as client:
@@ -606,7 +623,7 @@ def _why_unavailable(where: Location, chunks: str) -> str:
     waiting = where.live_copies().count(0) - lost
     reasons = [f"{waiting:,} of {chunks} wait for a peer that is off"] if waiting else []
     if lost:
-        reasons.append(f"no peer has {lost:,} of {chunks} any more, put the file again from its source")
+        reasons.append(f"no peer has {lost:,} of {chunks} any more (upload the file again from its source)")
     return "; ".join(reasons)
 
 
@@ -616,7 +633,7 @@ def _show_info(where: Location) -> None:
     chunks = render.count_text(record.chunks_count, "chunk")
     health_text = {
         "complete": "complete",
-        "degraded": f"degraded: readable, with fewer than {record.replicas} copies of some chunks online",
+        "degraded": f"degraded: readable, but some chunks have fewer than {record.replicas} copies online",
         "unavailable": f"unavailable: {_why_unavailable(where, chunks)}",
     }
     render.facts(
@@ -624,11 +641,16 @@ def _show_info(where: Location) -> None:
             ("Name", where.manifest.name),
             ("Id", record.file_id),
             ("Size", f"{render.count_text(record.size, 'byte')} ({render.size_text(record.size)})"),
-            ("SHA-256", sha256.hex() if sha256 is not None else "only key holders know it"),
+            ("SHA-256", sha256.hex() if sha256 is not None else "hidden: needs the passphrase or key file"),
             *_encryption_rows(where),
             ("Chunks", f"{chunks} of {render.binary_text(record.chunk_size)}"),
             ("Copies", str(record.replicas)),
-            ("Spread", "over several peers" if record.is_distributed else "no: it lies whole on a peer"),
+            (
+                "Spread",
+                "over several peers"
+                if record.is_distributed
+                else "no, each copy is stored whole on one peer",
+            ),
             ("Health", health_text[health(where)]),
         ]
     )
@@ -644,14 +666,14 @@ def _show_info(where: Location) -> None:
 
 @click.command()
 @click.argument("name_or_id")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 @everywhere()
 @pass_invocation
 def rm(invocation: Invocation, name_or_id: str, yes: bool) -> None:
     """Remove a file from the cluster.
 
-    A name that several files have is refused: give the id (`zchunk ls`).
+    If several files have the name, give the id (see `zchunk ls`).
     """
     check_can_ask(yes)
     with invocation.client() as client:

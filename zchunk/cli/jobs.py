@@ -35,10 +35,8 @@ def _desk(invocation: Invocation) -> JobDesk:
 @everywhere()
 @pass_invocation
 def jobs(invocation: Invocation) -> None:
-    """List the downloads of this home: those that run, in whatever terminal, those that
-    can be resumed, and the last ones that are over.
-
-    A paused job whose note says that nothing runs was interrupted: what it has is kept.
+    """List the downloads of this home: those running in any terminal, those that can be
+    resumed, and the last ones that have ended.
     """
     found = _desk(invocation).all()
     if invocation.json:
@@ -55,9 +53,9 @@ def jobs(invocation: Invocation) -> None:
 @everywhere()
 @pass_invocation
 def pause(invocation: Invocation, job_ids: Sequence[str]) -> None:
-    """Make running downloads stand still, until `zchunk resume`.
+    """Pause running downloads, until `zchunk resume`.
 
-    JOB is an id that `zchunk jobs` lists, or its beginning.
+    JOB is an id from `zchunk jobs`, or the beginning of one.
     """
     desk = _desk(invocation)
     _each(desk, job_ids, lambda record: _told(invocation, "pause", desk.pause(record)))
@@ -72,10 +70,10 @@ def pause(invocation: Invocation, job_ids: Sequence[str]) -> None:
 def resume(
     invocation: Invocation, job_ids: Sequence[str], passphrase_file: str | None, key_file: Path | None
 ) -> None:
-    """Go on with downloads that are paused, were interrupted, or failed.
+    """Continue downloads that are paused, interrupted or failed.
 
-    One whose process still runs goes on there. The others run here, one after the other,
-    as `zchunk get` does, and keep what is there; for an encrypted file they need its
+    A download whose process still runs continues there. The others run here, one after the
+    other, as with `zchunk get`, and keep what they have. For an encrypted file, give its
     passphrase or key file again.
     """
     keys = keys_given(passphrase_file, key_file)
@@ -93,7 +91,7 @@ def resume(
     if standing:
         with invocation.client() as client:
             for record in standing:
-                invocation.say(f"{record.name} to {render.shown_path(record.target)}: going on")
+                invocation.say(f"{record.name} to {render.shown_path(record.target)}: continuing")
                 _run(invocation, client, record, client.locate_job(record, keys.for_get))
 
 
@@ -107,8 +105,8 @@ def _run(invocation: Invocation, client: Client, record: JobRecord, where: Locat
 @everywhere()
 @pass_invocation
 def cancel(invocation: Invocation, job_ids: Sequence[str]) -> None:
-    """End downloads and delete what they have so far. The `get` of one that runs ends with
-    exit code 10.
+    """Cancel downloads and delete what they have so far. The `zchunk get` of a running one
+    ends with exit code 10.
     """
     desk = _desk(invocation)
     _each(desk, job_ids, lambda record: _told(invocation, "cancel", desk.cancel(record)))
@@ -141,11 +139,11 @@ def _outcome(action: str, job: JobStatus) -> str:
     done = f"{job.chunks_completed:,} of {render.count_text(job.chunks_count, 'chunk')}"
     what = f"job {job.job_id} ({job.name})"
     if action == "cancel":
-        return f"{what} is cancelled; nothing of it is kept"
+        return f"{what} is cancelled; nothing is kept"
     if not job.active:
-        return f"{what}: nothing is running; it is {job.state} with {done}"
+        return f"{what} is not running: it is {job.state}, with {done}"
     if action == "pause":
-        return f"{what} is paused with {done}; `zchunk resume {job.job_id}` goes on"
+        return f"{what} is paused, with {done}; `zchunk resume {job.job_id}` continues"
     if job.state == "waiting":
         return f"{what} still waits for {', '.join(job.missing_names)}, with {done}"
-    return f"{what} goes on where it runs, with {done}"
+    return f"{what} continues in the process that runs it, with {done}"

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from zchunk.transport.auth import Token
 
 new_key_option = click.option(
-    "--new-key", is_flag=True, help="The key of this home is lost: make another, as another member."
+    "--new-key", is_flag=True, help="The key of this home is lost: create a new one and join as a new member."
 )
 allow_plain_option = click.option(
-    "--allow-plain", is_flag=True, help="Give up encryption where the token is for a plain cluster."
+    "--allow-plain", is_flag=True, help="Accept a token of a cluster without encryption."
 )
 
 
@@ -50,12 +50,10 @@ def check_same_cluster(folder: Path, known: Membership, token: Token, allow_plai
     stop it: in plain transport whoever answers could be anybody, and a token is easily forged."""
     where = ", ".join(known.tracker)
     if known.tracker_key != token.tracker_key.hex():
-        raise InvalidUsage(
-            f"{folder} belongs to another cluster (tracker at {where}); join with another --home"
-        )
+        raise InvalidUsage(f"{folder} belongs to another cluster (tracker at {where}); choose another --home")
     if (known.transport, token.transport) == ("curve", "plain") and not allow_plain:
         raise InvalidUsage(
-            f"this token is for plain transport, and {folder} joined its cluster (tracker at {where}) with"
-            " encryption; nothing was changed. If whoever runs the tracker says that it is plain now, add"
+            f"this token is for plain transport, but {folder} joined its cluster (tracker at {where}) with"
+            " encryption; nothing was changed. If the tracker's operator confirms the change, add"
             " --allow-plain"
         )

@@ -17,7 +17,6 @@ import click
 
 from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation, say
 from zchunk.cli.output import emit_json
-from zchunk.cli.text import visible
 from zchunk.errors import InvalidUsage, KeyNeeded
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def key_file_option(command: F) -> F:
         "--key-file",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="Of an encrypted file: its key file (`zchunk key new`).",
+        help="Key file of an encrypted file (see `zchunk key new`).",
     )(command)
 
 
@@ -44,7 +43,7 @@ def secret_options(command: F) -> F:
     return click.option(
         "--passphrase-file",
         metavar="FILE",
-        help=f"Of an encrypted file: the file with its passphrase, - for stdin; else {VARIABLE}.",
+        help=f"File with the passphrase of an encrypted file, - for stdin (default: {VARIABLE}).",
     )(key_file_option(command))
 
 
@@ -73,7 +72,7 @@ class Keys:
         if self.given is not None:
             return self.given
         if lock.key_id is not None:
-            raise KeyNeeded(f"the file is encrypted with {lock.text}: give it by --key-file")
+            raise KeyNeeded(f"the file is encrypted with {lock.text}: give it with --key-file")
         _check_terminal(f"the file is encrypted with a passphrase: give --passphrase-file or {VARIABLE}")
         return _asked("Passphrase of the file", twice=False)
 
@@ -84,7 +83,7 @@ def keys_given(passphrase_file: str | None, key_file: Path | None) -> Keys:
     from zchunk.content.encryption import Passphrase
 
     if passphrase_file is not None and key_file is not None:
-        raise InvalidUsage("--passphrase-file and --key-file exclude each other")
+        raise InvalidUsage("--passphrase-file and --key-file cannot be used together")
     text = os.environ.get(VARIABLE)
     return Keys(_named(passphrase_file, key_file), Passphrase(text) if text else None)
 
@@ -119,7 +118,7 @@ def _asked(question: str, *, twice: bool) -> Secret:
 @click.group()
 @everywhere()
 def key() -> None:
-    """Make key files, for `zchunk put --encrypt --key-file`."""
+    """Create key files for `zchunk put --encrypt --key-file`."""
 
 
 @key.command("new")
@@ -128,9 +127,10 @@ def key() -> None:
 @everywhere()
 @pass_invocation
 def new_key_file(invocation: Invocation, file: Path) -> None:
-    """Make a key file: 32 random bytes, for you alone (mode 0600). Never replaces a file.
+    """Create a key file: 32 random bytes, readable by you alone (mode 0600). Never replaces a
+    file.
 
-    Keep a copy in a safe place: what is encrypted with it cannot be read without it.
+    Keep a copy in a safe place: files encrypted with it cannot be read without it.
     """
     from zchunk.content.key_files import make_key_file
 
@@ -138,5 +138,5 @@ def new_key_file(invocation: Invocation, file: Path) -> None:
     if invocation.json:
         emit_json({"event": "done", "path": str(file), "key_id": made.key_id.hex()})
         return
-    say(f"made {visible(str(file))}; keep a copy in a safe place: without it nothing encrypted with it opens")
+    say(f"created {file}; keep a copy in a safe place: files encrypted with it cannot be read without it")
     click.echo(made.key_id.hex())

@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("token")
-@click.option("--name", metavar="NAME", help="How this member is called; else after the PC.")
+@click.option("--name", metavar="NAME", help="Name of this member (default: host name plus -client).")
 @new_key_option
 @allow_plain_option
 @json_option
 @everywhere()
 @pass_invocation
 def join(invocation: Invocation, token: str, name: str | None, new_key: bool, allow_plain: bool) -> None:
-    """Make this home's commands a member of a cluster.
+    """Join a cluster, so that the commands of this home can use it.
 
-    TOKEN is what `zchunk token` prints on the tracker's PC. Give - to be asked for it (or to
-    read it from stdin) or @FILE to read it from a file: shells keep what is typed as an
-    argument, and other users of this PC may see it for a moment.
+    `zchunk token` on the tracker's PC prints a TOKEN. Use - to be asked for it (or to read it
+    from stdin), or @FILE to read it from a file. A token on the command line stays in the
+    shell's history, and other users of this PC can see it for a moment.
     """
     from zchunk.node.home.membership import find, forget_key
     from zchunk.transport.auth import parse_token
@@ -68,18 +68,29 @@ def join(invocation: Invocation, token: str, name: str | None, new_key: bool, al
 
 
 @click.command()
-@click.option("--role", type=click.Choice(["node", "client", "observer"]), default="node", show_default=True)
 @click.option(
-    "--expires", callback=as_duration, default="24h", show_default=True, help="Like 30m, 24h or 7d."
+    "--role",
+    type=click.Choice(["node", "client", "observer"]),
+    default="node",
+    show_default=True,
+    help="Role of the members that join with it.",
 )
-@click.option("--once", is_flag=True, help="For one peer only.")
+@click.option(
+    "--expires",
+    callback=as_duration,
+    default="24h",
+    show_default=True,
+    help="How long it is valid, e.g. 30m, 24h or 7d.",
+)
+@click.option("--once", is_flag=True, help="Valid for one member only.")
 @json_option
 @everywhere()
 @pass_invocation
 def token(invocation: Invocation, role: str, expires: float, once: bool) -> None:
-    """Print a join token, on the tracker's home; the tracker may be running or not.
+    """Print a join token. Run it on the tracker's PC; the tracker may be running or not.
 
-    A node holds chunks, a client puts, gets and removes files, an observer looks.
+    A node stores chunks. A client uploads, downloads and removes files. An observer lists
+    files, peers and events.
     """
     settings = invocation.settings()
     with importing():
@@ -122,20 +133,23 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
 @everywhere()
 @click.pass_context
 def peers(context: click.Context) -> None:
-    """List the nodes of the cluster: who is up, and how much room each has."""
+    """List the nodes of the cluster: which are up, and how much space they have."""
     if context.invoked_subcommand is None:
         _list(context.ensure_object(Invocation))
 
 
 @peers.command("list")
 @click.option(
-    "--all", "everyone", is_flag=True, help="All members, on the tracker's PC; clients and cut off ones too."
+    "--all",
+    "everyone",
+    is_flag=True,
+    help="List all members, including clients and revoked ones (on the tracker's PC).",
 )
 @json_option
 @everywhere()
 @pass_invocation
 def list_peers(invocation: Invocation, everyone: bool) -> None:
-    """List the nodes of the cluster (what `zchunk peers` alone does too)."""
+    """List the nodes of the cluster (as `zchunk peers` does)."""
     if everyone:
         _list_members(invocation)
     else:
@@ -163,7 +177,7 @@ def _list(invocation: Invocation) -> None:
         render.peer_table(records)
         for record in records:
             if record.status == "up" and record.refuses:
-                say(f"{record.name} takes no chunks: {record.refuses}")
+                say(f"{record.name} refuses chunks: {record.refuses}")
     else:
         say("no node has joined yet; start one with `zchunk node --join -`")
 

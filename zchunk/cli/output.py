@@ -179,7 +179,7 @@ class Results(io.TextIOWrapper):
 def _lost(error: OSError) -> Exception:
     if error.errno == errno.EPIPE:
         return ReaderGone()
-    what = f"cannot write to standard output: {error.strerror}; what was written is incomplete"
+    what = f"cannot write to standard output: {error.strerror}; the output is incomplete"
     return NoSpace(what) if error.errno in _FULL else OutputLost(what)
 
 

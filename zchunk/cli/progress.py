@@ -75,7 +75,7 @@ class JobView:
         kind = event["event"]
         if kind == "preparing":
             share = event["bytes_checked"] / max(1, event["size"])
-            self.preparing = f"checking what is here: {share:.0%}"
+            self.preparing = f"checking existing data: {share:.0%}"
         elif kind == "plan":
             self.begun = True
             self.kept = event.get("chunks_kept", 0) + event.get("chunks_of_zeros", 0)

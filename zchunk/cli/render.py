@@ -154,7 +154,7 @@ def member_table(members: Sequence[Member]) -> None:
             (
                 m.name,
                 m.role,
-                "cut off" if m.revoked else "member",
+                "revoked" if m.revoked else "member",
                 _date_text(m.added_ms),
                 m.peer_id[:SHORT_ID],
             )
@@ -166,13 +166,13 @@ def member_table(members: Sequence[Member]) -> None:
 def token_table(tokens: Sequence[Mapping[str, Any]]) -> None:
     """Of what `zchunk tokens --json` lists."""
     print_table(
-        ("ID", "ROLE", "STATE", "GOOD FOR", "EXPIRES", "USED BY"),
+        ("ID", "ROLE", "STATE", "VALID FOR", "EXPIRES", "USED BY"),
         [
             (
                 t["token_id"][:SHORT_ID],
                 t["role"],
                 t["state"],
-                "one" if t["once"] else "any number",
+                "one member" if t["once"] else "any number",
                 t["expires"],
                 ", ".join(user["name"] or user["peer_id"][:SHORT_ID] for user in t["used_by"]) or "-",
             )
@@ -213,13 +213,13 @@ def job_note(job: JobStatus) -> str:
     """Why it stands, and what goes on; empty where its state says all."""
     if job.state == "waiting":
         names = ", ".join(job.missing_names) or "a peer"
-        how = "goes on by itself" if job.auto_resume else "auto-resume is off: `zchunk resume` goes on"
-        return f"waits for {names} since {local_time(job.waiting_since)}; {how}"
+        how = "continues by itself" if job.auto_resume else "auto-resume is off: `zchunk resume` continues"
+        return f"waiting for {names} since {local_time(job.waiting_since)}; {how}"
     if job.active and job.state == "paused":
-        return "`zchunk resume` goes on"
+        return "`zchunk resume` continues"
     if job.active or job.state in ("complete", "cancelled"):
         return job.reason or ""
-    return job.reason or "was interrupted: `zchunk resume` goes on"
+    return job.reason or "interrupted: `zchunk resume` continues"
 
 
 def shown_path(path: str) -> str:
@@ -315,15 +315,15 @@ def _kind_text(plan: PlanView) -> str:
     copies = "1 copy" if plan.replicas == 1 else f"{plan.replicas} copies"
     if plan.distributed:
         return (
-            f"needs distribution (from {binary_text(plan.threshold)} on): {chunks},"
+            f"needs distribution ({binary_text(plan.threshold)} or more): {chunks},"
             f" {copies} of each, strategy {plan.strategy}"
         )
     where = "one peer" if plan.replicas == 1 else f"each of {plan.replicas} peers"
-    return f"no distribution (under {binary_text(plan.threshold)}): lies whole on {where}"
+    return f"no distribution (under {binary_text(plan.threshold)}): stored whole on {where}"
 
 
 def _share_table(plan: PlanView) -> None:
-    headings = ["PEER", "CHUNKS", "SIZE", "WITH IT ALONE OFF"]
+    headings = ["PEER", "CHUNKS", "SIZE", "IF ONLY THIS PEER IS OFF"]
     rows = [[s.name, s.chunks_text, size_text(s.bytes), _lost_text(s, plan)] for s in plan.shares]
     if plan.replicas > 1:
         headings.insert(2, "COPIES")
@@ -336,8 +336,7 @@ def _share_table(plan: PlanView) -> None:
 def _lost_text(share: PeerShare, plan: PlanView) -> str:
     if not share.chunks_lost:
         return "everything stays readable"
-    waits = "waits" if share.chunks_lost == 1 else "wait"
-    return f"{share.chunks_lost:,} of {count_text(plan.chunks_count, 'chunk')} {waits} for it"
+    return f"{share.chunks_lost:,} of {count_text(plan.chunks_count, 'chunk')} cannot be read"
 
 
 def consequence_lines(plan: PlanView) -> list[str]:
@@ -345,16 +344,16 @@ def consequence_lines(plan: PlanView) -> list[str]:
     lost = [share.chunks_lost for share in plan.shares]
     names = " and ".join(share.name for share in plan.shares)
     if not plan.chunks_count:
-        return ["The file is empty: there is nothing to spread."]
+        return ["The file is empty: it has no chunks to spread."]
     if not any(lost):
-        return ["With any one of these peers off the whole file stays readable."]
+        return ["With any one of these peers off, the whole file stays readable."]
     if len(plan.shares) == 1:
-        return [f"With {names} off nothing of the file is readable, until it is back."]
+        return [f"While {names} is off, no part of the file is readable."]
     least, most = plan.chunks_count - max(lost), plan.chunks_count - min(lost)
     stay = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     return [
-        f"With any one of these peers off {stay} of {count_text(plan.chunks_count, 'chunk')} stay readable,"
-        " and the whole file is not, until that peer is back.",
+        f"While any one of these peers is off, {stay} of {count_text(plan.chunks_count, 'chunk')} stay"
+        " readable, but not the whole file.",
         "`--replicas 2` would keep the whole file readable.",
     ]
 
@@ -382,13 +381,17 @@ def hellos_text(names: Sequence[str]) -> str:
     """Of nodes that a tracker, just started, has not heard from."""
     shown, more = ", ".join(map(shortened, names[:5])), len(names) - 5
     others = f" and {count_text(more, 'other')}" if more > 0 else ""
-    return f"waiting for the nodes to say hello: {shown}{others}"
+    return f"waiting for nodes to register: {shown}{others}"
 
 
 def corrupt_text(event: dict[str, Any]) -> str:
     """`chunk 3 from LAB-PC3 came corrupt: taken from another holder` (SPEC D8)."""
-    then = "taken from another holder" if event["other_holders"] else "asked for again, nobody else has it"
-    return f"chunk {event['chunk_index']} from {event['name']} came corrupt: {then}"
+    then = (
+        "fetching it from another holder"
+        if event["other_holders"]
+        else "asking it again, no other peer has it"
+    )
+    return f"chunk {event['chunk_index']} from {event['name']} was corrupt: {then}"
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -407,10 +410,10 @@ def why_missing_short(row: dict[str, Any]) -> str:
     """The same in a few words, for a column."""
     known = {
         "unreachable": "cannot be reached",
-        "offline-store": "its disk is off",
+        "offline-store": "its disk is offline",
         "unsure": "not heard from yet",
         "unreadable": "cannot read them now",
-        "refuses": "takes nothing now",
+        "refuses": "refuses chunks now",
         "busy": "busy with others",
     }
     return known.get(row.get("reason", ""), f"off since {local_time(row['last_seen'])}")
@@ -420,11 +423,11 @@ def why_missing(row: dict[str, Any]) -> str:
     if row.get("reason") == "unreachable":
         return "which is up, but cannot be reached from here"
     if row.get("reason") == "offline-store":
-        return "which is up, but without the disk that has them"
+        return "which is up, but its disk is offline"
     if row.get("reason") == "unsure":
         return "which the tracker has not heard from yet"
     if row.get("reason") == "unreadable":
-        return "which is up, but cannot read them now; it is asked again"
+        return "which is up, but cannot read them now; trying again"
     if row.get("reason") == "busy":
         return "which is busy with others"
     return f"last seen {local_time(row['last_seen'])}"

@@ -58,8 +58,8 @@ _REMIND_S = 30.0
 _OF_A_TRACKER, _OF_A_NODE = 52, 64
 
 _PLAIN = (
-    "transport is plain: anyone in this network can read chunks on their way and can pretend"
-    " to be a member; use it where you trust every PC and cable"
+    "transport is plain: anyone in this network can read chunks in transit and pose as a"
+    " member; use it only where you trust every PC and cable"
 )
 
 
@@ -72,7 +72,7 @@ def _private(home: Path) -> None:
     except OSError:
         return  # it is not there yet, or the next step says what is wrong with it
     if mode & 0o022 and not mode & stat.S_ISVTX:
-        say(f"other users of this PC may write in {home}, and so replace what lies there: chmod go-w {home}")
+        say(f"other users of this PC can write to {home} and replace its files; run `chmod go-w {home}`")
 
 
 def _take_descriptors(what: str, own: int) -> None:
@@ -89,14 +89,17 @@ def _ready(**fields: Any) -> None:
 
 
 @click.command()
+@click.option("--bind", metavar="ADDR", help="Address for requests, HOST:PORT; port 0 picks a free one.")
+@click.option("--events", metavar="ADDR", help="Address for events (default: the next port).")
 @click.option(
-    "--bind", metavar="ADDR", help="Where requests are answered, host:port; port 0 takes a free one."
+    "--advertise",
+    metavar="ADDR",
+    multiple=True,
+    help="Address at which others reach this PC; may be repeated.",
 )
-@click.option("--events", metavar="ADDR", help="Where events are published; else the next port.")
-@click.option("--advertise", metavar="ADDR", multiple=True, help="An address that others reach this PC by.")
 @click.option("--new-database", is_flag=True, help="The database is lost: start with an empty one.")
 @click.option("--new-members", is_flag=True, help="The list of members is lost: start with an empty one.")
-@click.option("--new-key", is_flag=True, help="The tracker's key is lost: make another.")
+@click.option("--new-key", is_flag=True, help="The tracker's key is lost: create a new one.")
 @everywhere()
 @pass_invocation
 def tracker(
@@ -110,8 +113,8 @@ def tracker(
 ) -> None:
     """Run the tracker, in the foreground.
 
-    It knows which node holds what and tells who is up; a cluster has one. On its first
-    start it makes its key and shows a token for nodes to join with.
+    The tracker knows which node holds which chunk, and which nodes are up. A cluster has one
+    tracker. Its first start creates its key and shows a join token for nodes.
     """
     set_up_logs(invocation.verbosity, server=True)
     _take_descriptors("a tracker", _OF_A_TRACKER)
@@ -187,7 +190,7 @@ def _show_first_token(running: Tracker) -> None:
         running.files, SystemClock(), role="node", expires_s=FIRST_TOKEN_S, once=False, transport=transport
     )
     say("This is a new cluster. To add a PC that stores chunks, run `zchunk node --join -` on it within 24")
-    say("hours and paste this token:")
+    say("hours, and paste this token:")
     click.echo(f"\n  {made.encode()}\n", err=True)
     say("`zchunk token` on this PC prints more tokens; `zchunk token --role client` prints one for a PC that")
     say("stores nothing.")
@@ -203,15 +206,18 @@ def _show_first_token(running: Tracker) -> None:
     metavar="TOKEN",
     help="Join the cluster of this token. Use - to be asked for it (or to read stdin), @FILE to read a file.",
 )
-@click.option("--bind", metavar="ADDR", help="Where chunks are served, host:port; port 0 takes a free one.")
-@click.option("--name", metavar="NAME", help="How people call this node; else the PC's name.")
-@click.option("--capacity", callback=as_size, metavar="SIZE", help="At most so much for chunks, like 20GB.")
-@click.option("--advertise", metavar="ADDR", multiple=True, help="An address that others reach this PC by.")
+@click.option("--bind", metavar="ADDR", help="Address for chunks, HOST:PORT; port 0 picks a free one.")
+@click.option("--name", metavar="NAME", help="Name shown for this node (default: host name).")
+@click.option("--capacity", callback=as_size, metavar="SIZE", help="Maximum space for chunks, e.g. 20GB.")
+@click.option(
+    "--advertise",
+    metavar="ADDR",
+    multiple=True,
+    help="Address at which others reach this PC; may be repeated.",
+)
 @new_key_option
 @allow_plain_option
-@click.option(
-    "--new-store", is_flag=True, help="Go on with whatever store is there, or a new one: the old one is lost."
-)
+@click.option("--new-store", is_flag=True, help="The store is lost: start with the one found, or a new one.")
 @click.option("--no-web", is_flag=True, expose_value=False, help="No web page (this release has none).")
 @everywhere()
 @pass_invocation
@@ -226,10 +232,10 @@ def node(
     allow_plain: bool,
     new_store: bool,
 ) -> None:
-    """Run a node, in the foreground: this PC holds chunks.
+    """Run a node, in the foreground: this PC stores chunks.
 
-    The first start needs a token (`--join`); later ones remember the cluster, and the
-    --bind, --capacity and --advertise that were given last.
+    The first start needs a token (--join). Later starts remember the cluster, and the last
+    --bind, --capacity and --advertise.
     """
     set_up_logs(invocation.verbosity, server=True)
     _take_descriptors("a node", _OF_A_NODE)
@@ -250,8 +256,8 @@ def node(
     )
     if name is not None and name != membership.name:
         raise InvalidUsage(
-            f"this node is called {membership.name} since it joined; to call it {name},"
-            " join anew from another --home"
+            f"this node joined as {membership.name} and keeps that name; to use {name},"
+            " join again with another --home"
         )
     options.keep(folder, kept, given)
     note_parts(folder)
@@ -272,12 +278,12 @@ def _remembered(folder: Path, new_key: bool) -> Membership:
     from zchunk.node.home.membership import load
 
     if new_key:
-        raise InvalidUsage("--new-key makes another member: give a new token with it, by --join")
+        raise InvalidUsage("--new-key creates a new member: give a new token with --join")
     known = load(folder)
     if known is None:
         raise NotJoined(
-            f"{folder} has not joined a cluster; start it once with `zchunk node --join -`"
-            " and a token (the tracker shows one at its first start; `zchunk token` prints another)"
+            f"{folder} has not joined a cluster; run `zchunk node --join -` once, with a token"
+            " (`zchunk token` on the tracker's PC prints one)"
         )
     return known
 
@@ -288,7 +294,7 @@ def _node_token(argument: str) -> Token:
     token = parse_token(token_text(argument))
     if token.role != "node":
         raise TokenRefused(
-            f"this token makes a {token.role}, and a node needs one for nodes:"
+            f"this token has the role {token.role}, but a node needs one with the role node:"
             " `zchunk token --role node` on the tracker's PC prints one"
         )
     return token
@@ -316,12 +322,12 @@ def _join_again(folder: Path, token: Token, known: Membership, settings: Setting
     try:
         joined = join_cluster(folder, token, known.name, settings)
     except (TrackerUnreachable, TokenRefused, WrongServer, TransportMismatch) as error:
-        say(f"not joined anew, and nothing was changed: {error.message}")
-        say(f"this node goes on as {known.name}, with its tracker at {where}")
+        say(f"did not join again, nothing was changed: {error.message}")
+        say(f"this node continues as {known.name}, with the tracker at {where}")
         return known
     if (joined.tracker, joined.transport) != (known.tracker, known.transport):
-        say(f"the tracker is now at {', '.join(joined.tracker)}, by {joined.transport} transport")
-    say(f"{folder} is a member of this cluster already, as {joined.name}")
+        say(f"the tracker is now at {', '.join(joined.tracker)}, with {joined.transport} transport")
+    say(f"{folder} is already a member of this cluster, as {joined.name}")
     return joined
 
 
@@ -352,7 +358,7 @@ def _await_registration(process: NodeProcess, membership: Membership, first_s: f
     patience = first_s
     while not process.settled.wait(patience):
         patience = _REMIND_S
-        say(f"the tracker at {where} does not answer; this node keeps asking")
+        say(f"the tracker at {where} does not answer; this node keeps trying")
 
 
 def _endpoint(process: NodeProcess, settings: Settings) -> str:

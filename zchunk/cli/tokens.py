@@ -18,42 +18,42 @@ if TYPE_CHECKING:
 
 
 @click.group(invoke_without_command=True)
-@click.option("--all", "everything", is_flag=True, help="Used and expired ones too.")
+@click.option("--all", "everything", is_flag=True, help="Include used and expired tokens.")
 @json_option
 @everywhere()
 @click.pass_context
 def tokens(context: click.Context, everything: bool) -> None:
-    """List the join tokens that are open, on the tracker's PC."""
+    """List the open join tokens. Run it on the tracker's PC."""
     if context.invoked_subcommand is None:
         _list(context.ensure_object(Invocation), everything)
 
 
 @tokens.command("list")
-@click.option("--all", "everything", is_flag=True, help="Used and expired ones too.")
+@click.option("--all", "everything", is_flag=True, help="Include used and expired tokens.")
 @json_option
 @everywhere()
 @pass_invocation
 def list_tokens(invocation: Invocation, everything: bool) -> None:
-    """List the join tokens that are open (what `zchunk tokens` alone does too)."""
+    """List the open join tokens (as `zchunk tokens` does)."""
     _list(invocation, everything)
 
 
 @tokens.command()
 @click.argument("token_id", required=False)
-@click.option("--all", "everything", is_flag=True, help="All tokens.")
+@click.option("--all", "everything", is_flag=True, help="Withdraw all tokens.")
 @json_option
 @everywhere()
 @pass_invocation
 def withdraw(invocation: Invocation, token_id: str | None, everything: bool) -> None:
-    """Take a join token back, on the tracker's PC; the tracker may be running or not.
+    """Withdraw a join token. Run it on the tracker's PC; the tracker may be running or not.
 
-    TOKEN_ID is an id that `zchunk tokens` lists, or its first 8 digits or more. Who has joined
-    with it stays a member: `zchunk peers revoke` cuts one off.
+    TOKEN_ID is an id from `zchunk tokens`, or at least its first 8 digits. Members that have
+    joined with it stay members; `zchunk peers revoke` revokes one.
     """
     from zchunk.tracker.members.administration import find_token
 
     if everything == (token_id is not None):
-        raise InvalidUsage("say which token, by its id, or --all")
+        raise InvalidUsage("give the id of a token, or --all")
     membership = members_here(invocation)
     meant = list(membership.listed.tokens) if token_id is None else [find_token(membership, token_id).key_id]
     withdrawn = membership.withdraw(meant)
@@ -62,7 +62,7 @@ def withdraw(invocation: Invocation, token_id: str | None, everything: bool) -> 
         listed = [token_json(membership, entry) for entry in withdrawn]
         emit_json({"event": "done", "tokens": listed})
     else:
-        say(f"{render.count_text(len(withdrawn), 'token')} withdrawn: nobody joins with it any more")
+        say(f"{render.count_text(len(withdrawn), 'token')} withdrawn; `zchunk token` prints a new one")
 
 
 def _list(invocation: Invocation, everything: bool) -> None:
@@ -75,7 +75,7 @@ def _list(invocation: Invocation, everything: bool) -> None:
     elif shown:
         render.token_table(shown)
     else:
-        say("no token is open; `zchunk token` makes one")
+        say("no open tokens; `zchunk token` prints one")
 
 
 def token_json(membership: Membership, entry: TokenEntry) -> dict[str, Any]:

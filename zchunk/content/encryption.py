@@ -120,7 +120,7 @@ class Cost:
     def problem(self) -> str | None:
         """Why nobody should be made to pay it, or None: a manifest comes from others."""
         if not (10 <= self.log2_n <= 17 and self.r == 8 and 1 <= self.p <= 8):
-            return f"scrypt with 2^{self.log2_n}, {self.r}, {self.p} (at most 2^17, 8, 8 is taken)"
+            return f"scrypt with 2^{self.log2_n}, {self.r}, {self.p} (the maximum is 2^17, 8, 8)"
         return None
 
 
@@ -174,7 +174,7 @@ def parse_head(data: bytes) -> Head:
 def _head(parts: Sequence[Any]) -> Head:
     version, lock, wrapped = parts
     if version != SEALED_VERSION or type(version) is not int:
-        raise ManifestInvalid(f"encryption of version {str(version)[:20]} is unknown here; upgrade zchunk")
+        raise ManifestInvalid(f"encryption version {str(version)[:20]} is unknown here; upgrade zchunk")
     if not (isinstance(wrapped, bytes) and len(wrapped) == KEY_BYTES + TAG_BYTES):
         raise ManifestInvalid("the encrypted file's key has the wrong length")
     return Head(_lock(lock), wrapped)
@@ -185,7 +185,7 @@ def _lock(parts: Any) -> Lock:
     kind, *rest = parts if isinstance(parts, tuple) and parts else (None,)
     salt = rest[0] if rest else None
     if not (isinstance(salt, bytes) and len(salt) == SALT_BYTES):
-        raise ManifestInvalid("the encrypted file's salt is none")
+        raise ManifestInvalid("the encrypted file's salt is invalid")
     if kind == _PASSPHRASE and len(rest) == 4 and all(type(number) is int for number in rest[1:]):
         cost = Cost(*rest[1:])
         if (problem := cost.problem) is not None:
@@ -193,7 +193,7 @@ def _lock(parts: Any) -> Lock:
         return Lock(salt, cost=cost)
     if kind == _KEY_FILE and len(rest) == 2 and isinstance(rest[1], bytes) and len(rest[1]) == KEY_ID_BYTES:
         return Lock(salt, key_id=rest[1])
-    raise ManifestInvalid("the file is encrypted in a way that is unknown here; upgrade zchunk")
+    raise ManifestInvalid("the file is encrypted with an unknown method; upgrade zchunk")
 
 
 # -- the file's key ---------------------------------------------------------------------
@@ -237,8 +237,8 @@ class FileKey:
             return ciphers.decrypt(self._chunks, self._nonce(place, digest), place, stored)
         except ciphers.WrongTag:
             raise ChunkCorrupt(
-                f"chunk {index} has the right SHA-256 but does not open: it was not made with"
-                " this file's key; put the file again from its source",
+                f"chunk {index} has the right SHA-256, but cannot be decrypted: it was not encrypted with"
+                " this file's key; upload the file again from its source",
                 chunk_index=index,
             ) from None
 
@@ -278,7 +278,7 @@ def unlock(head: Head, secret: Secret, name: str) -> FileKey:
         return FileKey(ciphers.unwrap(wrapping, _ONLY_NONCE, head.wrapped, _packed(head.lock.parts)))
     except ciphers.WrongTag:
         what = "passphrase" if isinstance(secret, Passphrase) else "key file"
-        raise WrongKey(f"wrong {what} for {name!r}: it was encrypted with another one") from None
+        raise WrongKey(f"wrong {what} for {name!r}: the file is encrypted with another one") from None
 
 
 def _check_kind(lock: Lock, secret: Secret, name: str) -> None:
@@ -286,10 +286,12 @@ def _check_kind(lock: Lock, secret: Secret, name: str) -> None:
         if lock.cost is None:
             raise WrongKey(f"{name!r} is encrypted with {lock.text}, not with a passphrase: give --key-file")
     elif lock.key_id is None:
-        raise WrongKey(f"{name!r} is encrypted with a passphrase, not with a key file")
+        raise WrongKey(
+            f"{name!r} is encrypted with a passphrase, not with a key file: give --passphrase-file"
+        )
     elif lock.key_id != secret.key_id:
         given = secret.key_id.hex()
-        raise WrongKey(f"{name!r} is encrypted with {lock.text}, but the one given is {given}")
+        raise WrongKey(f"{name!r} is encrypted with {lock.text}, but the key file given is {given}")
 
 
 def _wrapping_key(lock: Lock, secret: Secret) -> bytes:
@@ -356,7 +358,7 @@ def open_manifest(manifest: Manifest, secret: Secret) -> OpenManifest:
         content = key.open_body(body, _bound(manifest, head))
     except ciphers.WrongTag:
         raise ManifestInvalid(
-            f"the manifest of {manifest.name!r} was changed by somebody without its key"
+            f"the manifest of {manifest.name!r} was changed by someone without its key"
         ) from None
     name, sha256, digests = _content(content, len(manifest.chunks))
     rows = tuple(replace(row, plain_blake3=digests(i)) for i, row in enumerate(manifest.chunks))
@@ -385,7 +387,7 @@ def _sealed(manifest: Manifest) -> tuple[Head, bytes]:
         raise ManifestInvalid(f"{manifest.name!r} is not encrypted")
     *head, body = _unpack(manifest.sealed, 4)
     if not (isinstance(body, bytes) and len(body) > _NONCE_BYTES + TAG_BYTES):
-        raise ManifestInvalid("the sealed part of the manifest has no body")
+        raise ManifestInvalid("the encrypted part of the manifest has no body")
     return _head(head), body
 
 
@@ -399,7 +401,7 @@ def _content(content: bytes, count: int) -> tuple[str, bytes, Callable[[int], by
     whole = isinstance(digests, bytes) and len(digests) == count * DIGEST_BYTES
     name = padded.rstrip("\0") if isinstance(padded, str) else padded
     if not (whole and is_digest(sha256)) or name_problem(name) is not None:
-        raise ManifestInvalid("the sealed part of the manifest does not fit the rest")
+        raise ManifestInvalid("the encrypted part of the manifest does not match the rest")
     return name, sha256, lambda index: digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
 
 
@@ -429,16 +431,18 @@ def _unpack(data: bytes, count: int) -> tuple[Any, ...]:
             max_array_len=8,
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise ManifestInvalid(f"the sealed part of the manifest cannot be read: {str(error)[:60]}") from None
+        raise ManifestInvalid(
+            f"the encrypted part of the manifest cannot be read: {str(error)[:60]}"
+        ) from None
     if not (isinstance(parts, tuple) and len(parts) == count):
-        raise ManifestInvalid(f"the sealed part of the manifest has not {count} parts")
+        raise ManifestInvalid(f"the encrypted part of the manifest does not have {count} parts")
     return parts
 
 
 def _shallow(parts: tuple[Any, ...]) -> tuple[Any, ...]:
     """Nothing of ours nests deeper than a lock in its head; small bytes that do become many."""
     if any(isinstance(inner, tuple) for part in parts if isinstance(part, tuple) for inner in part):
-        raise ManifestInvalid("the sealed part of the manifest nests too deep")
+        raise ManifestInvalid("the encrypted part of the manifest is nested too deeply")
     return parts
 
 

@@ -22,7 +22,7 @@ def make_key_file(path: Path) -> KeyFile:
     """32 random bytes, readable by the owner only, durable on return. Never replaces a file.
     Raises TargetExists, NotFound (no such folder), NotAllowed, NoSpace, StorageFailure."""
     key = KeyFile(secrets.token_bytes(KEY_BYTES))
-    with disk.storage_errors(path, "making the key file"):
+    with disk.storage_errors(path, "creating the key file"):
         _write_new(path, key.key)
     return key
 
@@ -47,7 +47,7 @@ def read_key_file(path: Path) -> KeyFile:
     """Raises NotFound (lost), InvalidUsage (no key file), NotAllowed, StorageFailure."""
     data = _read(path, "the key file")
     if len(data) != KEY_BYTES:
-        raise InvalidUsage(f"{path} is no key file: it has {len(data):,} bytes instead of {KEY_BYTES}")
+        raise InvalidUsage(f"{path} is not a key file: it has {len(data):,} bytes instead of {KEY_BYTES}")
     return KeyFile(data)
 
 
@@ -61,9 +61,9 @@ def passphrase_of(data: bytes, where: str) -> Passphrase:
     try:
         text = data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
-        raise InvalidUsage(f"the passphrase in {where} is no UTF-8 text") from None
+        raise InvalidUsage(f"the passphrase in {where} is not UTF-8 text") from None
     if "\n" in text:
-        raise InvalidUsage(f"{where} has several lines; a passphrase is one")
+        raise InvalidUsage(f"{where} has several lines; a passphrase is one line")
     return Passphrase(text)
 
 
@@ -72,7 +72,7 @@ def _read(path: Path, what: str) -> bytes:
         with disk.storage_errors(path, f"reading {what}"), open(path, "rb") as file:
             status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-                log.warning("%s can be read by others: `chmod 600` it", path)
+                log.warning("other users can read %s; protect it with `chmod 600`", path)
             return file.read(_MAX_BYTES)
     except NotFound:
         raise NotFound(f"{what} {path} does not exist") from None

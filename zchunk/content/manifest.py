@@ -159,7 +159,7 @@ def parse(data: bytes | memoryview, file_id: str | None = None) -> Manifest:
     manifest, and where `file_id` is given and is not the bytes' SHA-256.
     """
     if len(data) > MAX_BYTES:
-        raise ManifestInvalid(f"a manifest of {len(data)} bytes, more than {MAX_BYTES}")
+        raise ManifestInvalid(f"the manifest has {len(data)} bytes, more than {MAX_BYTES}")
     if file_id is not None and hashlib.sha256(data).hexdigest() != file_id:
         raise ManifestInvalid(f"the manifest does not belong to file {file_id[:12]}")
     manifest = _read(bytes(data))
@@ -187,7 +187,7 @@ def _read(data: bytes) -> Manifest:
     )
     try:
         if unpacker.read_array_header() != 7:
-            raise ManifestInvalid("the manifest has not seven parts")
+            raise ManifestInvalid("the manifest does not have seven parts")
         version = unpacker.unpack()
         if version != MANIFEST_VERSION or isinstance(version, (bool, float)):
             raise ManifestInvalid(f"manifest version {_shown(version)} is unknown here; upgrade zchunk")
@@ -203,7 +203,7 @@ def _read(data: bytes) -> Manifest:
 
 def _row(fields: tuple[Any, ...]) -> ChunkRow:
     if len(fields) != _ROW_FIELDS or ChunkRow in map(type, fields):
-        raise ManifestInvalid("a chunk row has not five fields")
+        raise ManifestInvalid("a chunk row does not have five fields")
     return ChunkRow(*fields)
 
 
@@ -214,7 +214,7 @@ def _shown(value: Any) -> str:
 
 def _check(m: Manifest) -> None:
     if not all(isinstance(row, ChunkRow) for row in m.chunks):
-        raise ManifestInvalid("a chunk row has not five fields")
+        raise ManifestInvalid("a chunk row does not have five fields")
     problem = name_problem(m.name) or header_problem(m, len(m.chunks))
     if problem is None:
         problem = next((p for i, row in enumerate(m.chunks) if (p := _row_problem(m, i, row))), None)
@@ -235,7 +235,7 @@ def name_problem(name: Any) -> str | None:
     if not isinstance(name, str) or not name:
         return "the name is empty"
     if "\0" in name:
-        return "the name has a NUL character"
+        return "the name contains a NUL character"
     try:
         encoded = name.encode("utf-8")
     except UnicodeEncodeError:
@@ -250,7 +250,7 @@ def new_name_problem(name: Any) -> str | None:
     which earlier files must pass."""
     problem = name_problem(name)
     if problem is None and is_file_id(name):
-        return "64 hex digits are always a file id"
+        return "64 hex digits always mean a file id"
     return problem
 
 
@@ -267,23 +267,25 @@ def may_begin(text: str, file_id: str) -> bool:
 def chunk_size_problem(chunk_size: Any) -> str | None:
     """Why `chunk_size` is not allowed, or None (SPEC U3)."""
     if not _is_count(chunk_size) or not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE:
-        return f"chunk_size {_shown(chunk_size)} is not from {MIN_CHUNK_SIZE} to {MAX_CHUNK_SIZE}"
+        return f"chunk_size {_shown(chunk_size)} is not between {MIN_CHUNK_SIZE} and {MAX_CHUNK_SIZE}"
     if chunk_size % CHUNK_SIZE_STEP:
-        return f"chunk_size {chunk_size} is no multiple of {CHUNK_SIZE_STEP}"
+        return f"chunk_size {chunk_size} is not a multiple of {CHUNK_SIZE_STEP}"
     return None
 
 
 def header_problem(m: Manifest, chunks: int) -> str | None:
     """What is wrong with `m` if it has so many chunks, its rows and its name apart; or None."""
     if not _is_count(m.size):
-        return "the size is not a count of bytes"
+        return "the size is not a number of bytes"
     if (problem := chunk_size_problem(m.chunk_size)) is not None:
         return problem
     if chunks != chunk_count(m.size, m.chunk_size):
-        return f"{chunks} chunks do not make {m.size} bytes"
+        return f"{chunks} chunks do not add up to {m.size} bytes"
     if m.sealed is None:
-        return None if is_digest(m.sha256) else "sha256 is no digest"
-    return None if m.sha256 is None and isinstance(m.sealed, bytes) else "a sealed manifest shows its sha256"
+        return None if is_digest(m.sha256) else "sha256 is not a digest"
+    return (
+        None if m.sha256 is None and isinstance(m.sealed, bytes) else "an encrypted manifest shows its sha256"
+    )
 
 
 def _row_problem(m: Manifest, index: int, row: ChunkRow) -> str | None:
@@ -292,7 +294,7 @@ def _row_problem(m: Manifest, index: int, row: ChunkRow) -> str | None:
     if not (is_digest(row.sha256) and is_digest(row.blake3)):
         return f"chunk {index} has a digest of the wrong length"
     if row.plain_blake3 is not None:
-        return f"chunk {index} gives its plain digest twice"
+        return f"chunk {index} shows its plain digest"
     length = m.length(index) + OVERHEAD[row.encoding]
     if not _is_count(row.stored_size) or row.stored_size != length:
         return f"chunk {index} has {_shown(row.stored_size)} bytes instead of {length}"

@@ -48,11 +48,11 @@ class Outstanding:
         """A request that holds `size` bytes; end it with `end`. Raises Busy (retryable)."""
         mine = self._open.get(who) or _Open()
         if mine.requests >= self._most:
-            raise Busy(f"{self._most} of your requests are being worked on here; ask again later")
+            raise Busy(f"{self._most} of your requests are in progress here; try again later")
         if size > _SMALL and mine.size and mine.size + size > MAX_BYTES:
-            raise Busy(f"your requests hold {mine.size} bytes here already; ask again later")
+            raise Busy(f"your requests already hold {mine.size} bytes here; try again later")
         if size > _SMALL and self._size and self._size + size > MAX_BYTES_OF_ALL:
-            raise Busy("too many large requests are being worked on here; ask again later")
+            raise Busy("too many large requests are in progress here; try again later")
         mine.requests += 1
         mine.size += size
         self._open[who] = mine

@@ -44,4 +44,4 @@ class RefusalLog:
         if not before:
             return line
         rest = ", ".join(f"{kind} {times} times" for kind, times in before.most_common())
-        return f"{line}; since the last such line also {rest}"
+        return f"{line}; also refused since the last such line: {rest}"

@@ -75,7 +75,7 @@ class DistributedChunkManager:
         try:
             return self._plan_request(size, options, own_peer)
         except ValidationError as error:
-            raise InvalidUsage(f"this upload cannot be asked for: {error}") from None
+            raise InvalidUsage(f"this upload is not possible: {error}") from None
 
     def _plan_request(self, size: int, options: PutOptions, own_peer: str | None) -> Plan:
         chunking = self.bulk.settings.chunking
@@ -147,7 +147,7 @@ class DistributedChunkManager:
 
         try:
             if options.encrypt is not None:
-                raise InvalidUsage("files are encrypted by `zchunk put` and `Client.put` only")
+                raise InvalidUsage("only `zchunk put` and `Client.put` encrypt files")
             name = file_name(source.path, options)
             plan = self.plan_request(source.size, options, own_peer)
         except InvalidUsage:
@@ -240,12 +240,12 @@ def _check_encryption(size: int, chunk_size: int, options: PutOptions) -> None:
     """Raises InvalidUsage."""
     if options.encrypt is None:
         if options.hide_name:
-            raise InvalidUsage("only the name of a file that is encrypted can be hidden")
+            raise InvalidUsage("only the name of an encrypted file can be hidden")
         return
     if chunk_size > 0 and (count := chunk_count(size, chunk_size)) > MAX_NEW_SEALED_CHUNKS:
         raise InvalidUsage(
-            f"the file would have {count} chunks, more than the {MAX_NEW_SEALED_CHUNKS} that an encrypted one"
-            " can have; put it with a larger --chunk-size"
+            f"the file would have {count} chunks, but an encrypted file can have at most"
+            f" {MAX_NEW_SEALED_CHUNKS}; choose a larger --chunk-size"
         )
 
 
@@ -254,5 +254,5 @@ def file_name(path: Path, options: PutOptions) -> str:
     for one whose bytes are no UTF-8, since two such files would get the same name."""
     name = path.name if options.name is None else options.name
     if (problem := new_name_problem(name)) is not None:
-        raise InvalidUsage(f"the file cannot be put as {name!r}: {problem}; choose another with --name")
+        raise InvalidUsage(f"the file cannot be named {name!r}: {problem}; choose another name with --name")
     return name

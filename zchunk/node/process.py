@@ -95,7 +95,7 @@ class NodeProcess:
         self.settled.set()
         self.on_end()
         if not isinstance(error, ZchunkError):
-            log.error("a bug ended this node", exc_info=error)
+            log.error("a bug stopped this node", exc_info=error)
 
 
 def node_lock(folder: Path) -> FileLock:
@@ -105,4 +105,4 @@ def node_lock(folder: Path) -> FileLock:
         try:
             return locked(folder / "node.lock")
         except Timeout:
-            raise AlreadyRunning(f"another node runs on {folder}; stop it first") from None
+            raise AlreadyRunning(f"another node is already running on {folder}; stop it first") from None

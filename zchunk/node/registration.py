@@ -49,7 +49,7 @@ _REPORT_PAGE = 10_000
 #: a change is announced.
 _ADDRESSES_S = 5.0
 _INCARNATION = "incarnation.json"
-_AWAY = "the store %s is offline: plug its disk in; until then this node serves and takes nothing"
+_AWAY = "the store %s is offline: connect its disk; until then this node serves and accepts no chunks"
 _BACK = "the store %s is online again"
 
 
@@ -210,7 +210,7 @@ class NodeRegistration(Registrar):
     def _look_at_addresses(self) -> None:
         if self._registered and self._interfaces() != self._announced:
             self._say_hello()
-            log.info("this PC's addresses changed; the tracker is told")
+            log.info("this PC's addresses changed; notifying the tracker")
 
     def _inventory(self) -> int | None:
         """The number of the last one that the tracker was given; None while it may be given one."""
@@ -229,7 +229,7 @@ class NodeRegistration(Registrar):
     def hello(self) -> Hello:
         self._registered = self._hello_again = False
         self._announced = self._interfaces()
-        log.info("saying hello to the tracker")
+        log.info("registering with the tracker")
         free, refuses = self._room()
         bound = self._bound if not addresses.is_wildcard(self._bound) else "*"
         return Hello(
@@ -281,8 +281,8 @@ class NodeRegistration(Registrar):
         if number <= self.incarnation:
             return
         log.warning(
-            "the tracker has seen newer starts of this node: its home was put back from a backup, or"
-            " incarnation.json was lost; this start is number %d from now on",
+            "the tracker has seen newer starts of this node: its home was restored from a backup, or"
+            " incarnation.json was lost; this start now has number %d",
             number,
         )
         self.incarnation = number
@@ -341,7 +341,7 @@ class NodeRegistration(Registrar):
         def answer(_: Message | None, error: ZchunkError | None) -> None:
             if error is not None:
                 self._hello_after(error)
-                log.warning("the inventory was not taken: %s", error.message)
+                log.warning("the tracker did not accept the inventory: %s", error.message)
             elif last:
                 self._up()
             else:
@@ -396,8 +396,8 @@ class NodeRegistration(Registrar):
         """A member keeps memory of this node without progress: it is logged, and the cluster hears
         of it. `name`: the member's, where it is known. From any thread."""
         log.warning(
-            "%s keeps %.1f of %.1f MB of this node's memory for %s and has settled nothing for %.1f s; others"
-            " are served meanwhile",
+            "%s has held %.1f of %.1f MB of this node's memory for %s without progress for %.1f s; others are"
+            " still served",
             name or held.member,
             held.size / 1e6,
             held.budget / 1e6,
@@ -434,7 +434,7 @@ class NodeRegistration(Registrar):
                 for sha256 in hashes:
                     self._reports.add(upload_id, sha256)
                 self._report_at = self.control.loop.clock.monotonic() + _REPORT_AGAIN_S
-                log.info("a report of stored chunks goes again: %s", error.message)
+                log.info("reporting stored chunks again: %s", error.message)
             else:
                 self._report()
 

@@ -26,7 +26,7 @@ def pack(width: int, values: Iterable[int]) -> bytes:
 def unpack(width: int, data: bytes | memoryview) -> array[int]:
     """The inverse; MalformedMessage where the bytes are no whole number of integers."""
     if len(data) % width:
-        raise MalformedMessage(f"a column of {len(data)} bytes is no multiple of {width}")
+        raise MalformedMessage(f"a column of {len(data)} bytes is not a multiple of {width}")
     column = array(_CODES[width])
     column.frombytes(bytes(data))
     if sys.byteorder == "big":
@@ -37,9 +37,9 @@ def unpack(width: int, data: bytes | memoryview) -> array[int]:
 def split_hashes(data: bytes | memoryview, most: int = MAX_HASHES) -> list[bytes]:
     """32-byte digests laid end to end, `most` of them -> a list of them."""
     if len(data) % 32:
-        raise MalformedMessage(f"{len(data)} bytes are no whole number of digests")
+        raise MalformedMessage(f"{len(data)} bytes are not a whole number of digests")
     if len(data) > 32 * most:
-        raise MalformedMessage(f"{len(data) // 32} digests in one message, more than {most}")
+        raise MalformedMessage(f"the message has {len(data) // 32} digests, more than {most}")
     raw = bytes(data)
     return [raw[at : at + 32] for at in range(0, len(raw), 32)]
 
@@ -47,5 +47,5 @@ def split_hashes(data: bytes | memoryview, most: int = MAX_HASHES) -> list[bytes
 def rows(flat: array[int], width: int) -> list[tuple[int, ...]]:
     """A flat column as rows of `width` entries."""
     if width < 1 or len(flat) % width:
-        raise MalformedMessage(f"{len(flat)} entries are no rows of {width}")
+        raise MalformedMessage(f"{len(flat)} entries are not rows of {width}")
     return [tuple(flat[at : at + width]) for at in range(0, len(flat), width)]

@@ -36,7 +36,7 @@ def check(data: bytes | bytearray | memoryview, most: int) -> None:
             width, entries = _entries(first, view, at)
             at, left = at + width, left + entries
         if seen + left > most:
-            raise MalformedMessage(f"the header holds more than {most} values")
+            raise MalformedMessage(f"the header has more than {most} values")
 
 
 def _entries(first: int, view: memoryview, at: int) -> tuple[int, int]:

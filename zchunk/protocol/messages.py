@@ -101,7 +101,7 @@ Facts = dict[str, Any]
 
 def _check_facts(name: str, value: dict[str, Any]) -> None:
     if not is_fact(value):
-        raise ValidationError(f"`$.{name}` holds what JSON cannot say, or nests too deep")
+        raise ValidationError(f"`$.{name}` has values that JSON does not have, or is nested too deeply")
 
 
 #: Whether what is being built has been checked.
@@ -131,7 +131,7 @@ class Record(Struct, frozen=True):
             value = getattr(self, name)
             for text in value if isinstance(value, tuple) else (value,):
                 if isinstance(text, str) and not is_fact(text):
-                    raise ValidationError(f"`$.{name}` is no text")
+                    raise ValidationError(f"`$.{name}` is not text")
 
 
 @cache

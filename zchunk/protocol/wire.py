@@ -106,14 +106,14 @@ def decode(frames: Sequence[Buffer], max_header: int = MAX_HEADER_BYTES) -> Enve
 
 def _header(frames: Sequence[Buffer], most: int) -> dict[str, Any]:
     if not 1 <= len(frames) <= MAX_FRAMES:
-        raise MalformedMessage(f"a message of {len(frames)} frames")
+        raise MalformedMessage(f"the message has {len(frames)} frames, not 1 to {MAX_FRAMES}")
     if len(frames[0]) > most:
-        raise MalformedMessage(f"a header of {len(frames[0])} bytes, more than {most}")
+        raise MalformedMessage(f"the header has {len(frames[0])} bytes, more than {most}")
     if len(frames[0]) > _SMALL_HEADER:
         extent.check(frames[0], MAX_VALUES)
     header = _unpack(frames[0])
     if not isinstance(header, dict):
-        raise MalformedMessage("the header is no map")
+        raise MalformedMessage("the header is not a map")
     return header
 
 
@@ -138,7 +138,7 @@ def _message(header: dict[str, Any], frames: Sequence[Buffer]) -> Message:
     version, kind, values = header.get("v"), header.get("t"), header.get("f")
     if type(version) is not int or version != PROTOCOL_VERSION:
         raise UnsupportedVersion(
-            f"protocol version {str(version)[:20]} is not understood here, only {PROTOCOL_VERSION}; "
+            f"protocol version {str(version)[:20]} is not supported here, only {PROTOCOL_VERSION}; "
             "bring all PCs to the same zchunk release"
         )
     cls = BY_TYPE.get(kind) if isinstance(kind, str) else None
@@ -146,7 +146,7 @@ def _message(header: dict[str, Any], frames: Sequence[Buffer]) -> Message:
         raise UnknownMessage(f"unknown message type {str(kind)[:40]!r}")
     payload = PAYLOAD_FIELDS[cls]
     if not isinstance(values, dict) or len(frames) != 1 + len(payload):
-        raise MalformedMessage(f"a message {kind!r} of the wrong shape")
+        raise MalformedMessage(f"message {kind!r} has the wrong number of frames, or no fields")
     known = {name: values[name] for name in HEADER_FIELDS[cls] if name in values}
     try:
         return decoded(known | dict(zip(payload, frames[1:], strict=True)), cls)

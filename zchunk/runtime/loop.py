@@ -168,7 +168,7 @@ class Loop:
         self.longest_turn_s = took
         if took >= self._log_from_s:
             self._log_from_s = took * _TOLD_AGAIN
-            log.info("longest turn of the loop %s so far: %.0f ms", self.name, 1000 * took)
+            log.info("longest turn of the %s loop so far: %.0f ms", self.name, 1000 * took)
 
     def close(self) -> None:
         for closer in self._closers:
@@ -204,7 +204,7 @@ def _bug(error: Exception) -> ZchunkError:
 def _sender(received: Arrival) -> str:
     if not isinstance(received, Received):
         return str(received)[:200]
-    member = f"member {received.peer_id}" if received.peer_id is not None else "nobody known"
+    member = f"member {received.peer_id}" if received.peer_id is not None else "not a member"
     return f"{received.address} ({member}, connection {received.connection.hex()})"
 
 
@@ -217,7 +217,7 @@ def contained(work: Callable[P, T]) -> Callable[P, T]:
         except ZchunkError:
             raise
         except (OSError, MemoryError) as error:
-            log.warning("a request was refused by the system: %s", error, exc_info=error)
+            log.warning("the operating system refused a request: %s", error, exc_info=error)
             raise as_ours(error) from error
         except Exception as error:
             log.error("a request could not be handled (a bug)", exc_info=error)
@@ -257,7 +257,9 @@ class ThreadWorkers:
         except ZchunkError as error:
             self._loop.post(lambda error=error: done(None, error))  # type: ignore[misc]
         except (OSError, MemoryError) as error:
-            log.warning("%s was refused: %s", self._name, error, exc_info=error)
+            log.warning(
+                "the operating system refused work of the %s threads: %s", self._name, error, exc_info=error
+            )
             problem = as_ours(error)
             self._loop.post(lambda: done(None, problem))
         except BaseException as error:  # noqa: BLE001 - handed on to the loop, which ends with it

@@ -22,7 +22,7 @@ MAX_PORT = 65535
 MAX_ANNOUNCED = 16
 
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
-_EXPECTED = "write it as host:port, for example 192.168.1.5:7700, [::1]:7700 or *:7700"
+_EXPECTED = "use host:port, e.g. 192.168.1.5:7700, [::1]:7700 or *:7700"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def parse(text: str, default_port: int | None = None) -> HostPort:
     scheme, separator, after = rest.partition("://")
     if separator:
         if scheme.lower() != "tcp":
-            raise _wrong(text, f"{scheme}:// is not spoken here, only tcp://")
+            raise _wrong(text, f"{scheme}:// is not supported, only tcp://")
         rest = after
     host, port = _split(text, rest)
     _check_host(text, host)
@@ -60,7 +60,7 @@ def parse(text: str, default_port: int | None = None) -> HostPort:
             raise _wrong(text, "the port is missing")
         return HostPort(host, default_port)
     if not (port.isascii() and port.isdigit() and int(port[:6]) <= MAX_PORT):
-        raise _wrong(text, f"the port is not from 0 to {MAX_PORT}")
+        raise _wrong(text, f"the port is not between 0 and {MAX_PORT}")
     return HostPort(host, int(port))
 
 
@@ -68,7 +68,7 @@ def _wrong(text: str, why: str) -> InvalidUsage:
     shown = repr(text)  # cut then: what cannot be shown is ten times as long in it
     if len(shown) > 62:
         shown = f"{shown[:58]}...{shown[0]}"
-    return InvalidUsage(f"{shown} is no address: {why}; {_EXPECTED}")
+    return InvalidUsage(f"{shown} is not a valid address: {why}; {_EXPECTED}")
 
 
 def _split(text: str, rest: str) -> tuple[str, str | None]:
@@ -76,7 +76,7 @@ def _split(text: str, rest: str) -> tuple[str, str | None]:
     if rest.startswith("["):
         host, bracket, after = rest[1:].partition("]")
         if not bracket or ":" not in host or (after and not after.startswith(":")):
-            raise _wrong(text, "brackets go around an IPv6 address and nothing else")
+            raise _wrong(text, "brackets may enclose only an IPv6 address")
         return host, after[1:] if after else None
     if rest.count(":") > 1:
         if _ip(rest) is None:
@@ -88,7 +88,7 @@ def _split(text: str, rest: str) -> tuple[str, str | None]:
 
 def _check_host(text: str, host: str) -> None:
     if not host:
-        raise _wrong(text, "the host is missing (* stands for all addresses of this PC)")
+        raise _wrong(text, "the host is missing (* means all addresses of this PC)")
     if host == WILDCARD or _ip(host) is not None:
         return
     if not _HOST_NAME.fullmatch(host):
@@ -165,7 +165,7 @@ def advertised(entry: str, port: int) -> HostPort:
     """
     address = parse(entry, default_port=port)
     if is_wildcard(address.host) or (address.port == 0 and port != 0):
-        raise InvalidUsage(f"{entry!r} cannot be advertised: name a host and port others can connect to")
+        raise InvalidUsage(f"{entry!r} cannot be advertised: give a host and port that others can connect to")
     return address
 
 

@@ -48,7 +48,7 @@ class Buffer:
     def view(self, length: int) -> memoryview:
         """The first `length` bytes, writable; of the same memory at each call."""
         if self._memory is None:
-            raise RuntimeError("the buffer was given back")
+            raise RuntimeError("the buffer was released")
         if not 0 <= length <= self.capacity:
             raise ValueError(f"{length} bytes do not fit a buffer of {self.capacity}")
         return memoryview(self._memory)[:length]
@@ -134,7 +134,7 @@ class BufferPool:
         try:
             return _fresh(capacity)
         except (OSError, MemoryError):
-            text = f"this PC has no memory left for a chunk of {capacity} bytes: end some programs"
+            text = f"this PC has no memory left for a chunk of {capacity} bytes: close some programs"
             raise StorageUnavailable(text) from None
 
     def _take_back(self, buffer: Buffer, *, keep: bool) -> None:

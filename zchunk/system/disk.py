@@ -134,7 +134,7 @@ def private_folder(path: Path) -> None:
     found = os.stat(path)
     if os.name != "nt" and found.st_uid == os.geteuid() and found.st_mode & _OTHERS:
         os.chmod(path, stat.S_IMODE(found.st_mode) & ~_OTHERS)
-        log.warning("%s was open to other users of this PC; only its owner may enter it now", path)
+        log.warning("%s was open to other users of this PC; now only its owner can open it", path)
 
 
 def make_private(path: Path) -> None:
@@ -191,7 +191,7 @@ def is_read_only(path: Path) -> bool:
 
 def free_bytes(path: Path) -> int:
     """What an ordinary user may still write on the disk of `path`."""
-    with storage_errors(path, "asking for the free space of"):
+    with storage_errors(path, "reading the free space of"):
         return shutil.disk_usage(path).free
 
 
@@ -214,7 +214,7 @@ def preallocate(
     space only the length is set, if there is as much space now. Raises NoSpace (retryable): the
     file then has its old length, and what had been taken is free again. Not durable by itself.
     """
-    with storage_errors(path, f"the {size - holes} bytes of"):
+    with storage_errors(path, f"reserving {size - holes} bytes for"):
         before = os.fstat(fd).st_size
         try:
             _allocate(fd, ((0, size),) if ranges is None else ranges, size - holes)
@@ -334,7 +334,7 @@ def _write_all(fd: int, view: memoryview, offset: int) -> None:
     while done < len(view):
         wrote = os.pwrite(fd, view[done:], offset + done)
         if wrote == 0:
-            raise OSError(errno.EIO, "the disk takes no more bytes")
+            raise OSError(errno.EIO, "the disk accepts no more bytes")
         done += wrote
 
 

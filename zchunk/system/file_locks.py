@@ -39,7 +39,9 @@ def locked(path: Path, *, timeout_s: float = 0.0, mode: int = 0o600) -> FileLock
     except OSError as error:
         if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
             raise
-        log.warning("%s has no locks: other PCs are not kept from using it", path.parent)
+        log.warning(
+            "the file system of %s has no locks: another PC could use it at the same time", path.parent
+        )
         lock = _lock(_here(path), timeout_s, 0o600)
         lock.acquire()
     return lock
@@ -67,5 +69,7 @@ def _runtime_folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise NotAllowed(f"{folder} is another user's: remove it, or set XDG_RUNTIME_DIR", path=str(folder))
+        raise NotAllowed(
+            f"{folder} belongs to another user: remove it, or set XDG_RUNTIME_DIR", path=str(folder)
+        )
     return folder

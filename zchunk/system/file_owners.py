@@ -11,7 +11,7 @@ if sys.platform == "win32":
         return 0
 
     def owner_name(uid: int) -> str:
-        return "somebody else"
+        return "another user"
 
 else:
     import pwd
@@ -23,4 +23,4 @@ else:
         try:
             return f"the user {pwd.getpwuid(uid).pw_name}"
         except KeyError:
-            return f"the user with the number {uid}"
+            return f"the user with the uid {uid}"

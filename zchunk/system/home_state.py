@@ -82,7 +82,7 @@ def _read(path: Path) -> object:
 
 def is_there(path: Path) -> bool:
     """Raises as `disk.storage_errors` does where it cannot be found out: that is no absence."""
-    with disk.storage_errors(path, "looking for"):
+    with disk.storage_errors(path, "checking"):
         try:
             os.stat(path)
         except (FileNotFoundError, NotADirectoryError):

@@ -32,7 +32,7 @@ def read(path: Path, most: int = MAX_BYTES, *, follow: bool = True) -> Any:
     with open(fd, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise ValueError(f"more than {most} bytes")
+        raise ValueError(f"longer than {most} bytes")
     return parse(data)
 
 
@@ -40,28 +40,28 @@ def parse(data: bytes) -> Any:
     try:
         return json.loads(data)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("nested too deeply") from None
 
 
 def record(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError("no record")
+        raise ValueError("not a record")
     return value
 
 
 def text(value: Any, pattern: str = "", most: int = 4096) -> str:
     """Text that can be printed and stored; all of it matches `pattern` where one is given."""
     if not isinstance(value, str) or len(value) > most:
-        raise ValueError("no text, or too long")
+        raise ValueError("not text, or too long")
     value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
     if pattern and not re.fullmatch(pattern, value):
-        raise ValueError("text of another form")
+        raise ValueError("text of the wrong form")
     return value
 
 
 def items(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError("no list")
+        raise ValueError("not a list")
     return value
 
 
@@ -71,7 +71,7 @@ def texts(value: Any, pattern: str = "", most: int = 4096) -> tuple[str, ...]:
 
 def count(value: Any, most: int = _MAX_COUNT) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise ValueError("no count")
+        raise ValueError("not a count")
     return value
 
 

@@ -42,18 +42,18 @@ NOT_THERE = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSU
 #: and what to do.
 _SHORT = {
     errno.EMFILE: "this process has too many files and connections open",
-    errno.ENFILE: "this PC has too many files open: end some programs, or raise fs.file-max",
-    errno.ENOMEM: "this PC has no memory left: end some programs",
-    errno.ENOBUFS: "this PC has no memory left: end some programs",
+    errno.ENFILE: "this PC has too many files open: close some programs, or raise fs.file-max",
+    errno.ENOMEM: "this PC has no memory left: close some programs",
+    errno.ENOBUFS: "this PC has no memory left: close some programs",
 }
 #: ... of a file system that is not there for now.
 _AWAY = {
     errno.ESTALE: "its network file system lost it: mount it again",
     errno.ETIMEDOUT: "its file system does not answer: try again later",
     errno.EHOSTDOWN: "its file system does not answer: try again later",
-    errno.ENOTCONN: "its file system has ended: mount it again",
+    errno.ENOTCONN: "its file system has stopped: mount it again",
     errno.EBUSY: "something else uses it: try again later",
-    errno.ETXTBSY: "a program that runs uses it: try again later",
+    errno.ETXTBSY: "a running program uses it: try again later",
     errno.ENOLCK: "its file system has no locks left: try again later",
 }
 
@@ -68,7 +68,7 @@ _ELSE = "a file server, SELinux or the like may forbid it, or the file is immuta
 def storage_error(error: OSError | MemoryError, path: Path, doing: str) -> ZchunkError:
     """What an operating system's refusal means to a user, naming `path` and what to do."""
     number = error.errno if isinstance(error, OSError) else errno.ENOMEM
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "no memory"
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "out of memory"
     kind, text = _told(number, path, doing, reason)
     return kind(text, path=str(path))
 
@@ -88,9 +88,9 @@ def _told(number: int | None, path: Path, doing: str, reason: str) -> tuple[type
     if number in _TAKEN:
         return InvalidUsage, f"{failed}: {reason}"
     if number == errno.ENAMETOOLONG:
-        return InvalidUsage, f"{failed}: the name is too long here"
+        return InvalidUsage, f"{failed}: the name is too long for its file system"
     if number in _BROKEN:
-        return StorageFailure, f"{failed}: {reason}; check the disk, the data there is not trusted"
+        return StorageFailure, f"{failed}: {reason}; check the disk, its data cannot be trusted"
     return StorageUnavailable, f"{failed}: {_passing(number, reason)}"
 
 
@@ -103,7 +103,7 @@ def _forbidden(path: Path, doing: str, reason: str) -> str:
 def _passing(number: int | None, reason: str) -> str:
     """Nothing is known to be lost: it may go on working by itself, or with some help."""
     if number == errno.EMFILE and (limit := file_limit.limit()) is not None:
-        return f"{_SHORT[number]}: it may have {limit}, `ulimit -n` raises that"
+        return f"{_SHORT[number]} (limit: {limit}): raise the limit with `ulimit -n`"
     what = {**_SHORT, **_AWAY}.get(number or 0)
     return f"{reason}; {what}" if what is not None else reason
 
@@ -111,8 +111,8 @@ def _passing(number: int | None, reason: str) -> str:
 def _largest() -> str:
     limit = file_limit.largest_file()
     if limit is not None:
-        return f"this process may write no file larger than {limit} bytes (`ulimit -f`)"
-    return "its file system has no files so large (FAT32 ends at 4 GiB - 1 byte)"
+        return f"this process cannot write files larger than {limit} bytes (`ulimit -f`)"
+    return "its file system does not support files this large (FAT32: 4 GiB - 1 byte at most)"
 
 
 def check_descriptors(what: str, needed: int) -> None:

@@ -22,11 +22,14 @@ from zchunk.transport.keys import KeyPair
 
 #: part of a tracker's home -> (option that makes it anew, what that means)
 PARTS = {
-    "key": ("--new-key", "every member then joins again, with a new token"),
-    "members": ("--new-members", "nobody is a member then: every PC joins again, with a new token"),
+    "key": ("--new-key", "every member must then join again, with a new token"),
+    "members": (
+        "--new-members",
+        "the cluster then has no members: every PC must join again, with a new token",
+    ),
     "database": (
         "--new-database",
-        "files that are stored now are not listed then, and their chunks stay on the nodes",
+        "the files stored so far are then not listed; their chunks stay on the nodes",
     ),
 }
 _KEY, _MEMBERS, _ENDPOINTS = "key.json", "members.json", "endpoints.json"
@@ -80,7 +83,8 @@ class TrackerFiles:
         for part in anew:
             if there[part]():
                 raise InvalidUsage(
-                    f"{PARTS[part][0]} is for a lost one, and this tracker has it; move it away first"
+                    f"{PARTS[part][0]} is for one that is lost, but this tracker has its {part}; move it away"
+                    " first"
                 )
         self._state.forget(*anew)
 
@@ -99,7 +103,7 @@ class TrackerFiles:
         option, meaning = PARTS[part]
         self._state.check_first(
             part,
-            f"{loss}, though this tracker has run before: put a copy of it back, or start the tracker once"
+            f"{loss}, but this tracker has run before: restore it from a backup, or start the tracker once"
             f" with `zchunk tracker {option}` ({meaning})",
         )
 
@@ -110,7 +114,9 @@ class TrackerFiles:
             try:
                 return locked(self.folder / "tracker.lock")
             except Timeout:
-                raise AlreadyRunning(f"another tracker runs on {self.folder}; stop it first") from None
+                raise AlreadyRunning(
+                    f"another tracker is already running on {self.folder}; stop it first"
+                ) from None
 
 
 def save_endpoints(folder: Path, endpoints: tuple[str, ...]) -> None:
@@ -128,7 +134,7 @@ def load_endpoints(path: Path) -> tuple[str, ...]:
     except (NotFound, ValueError, InvalidUsage):
         endpoints = ()
     if not endpoints:
-        raise StorageFailure(f"{path} is missing or damaged; start the tracker once, which makes it anew")
+        raise StorageFailure(f"{path} is missing or damaged; start the tracker once to create it again")
     return endpoints
 
 

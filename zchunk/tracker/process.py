@@ -98,7 +98,7 @@ class Tracker:
         try:
             self.server.listen_to_commands(admin_socket.open_socket(self.files.folder))
         except (OSError, ZchunkError) as error:
-            log.warning("what commands change here is in force within a second, not at once: %s", error)
+            log.warning("changes by commands take effect within a second, not at once: %s", error)
 
     def prove_closed(self) -> None:
         """Once the loop runs: no stranger comes in. Raises OpenDoor."""

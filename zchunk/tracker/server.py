@@ -89,7 +89,7 @@ class TrackerServer:
             envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
             request_id = envelope.request_id
             if not isinstance(envelope.message, MembersChanged):
-                raise UnknownMessage(f"{envelope.message.TYPE!r} is nothing that a command says here")
+                raise UnknownMessage(f"unexpected message {envelope.message.TYPE!r} from a command")
         except ZchunkError as error:
             self._answer_command(door, received, error.details.get("request_id", request_id), error)
         else:
@@ -134,7 +134,7 @@ class TrackerServer:
 
         def looked(error: ZchunkError | None) -> None:
             if error is not None and error.message != self._members_problem:
-                log.warning("the allow list stays as it was: %s", error.message)
+                log.warning("keeping the previous allow list: %s", error.message)
             self._members_problem = "" if error is None else error.message
             then()
 

@@ -50,8 +50,8 @@ def load_key(path: Path) -> KeyPair | None:
         return None
     except (ValueError, KeyError):
         raise StorageFailure(
-            f"{path} holds no key pair; put a copy of it back, or move it away:"
-            " the next start then says what to do without one"
+            f"{path} does not contain a key pair; restore it from a backup, or move it away:"
+            " the next start then says what to do without it"
         ) from None
 
 
@@ -96,7 +96,7 @@ def parse_token(text: str) -> Token:
         return _build_token(_unpack_token("".join(text.split())))
     except (ValueError, KeyError, TypeError, msgpack.UnpackException, InvalidUsage):
         raise TokenRefused(
-            "this is no zchunk join token, or part of it is missing; "
+            "this is not a zchunk join token, or part of it is missing; "
             "print a new one with `zchunk token` on the tracker's PC"
         ) from None
 

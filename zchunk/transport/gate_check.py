@@ -39,7 +39,7 @@ def prove_closed(doors: Sequence[Door]) -> None:
 
     Raises OpenDoor where one did not, or where that could not be found out.
     """
-    log.info("trying our own doors with a key that nobody knows")
+    log.info("checking that our own ports reject an unknown key")
     transport = ZmqTransport()
     try:
         for door in doors:
@@ -57,11 +57,13 @@ def _check(transport: ZmqTransport, door: Door) -> None:
     finally:
         socket.close()
     if link is Link.UP:
-        raise OpenDoor(f"{door.endpoint} let in a key that nobody knows: this process does not run like that")
+        raise OpenDoor(
+            f"{door.endpoint} accepts an unknown key; zchunk refuses to run without this protection"
+        )
     if link is not Link.REFUSED:
         raise OpenDoor(
-            f"whether {door.endpoint} refuses strangers could not be tried (it did not answer); is there"
-            " a firewall between this PC and itself?"
+            f"could not check that {door.endpoint} rejects an unknown key: it does not answer; is there a"
+            " firewall between this PC and itself?"
         )
 
 

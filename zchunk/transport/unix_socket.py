@@ -128,7 +128,7 @@ class LocalServer:
                 self._refuse_one()
             return
         if not _is_ours(line) or not self._has_room():
-            log.info("a connection to %s was refused", self._path)
+            log.info("refused a connection to %s", self._path)
             line.close()
             return
         line.setblocking(False)
@@ -136,7 +136,7 @@ class LocalServer:
         try:
             self._selector.register(line, selectors.EVENT_READ, connection)
         except OSError as error:  # no memory for it, or one watch too many (epoll(7))
-            log.info("a connection to %s was refused: %s", self._path, error)
+            log.info("refused a connection to %s: %s", self._path, error)
             line.close()
             return
         self._connections[connection.name] = connection
@@ -167,7 +167,7 @@ class LocalServer:
         try:
             piece = connection.line.recv(_PIECE)
             if not piece or connection.has_asked:
-                raise ValueError("nothing more may come")
+                raise ValueError("unexpected data")
             connection.reader.feed(piece)
             for message in connection.reader:
                 connection.has_asked = True
@@ -203,7 +203,7 @@ class LocalClient:
         """Raises NotFound where nobody listens any more, NotAllowed where this user may not
         connect, TimeoutError where `timeout_s` (for all of the exchange) has passed."""
         if not endpoint.startswith(SCHEME):
-            raise NotFound(f"nothing of this version listens at {endpoint!r}")
+            raise NotFound(f"no process of this version listens at {endpoint!r}")
         self._until = time.monotonic() + timeout_s
         self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -238,7 +238,7 @@ class LocalClient:
                 self._line.settimeout(max(0.001, self._until - time.monotonic()))
                 piece = self._line.recv(_PIECE)
                 if not piece:
-                    raise NotFound("it ended without an answer")
+                    raise NotFound("the process ended without an answer")
                 reader.feed(piece)
                 for message in reader:
                     return _frames(message)
@@ -269,7 +269,7 @@ def _reader() -> msgpack.Unpacker:
 def _frames(message: object) -> list[bytes]:
     """Raises ValueError for anything but an array of byte strings."""
     if not isinstance(message, list) or not all(isinstance(frame, bytes) for frame in message):
-        raise ValueError("no message")
+        raise ValueError("not a message")
     return message
 
 
@@ -284,7 +284,7 @@ def _listen(folder: Path, name: str) -> tuple[Path, socket.socket]:
         if is_want(error):
             raise
         # Some network and FUSE file systems have no sockets, and a home may be read-only.
-        log.info("no socket in %s (%s): it is made elsewhere", folder, error)
+        log.info("cannot create a socket in %s (%s): using another folder", folder, error)
     made = Path(tempfile.mkdtemp(prefix="zchunk-", dir=os.environ.get("XDG_RUNTIME_DIR") or None))
     try:
         return made / name, _bind(made / name)
@@ -339,11 +339,11 @@ def _address(path: Path) -> Iterator[str]:
 
 def _meaning(error: Exception) -> Exception:
     if isinstance(error, PermissionError):
-        return NotAllowed("this user may not connect to it")
+        return NotAllowed("this user may not connect to the process")
     if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-        return NotFound("nobody listens there any more")
+        return NotFound("the process no longer listens")
     if isinstance(error, (ValueError, msgpack.UnpackException)):
-        return NotFound("what listens there is another program")
+        return NotFound("another program listens there")
     return error
 
 

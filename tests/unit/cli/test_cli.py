@@ -281,7 +281,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "0m", "1h30m", "nan", "1e3s", "99999d", "1y"])
 def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(InvalidUsage, match="no duration"):
+    with pytest.raises(InvalidUsage, match="not a valid duration"):
         parse_duration(text)
 
 
@@ -295,7 +295,7 @@ def test_a_token_comes_as_it_is_or_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidUsage, match="Is a directory"):
         token_text(f"@{tmp_path}")
     path.write_bytes(b"\xff")
-    with pytest.raises(InvalidUsage, match="no text"):
+    with pytest.raises(InvalidUsage, match="not text"):
         token_text(f"@{path}")
 
 
@@ -303,7 +303,7 @@ def test_a_token_comes_as_it_is_or_from_a_file(tmp_path: Path) -> None:
 def test_a_token_from_stdin_that_is_none(args: list[str], tmp_path: Path) -> None:
     result = run(*args, "--home", str(tmp_path), input="no token\n")
     assert result.exit_code == 7
-    assert "no zchunk join token" in result.stderr
+    assert "not a zchunk join token" in result.stderr
 
 
 def test_a_node_without_a_token_has_nowhere_to_go(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class FakeDesk:
         for known in (JOB, OTHER):
             if known.startswith(job_id):
                 return record(Path("/there/film.mkv"), known)
-        raise NotFound(f"no job {job_id!r} is known here")
+        raise NotFound(f"this home has no job {job_id!r}")
 
     def all(self) -> list[JobStatus]:
         return [self.answer(self.find(JOB))]
@@ -107,16 +107,16 @@ def test_every_failure_is_said_and_the_first_is_the_exit_code(desk: FakeDesk) ->
 
 
 SAID: list[tuple[str, dict[str, Any], str]] = [
-    ("pause", {"state": "paused", "active": True}, f"is paused with 0 of 4 chunks; `zchunk resume {JOB}`"),
-    ("pause", {"state": "paused", "active": False}, "nothing is running; it is paused with 0 of 4 chunks"),
-    ("pause", {"state": "failed", "active": False}, "nothing is running; it is failed"),
-    ("resume", {"state": "running", "active": True}, "goes on where it runs"),
+    ("pause", {"state": "paused", "active": True}, f"is paused, with 0 of 4 chunks; `zchunk resume {JOB}`"),
+    ("pause", {"state": "paused", "active": False}, "is not running: it is paused, with 0 of 4 chunks"),
+    ("pause", {"state": "failed", "active": False}, "is not running: it is failed"),
+    ("resume", {"state": "running", "active": True}, "continues in the process that runs it"),
     (
         "resume",
         {"state": "waiting", "active": True, "missing_names": ("LAB-PC3",)},
         "still waits for LAB-PC3",
     ),
-    ("cancel", {"state": "cancelled", "active": False}, "is cancelled; nothing of it is kept"),
+    ("cancel", {"state": "cancelled", "active": False}, "is cancelled; nothing is kept"),
 ]
 
 

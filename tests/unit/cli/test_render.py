@@ -200,7 +200,7 @@ def test_paused_is_said_once_without_a_terminal(capsys: pytest.CaptureFixture[st
             files._show_event(line, event)
             line.show(now)
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("paused: `zchunk resume 0123abcd` goes on")
+    assert said.startswith("paused: `zchunk resume 0123abcd` continues")
 
 
 @pytest.mark.parametrize(("auto_resume", "hint"), [(True, "Ctrl-C stops"), (False, "zchunk resume 0123abcd")])
@@ -213,7 +213,7 @@ def test_a_waiting_download_says_how_it_goes_on(
         files._show_event(line, {"event": "peer_back", "job_id": "0123abcd", "peer_id": A, "name": "P"})
     first, second = capsys.readouterr().err.splitlines()
     assert hint in first
-    assert second == "P is back: `zchunk resume 0123abcd` goes on"
+    assert second == "P is back: `zchunk resume 0123abcd` continues"
 
 
 # -- the table of jobs ------------------------------------------------------------------------
@@ -259,10 +259,10 @@ WAITS = {"missing_names": ("LAB-PC3",), "waiting_since": "2020-01-31T14:02:06.00
         ("running", {"active": True}, []),
         ("complete", {}, []),
         ("cancelled", {}, []),
-        ("waiting", WAITS, ["waits for LAB-PC3 since 2020-01-31", "goes on by itself"]),
+        ("waiting", WAITS, ["waiting for LAB-PC3 since 2020-01-31", "continues by itself"]),
         ("waiting", {**WAITS, "auto_resume": False}, ["LAB-PC3", "off", "`zchunk resume`"]),
-        ("paused", {"active": True}, ["`zchunk resume` goes on"]),
-        ("paused", {}, ["was interrupted", "`zchunk resume` goes on"]),
+        ("paused", {"active": True}, ["`zchunk resume` continues"]),
+        ("paused", {}, ["interrupted: `zchunk resume` continues"]),
         ("failed", {"reason": "why"}, ["why"]),
         ("running", {"active": True, "reason": "does not answer"}, ["does not answer"]),
     ],
@@ -393,20 +393,20 @@ def view(rows: Sequence[tuple[int, ...]], replicas: int, **changed: Any) -> Plan
 def test_what_stays_readable_with_one_copy() -> None:
     first, hint = render.consequence_lines(view(ONE_COPY, 1))
     assert "4 to 5 of 7 chunks stay readable" in first
-    assert "the whole file is not" in first
+    assert "but not the whole file" in first
     assert "--replicas 2" in hint
 
 
 def test_what_stays_readable_with_two_copies() -> None:
     rows = [(0, 1), (1, 2), (2, 0)]
     assert render.consequence_lines(view(rows, 2)) == [
-        "With any one of these peers off the whole file stays readable."
+        "With any one of these peers off, the whole file stays readable."
     ]
 
 
 def test_what_stays_readable_of_a_file_on_one_peer() -> None:
     (line,) = render.consequence_lines(view([(1,), (1,)], 1, distributed=False))
-    assert line == "With PC-b off nothing of the file is readable, until it is back."
+    assert line == "While PC-b is off, no part of the file is readable."
 
 
 def test_the_dialog_names_peers_shares_and_consequence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,7 +417,7 @@ def test_the_dialog_names_peers_shares_and_consequence(capsys: pytest.CaptureFix
     assert "needs distribution" in err
     assert "3 peers: PC-a, PC-b, PC-c" in err
     assert "first 0, every 3rd, 3 chunks" in err
-    assert "3 of 7 chunks wait for it" in err
+    assert "3 of 7 chunks cannot be read" in err
 
 
 def test_the_dialog_shows_copies_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -503,10 +503,10 @@ def test_info_as_text(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
-        ([[(B, 1)], []], "no peer has 1 of 2 chunks any more, put the file again from its source"),
+        ([[(B, 1)], []], "no peer has 1 of 2 chunks any more (upload the file again from its source)"),
         (
             [[(A, 1)], [], []],
-            "1 of 3 chunks wait for a peer that is off; no peer has 2 of 3 chunks any more, put",
+            "1 of 3 chunks wait for a peer that is off; no peer has 2 of 3 chunks any more (upload",
         ),
     ],
 )
@@ -567,9 +567,9 @@ def test_each_peer_has_its_chunks_and_their_state() -> None:
     ("reason", "text"),
     [
         ("unreachable", "4 waiting: cannot be reached"),
-        ("offline-store", "4 waiting: its disk is off"),
+        ("offline-store", "4 waiting: its disk is offline"),
         ("unreadable", "4 waiting: cannot read them now"),
-        ("refuses", "4 waiting: takes nothing now"),
+        ("refuses", "4 waiting: refuses chunks now"),
     ],
 )
 def test_a_peer_that_is_waited_for_says_why_until_it_is_back(reason: str, text: str) -> None:

@@ -309,7 +309,7 @@ def test_a_body_that_does_not_fit_is_refused() -> None:
     for content in (("n", b"s" * 32, b"d" * 95), ("", b"s" * 32, b"d" * 96), ("n", b"", b"d" * 96), ("n",)):
         outer = FILE.outer
         body = FILE.key.encrypt_body(msgpack.packb(content), encryption._bound(outer, FILE.head))
-        with pytest.raises(ManifestInvalid, match="sealed part"):
+        with pytest.raises(ManifestInvalid, match="encrypted part"):
             open_manifest(replace(outer, sealed=msgpack.packb((*FILE.head.parts, body))), KEY)
 
 

@@ -69,7 +69,7 @@ def test_a_lost_key_file(tmp_path: Path) -> None:
 def test_a_file_that_is_no_key_file(size: int, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(bytes(size))
-    with pytest.raises(InvalidUsage, match="no key file"):
+    with pytest.raises(InvalidUsage, match="not a key file"):
         read_key_file(path)
 
 

@@ -26,7 +26,7 @@ def test_one_who_asks_has_so_many_requests_and_the_others_theirs() -> None:
 def test_one_who_asks_holds_so_many_bytes_but_may_always_have_one_request() -> None:
     outstanding = Outstanding()
     first = outstanding.begin("A", 2 * MAX_BYTES)
-    with pytest.raises(Busy, match="your requests hold"):
+    with pytest.raises(Busy, match="your requests already hold"):
         outstanding.begin("A", MIB)
     outstanding.begin("A", 1000)  # a heartbeat is never refused for that
     outstanding.end(first)

@@ -20,7 +20,10 @@ def test_a_flood_is_one_line_a_minute_that_says_how_many_came_from_where() -> No
     assert not refusals.note(UnknownMessage("x"), None, 59.0)
     line = refusals.note(BAD, "10.0.0.8", 60.0)
     assert line is not None
-    assert line.endswith("also malformed to 10.0.0.7 5000 times, unknown_message to unknown 1 times"), line
+    assert line.endswith(
+        "also refused since the last such line: malformed to 10.0.0.7 5000 times,"
+        " unknown_message to unknown 1 times"
+    ), line
     assert refusals.count == 5003
 
 

@@ -60,12 +60,12 @@ def test_a_written_port_wins_over_the_default() -> None:
         ("", "host is missing"),
         (":7700", "host is missing"),
         ("a", "port is missing"),
-        ("a:", "port is not from"),
-        ("a:x", "port is not from"),
-        ("a:65536", "port is not from"),
-        ("a:99999999999999999999", "port is not from"),
-        ("a:-1", "port is not from"),
-        ("a:٣", "port is not from"),
+        ("a:", "port is not between"),
+        ("a:x", "port is not between"),
+        ("a:65536", "port is not between"),
+        ("a:99999999999999999999", "port is not between"),
+        ("a:-1", "port is not between"),
+        ("a:٣", "port is not between"),
         ("::1:7700", "needs brackets|port is missing"),
         ("2001:db8::5:99999", "needs brackets"),
         ("[::1", "brackets"),
@@ -83,7 +83,7 @@ def test_a_written_port_wins_over_the_default() -> None:
 def test_mistakes_say_what_is_wrong_and_how_to_write_it(text: str, says: str) -> None:
     with pytest.raises(InvalidUsage, match=says) as caught:
         parse(text)
-    assert "write it as host:port" in caught.value.message
+    assert "use host:port" in caught.value.message
     assert len(caught.value.message.splitlines()) == 1
 
 

@@ -77,7 +77,7 @@ def test_without_locks_there_processes_of_this_pc_exclude_each_other(
     with without_locks(path.parent, number):
         with caplog.at_level(logging.WARNING):
             lock = locked(path)
-        assert "has no locks: other PCs are not kept" in caplog.text
+        assert "has no locks: another PC could use it" in caplog.text
         (path.parent.parent / "by another name").symlink_to(path.parent)
         for name in (path, path.parent.parent / "by another name" / "lock"):
             with pytest.raises(Timeout):
@@ -113,7 +113,7 @@ def test_another_users_folder_is_not_used(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     (runtime / "zchunk-locks").symlink_to(tmp_path / "elsewhere")
-    with without_locks(path.parent, errno.ENOLCK), pytest.raises(NotAllowed, match="another user's"):
+    with without_locks(path.parent, errno.ENOLCK), pytest.raises(NotAllowed, match="belongs to another user"):
         locked(path)
 
 

@@ -46,12 +46,12 @@ def test_each_number_is_one_line_that_names_the_path_and_what_was_done(number: i
     assert "writing /data/x" in error.message
     assert "\n" not in error.message
     assert error.details == {"path": "/data/x"}
-    assert ("not trusted" in error.message) is (number in BROKEN), "only a broken disk is not trusted"
+    assert ("cannot be trusted" in error.message) is (number in BROKEN), "only a broken disk is not trusted"
 
 
 def test_what_there_is_too_little_of_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    assert f"too many files and connections open: it may have {limit}" in told(errno.EMFILE).message
+    assert f"too many files and connections open (limit: {limit})" in told(errno.EMFILE).message
     assert "ulimit -n" in told(errno.EMFILE).message
     assert "this PC has too many files open" in told(errno.ENFILE).message
     assert "no memory left" in told(errno.ENOMEM).message
@@ -62,11 +62,11 @@ def test_what_there_is_too_little_of_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_file_that_is_too_large_names_the_limit() -> None:
     assert told(errno.EFBIG).exit_code == 8
-    assert "FAT32 ends at 4 GiB - 1 byte" in told(errno.EFBIG).message
+    assert "FAT32: 4 GiB - 1 byte at most" in told(errno.EFBIG).message
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (123_456_789, hard))
     try:
-        assert "no file larger than 123456789 bytes (`ulimit -f`)" in told(errno.EFBIG).message
+        assert "cannot write files larger than 123456789 bytes (`ulimit -f`)" in told(errno.EFBIG).message
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

@@ -74,7 +74,7 @@ def test_a_node_that_takes_no_chunks_gets_none_and_says_why(cluster: Cluster) ->
     assert isinstance(refused, ErrorReply)
     assert refused.code == "too_few_peers"
     assert refused.message == (
-        f"it takes 3 peers, and B, C can take chunks now; A is up, but refuses: {FAILED}"
+        f"3 peers are needed; ready for chunks: B, C; A is up, but refuses chunks: {FAILED}"
     )
     row = {"peer_id": peer_id("A"), "name": "A", "reason": FAILED}
     assert refused.details == {"online": ["B", "C"], "needed": 3, "refusing": [row]}
@@ -91,8 +91,8 @@ def test_without_room_elsewhere_a_node_that_takes_no_chunks_is_named(cluster: Cl
     refused = cluster.ask("client", plan())
     assert isinstance(refused, ErrorReply)
     assert refused.code == "no_space"
-    assert refused.message.startswith("no room for the file: ")
-    assert refused.message.endswith(f"); A is up, but refuses: {FAILED}")
+    assert refused.message.startswith("no space for the file: ")
+    assert refused.message.endswith(f"); A is up, but refuses chunks: {FAILED}")
     assert "remove files" not in refused.message
 
 

@@ -53,7 +53,7 @@ def found_holders(reply: ChunksFound, count: int) -> list[list[PeerRecord]]:
     counts = columns.unpack(2, reply.holder_counts)
     peers = columns.unpack(2, reply.holder_peers)
     if len(counts) != count or sum(counts) != len(peers) or any(at >= len(reply.peers) for at in peers):
-        raise MalformedMessage("the tracker's table of holders does not fit the chunks asked about")
+        raise MalformedMessage("the tracker's table of holders does not match the requested chunks")
     rest = iter(peers)
     return [[reply.peers[at] for at in islice(rest, length)] for length in counts]
 
@@ -65,8 +65,8 @@ def check_answered(asked: str, file: FileRecord) -> None:
     if by_id or (file.name == asked and not is_file_id(asked)):
         return
     raise IntegrityError(
-        f"asked about {_short(asked)}, the tracker answers with another file, {file.file_id}: nothing of"
-        " it is used; ask whoever runs the tracker to upgrade it"
+        f"the tracker was asked about {_short(asked)}, but answered with another file, {file.file_id}; the"
+        " answer is ignored: upgrade the tracker"
     )
 
 
@@ -81,18 +81,18 @@ def location(reply: Located, asked: str) -> Location:
     check_answered(asked, reply.file)
     manifest = parse(bytes(reply.manifest), reply.file.file_id)
     if not _describes(reply.file, manifest):
-        raise MalformedMessage("the tracker's record of the file does not fit its manifest")
+        raise MalformedMessage("the tracker's record of the file does not match its manifest")
     if len(reply.holder_peers) > 2 * MAX_HOLDERS or len(reply.holder_times) > 8 * MAX_HOLDERS:
         raise MalformedMessage(f"the tracker's table has more than {MAX_HOLDERS} holders")
     counts = columns.unpack(2, reply.holder_counts)
     peers = columns.unpack(2, reply.holder_peers)
     times = columns.unpack(8, reply.holder_times)
     if len(counts) != len(manifest.chunks) or len(peers) != len(times) or sum(counts) != len(peers):
-        raise MalformedMessage("the tracker's table of holders does not fit the file")
+        raise MalformedMessage("the tracker's table of holders does not match the file")
     if any(at >= len(reply.peers) for at in peers):
         raise MalformedMessage("the tracker's table of holders names an unknown peer")
     if any(at > MAX_WALL_MS for at in times):
-        raise MalformedMessage("the tracker's table of holders has a time that no calendar shows")
+        raise MalformedMessage("the tracker's table of holders has an invalid time")
     holders, at = [], 0
     for count in counts:
         holders.append([(reply.peers[peers[i]].peer_id, times[i]) for i in range(at, at + count)])

@@ -105,7 +105,7 @@ class PeerConnections:
         if record.status != "up":
             self.drop(record.peer_id, PeerUnreachable(f"{record.name} is {record.status}"))
         elif peer.place != _place(record):
-            self.drop(record.peer_id, PeerUnreachable(f"{record.name} was started anew, or has moved"))
+            self.drop(record.peer_id, PeerUnreachable(f"{record.name} was restarted, or has moved"))
 
     def drop(self, peer_id: str, error: ZchunkError) -> None:
         """End the connection; what waits for it is answered with `error`."""
@@ -207,7 +207,7 @@ class PeerConnections:
         payload: int,
     ) -> None:
         if peer is None:
-            answer(None, PeerUnreachable(f"no address of {self._name(peer_id)} is known"))
+            answer(None, PeerUnreachable(f"{self._name(peer_id)} has no known address"))
             return
         request_id = self._next_id
         self._next_id += 1

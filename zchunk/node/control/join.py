@@ -24,7 +24,7 @@ def join(
     (says the address), InvalidUsage (a name that cannot be sent: what is no text).
     """
     if not name.isprintable():
-        raise InvalidUsage(f"a name has 1 to 64 printable characters, which {name!r} has not")
+        raise InvalidUsage(f"invalid name {name!r}: use 1 to 64 printable characters")
     if token.expires_ms < clock.wall() * 1000:
         raise TokenRefused(_EXPIRED)
     key = key_of(folder)
@@ -47,7 +47,7 @@ def _ask(token: Token, message: Join, transport: Transport, clock: Clock, timeou
     identity = Identity(token.key.peer_id, token.key if token.transport == "curve" else None)
     tracker = TrackerAt(token.addresses, token.tracker_key, identity)
     unknown = TokenRefused(
-        f"the tracker at {tracker.where} does not take this join token: it has expired by the tracker's"
+        f"the tracker at {tracker.where} rejects this join token: it has expired by the tracker's"
         " clock, or was withdrawn; print a new one with `zchunk token` on the tracker's PC"
     )
     reply = ask_once(tracker, message, transport, clock, timeout_s, shut_out=unknown)

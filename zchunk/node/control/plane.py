@@ -225,7 +225,7 @@ class ControlPlane:
         try:
             envelope = wire.decode(received.frames)
         except ZchunkError as error:
-            log.warning("the tracker sent what cannot be read: %s", error.message)
+            log.warning("the tracker sent a message that cannot be read: %s", error.message)
             request_id = error.details.get("request_id")
             if request_id is not None:
                 self._perform(self.session.reply(request_id, wire.error_reply(error), now))
@@ -255,7 +255,7 @@ class ControlPlane:
         try:
             envelope = wire.decode(received.frames[1:])
         except ZchunkError as error:
-            log.warning("an event cannot be read: %s", error.message)
+            log.warning("the tracker sent an event that cannot be read: %s", error.message)
             return
         if isinstance(envelope.message, Event):
             self._perform(self.session.event(envelope.message, self._now()))
@@ -324,7 +324,7 @@ class ControlPlane:
             self._feed(watcher, watcher.feed.fetched(reply))
             return
         problem = error or expect(reply, EventList)
-        log.info("missed events were not fetched: %s", problem)
+        log.info("missed events could not be fetched: %s", problem)
         self._feed(watcher, watcher.feed.failed(problem is not None and problem.retryable))
 
     def _follow(self, events_at: tuple[str, ...]) -> None:
@@ -363,7 +363,7 @@ def _call(here: Loop, there: Loop, call: Callable[[], None]) -> None:
 
 
 def _log_missed(missed: Missed) -> None:
-    log.warning("events %d to %d of the tracker were lost", missed.first, missed.last)
+    log.warning("events %d to %d of the tracker are lost", missed.first, missed.last)
 
 
 def expect(reply: Message | None, kind: type[Message]) -> ZchunkError | None:

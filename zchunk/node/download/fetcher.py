@@ -187,7 +187,7 @@ class Fetcher(JobDriver[Action]):
 
     def _report(self, action: ReportCorrupt) -> None:
         sha256 = self.manifest.chunks[action.chunk].sha256
-        log.info("%s sent a corrupt chunk %d", self.peer_name(action.peer_id), action.chunk)
+        log.info("peer %s sent chunk %d corrupt", self.peer_name(action.peer_id), action.chunk)
         message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
         self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, _reported)
         others = [peer_id for peer_id, _ in self.where.holders[action.chunk] if peer_id != action.peer_id]
@@ -217,7 +217,7 @@ class Fetcher(JobDriver[Action]):
         try:
             where = location(reply, self.manifest.file_id)
         except ZchunkError as problem:
-            log.warning("the tracker's answer is of no use: %s", problem.message)
+            log.warning("the tracker's answer cannot be used: %s", problem.message)
             self.perform(self._job.not_located(self.now()))
             return
         for record in where.peers.values():
@@ -264,4 +264,4 @@ class Fetcher(JobDriver[Action]):
 
 def _reported(_: Message | None, error: ZchunkError | None) -> None:
     if error is not None:  # the download does without: the chunk comes from another holder
-        log.info("the tracker did not take the report: %s", error.message)
+        log.info("the tracker did not accept the report: %s", error.message)

@@ -942,7 +942,7 @@ class DownloadJob:
 
 def removed_meanwhile(what: str, kept: str = "") -> NotFound:
     """`details["removed"]` tells it from other things that are not found. `kept`: what of it is."""
-    text = f"{what} was removed from the cluster while it was being fetched{kept}"
+    text = f"{what} was removed from the cluster during the download{kept}"
     return NotFound(text, removed=True)
 
 
@@ -951,7 +951,7 @@ def corrupt_everywhere(chunks: int, peer_ids: Sequence[str], names: Sequence[str
     what = "1 chunk was" if chunks == 1 else f"{chunks:,} chunks were"
     return IntegrityError(
         f"{what} corrupt or missing at every holder ({', '.join(names)}); "
-        "restore the file from its source with `zchunk put`",
+        "upload the file again from its source with `zchunk put`",
         chunks=chunks,
         peers=list(peer_ids),
     )

@@ -337,11 +337,11 @@ def open_part(
 
 
 def _check_target(target: Path) -> None:
-    with disk.storage_errors(target, "looking at"):
+    with disk.storage_errors(target, "checking"):
         if target.is_dir():
-            raise TargetExists(f"{target} is a folder: name a file in it", target=str(target))
+            raise TargetExists(f"{target} is a folder: give the name of a file in it", target=str(target))
         if not target.parent.is_dir():
-            raise NotFound(f"the folder {target.parent} does not exist: make it first", target=str(target))
+            raise NotFound(f"the folder {target.parent} does not exist: create it first", target=str(target))
         with suppress(FileNotFoundError):
             check_regular(target, os.lstat(target))
 
@@ -462,7 +462,7 @@ class PartFile:
     def _check_ours(self, found: os.stat_result) -> None:
         if not self._lock.owns(found):
             raise NotAllowed(
-                f"{self._part} is no file of this user alone: remove it, or choose another target (-o)",
+                f"{self._part} is not a private file of this user: remove it, or choose another target (-o)",
                 path=str(self._part),
             )
 
@@ -545,7 +545,7 @@ class PartFile:
             with disk.storage_errors(self._part, "reading"):
                 got = disk.read_into(self._open_writer.fd, view, self.manifest.offset(index) + at)
             if got != len(view):
-                raise ChunkCorrupt(f"chunk {index} in {self._part} is cut short", chunk_index=index)
+                raise ChunkCorrupt(f"chunk {index} in {self._part} is truncated", chunk_index=index)
             yield view
 
     def _is_hole(self, index: int) -> bool:
@@ -638,7 +638,7 @@ class PartFile:
         """
         try:
             self._seal()
-            with disk.storage_errors(self.target, "putting the finished download at"):
+            with disk.storage_errors(self.target, "moving the finished download to"):
                 self._put_in_place()
                 disk.sync_folder(self.target.parent)
             disk.discard(self._job)
@@ -694,7 +694,7 @@ class PartFile:
 
     def _check_flag(self) -> None:
         if self.flag is not None:
-            text = f"{self._part} takes nothing more: {self.flag}; get it again to go on"
+            text = f"{self._part} cannot be written any more: {self.flag}; run the download again to continue"
             raise StorageFailure(text, path=str(self._part))
 
     def _length_of(self, index: int) -> int:

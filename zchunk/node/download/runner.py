@@ -117,8 +117,8 @@ class Download(Fetcher):
             return
         if self._job is not None:
             self.perform(self._job.pause(self.now()))
-        how = f"`zchunk resume {self.part.job_id}`, or the same command, goes on"
-        self._end(error or Interrupted(f"interrupted; the part is kept: {how}"))
+        how = f"`zchunk resume {self.part.job_id}`, or the same command, continues"
+        self._end(error or Interrupted(f"interrupted; what is downloaded is kept: {how}"))
 
     def pause(self) -> None:
         """Stand still until `resume`; what is there is saved. Does nothing while paused.
@@ -155,7 +155,7 @@ class Download(Fetcher):
             self.perform(self._job.cancel(self.now()))
         elif self.ended:
             raise self._too_late("cancel")
-        self._end(Cancelled(f"cancelled; nothing is kept of {self.part.target}"), self.part.abandon)
+        self._end(Cancelled(f"cancelled; nothing of {self.part.target} is kept"), self.part.abandon)
 
     def _check_under_way(self, verb: str, and_also: JobState | None = None) -> None:
         allowed = (JobState.RUNNING, JobState.WAITING, JobState.PAUSED, and_also)
@@ -163,7 +163,7 @@ class Download(Fetcher):
             raise self._too_late(verb)
 
     def _too_late(self, verb: str) -> InvalidUsage:
-        state = "ended" if self.ended else "all here and being verified"
+        state = "ended" if self.ended else "complete and being verified"
         return InvalidUsage(f"job {self.part.job_id} is {state}: too late to {verb} it")
 
     # -- what others ask, in the bulk loop --------------------------------------------
@@ -453,8 +453,8 @@ class Download(Fetcher):
             return
         if error is None and not bad:
             error = IntegrityError(
-                f"every chunk of {self.manifest.name!r} is right but the file's SHA-256 is not; "
-                "its manifest is wrong: put the file again from its source"
+                f"all chunks of {self.manifest.name!r} are intact, but the file's SHA-256 does not match:"
+                " its manifest is wrong; upload the file again from its source"
             )
         if error is not None:
             self.fail(error)
@@ -462,7 +462,9 @@ class Download(Fetcher):
         self._bad_rounds += 1
         if self._bad_rounds > _BAD_ROUNDS:
             self.fail(
-                IntegrityError(f"the disk of {self.part.target} does not keep what is written; check it")
+                IntegrityError(
+                    f"the disk of {self.part.target} changes what is written to it; check the disk"
+                )
             )
             return
         for index in bad or []:
@@ -541,7 +543,7 @@ class Download(Fetcher):
 def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
     """The error of a download that does not wait for the peers of a `waiting` event."""
     names = ", ".join(map(_named, waiting["missing"])) or "no known peer"
-    how = f"`zchunk resume {waiting['job_id']}`, or the same command, goes on once they can be fetched"
+    how = f"`zchunk resume {waiting['job_id']}`, or the same command, continues once they can be fetched"
     return PartialDownload(
         f"{kept}; {waiting['chunks_missing']} wait for {names}: {how}",
         missing_peers=waiting["missing_peers"],

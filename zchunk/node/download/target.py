@@ -53,7 +53,7 @@ def followed(path: Path) -> Path:
             return _plain(at, path)
         if not (found.st_uid == own_uid() or (found.st_uid == 0 and at.is_dir())):
             raise TargetExists(
-                f"{at} is a link of {owner_name(found.st_uid)} and not followed: choose another target (-o)",
+                f"{at} is a link of {owner_name(found.st_uid)}, not followed: choose another target (-o)",
                 target=str(path),
             )
         at = at.parent / os.readlink(at)
@@ -83,7 +83,7 @@ def check_regular(path: Path, found: os.stat_result) -> None:
     kind = _KINDS.get(stat.S_IFMT(found.st_mode))
     if kind is not None:
         how = "choose another target, or `-o -` for stdout"
-        raise TargetExists(f"{path} is {kind} and no file: {how}", target=str(path))
+        raise TargetExists(f"{path} is {kind}, not a file: {how}", target=str(path))
 
 
 def mode_of(target: Path) -> int | None:
@@ -133,8 +133,8 @@ def put_in_place(part: Path, target: Path, replace: bool) -> None:
         _rename_new(part, target)
     except FileExistsError:
         raise TargetExists(
-            f"{target} was made by somebody else while the file was on its way, and stays as it is: move it"
-            " away and run the same again (all of the file is kept), or use --force",
+            f"{target} was created by another program during the download, and is not replaced: move it away"
+            " and run the same command again (the downloaded data is kept), or use --force",
             target=str(target),
         ) from None
 

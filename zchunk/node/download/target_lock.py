@@ -148,7 +148,9 @@ def _open_there(path: Path) -> int:
 
 
 def _odd(path: Path) -> NotAllowed:
-    return NotAllowed(f"{path} is in the way and no file of ours: remove it, or choose another target (-o)")
+    return NotAllowed(
+        f"{path} is in the way and is not a file of zchunk: remove it, or choose another target (-o)"
+    )
 
 
 def _is_at(path: Path, found: os.stat_result) -> bool:
@@ -166,7 +168,7 @@ def _remove_foreign(path: Path, uid: int) -> None:
         return
     except PermissionError:
         raise NotAllowed(
-            f"{path} belongs to {owner_name(uid)}, and nobody uses it: have it removed, or choose another"
+            f"{path} belongs to {owner_name(uid)} and is not in use: ask them to remove it, or choose another"
             " target (-o)"
         ) from None
 
@@ -194,5 +196,7 @@ else:
                 return False
             if error.errno not in _NO_LOCKS:
                 raise
-            log.warning("the disk of %s has no locks: let no second download go to the same target", path)
+            log.warning(
+                "the file system of %s has no locks: do not start a second download to the same target", path
+            )
         return True

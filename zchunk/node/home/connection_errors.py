@@ -25,22 +25,25 @@ def closed_door(
         )
     if link is Link.REFUSED and rotating:
         return NotAllowed(
-            f"{who} does not let this PC in by its old key: `zchunk rotate-key` was interrupted here;"
-            " run it again, with the same --home"
+            f"{who} rejects this PC's old key: `zchunk rotate-key` was interrupted here; run it again, with"
+            " the same --home"
         )
     if link is Link.REFUSED:
         return NotAllowed(
-            f"{who} does not let this PC in: it was cut off from the cluster, or is no member of it; on the"
-            " tracker's PC `zchunk peers allow` lets a member in again, and `zchunk token` makes one"
+            f"{who} rejects this PC: it was revoked, or is not a member of the cluster. On the tracker's PC,"
+            " `zchunk peers allow` admits a revoked member again, and `zchunk token` prints a token for a new"
+            " one"
         )
     if link is Link.MISMATCH and encrypted:
         return TransportMismatch(
-            f"{who} speaks plain, and this PC joined it with curve (encrypted): set"
+            f"{who} uses plain transport, but this PC joined it with curve (encrypted): set"
             f" `security.transport: curve` there again, or {_JOIN}"
         )
     if link is Link.MISMATCH:
-        return TransportMismatch(f"{who} speaks curve (encrypted), and this PC joined it with plain: {_JOIN}")
+        return TransportMismatch(
+            f"{who} uses curve (encrypted) transport, but this PC joined it with plain: {_JOIN}"
+        )
     return WrongServer(
-        f"what listens as {who} is not whom this PC knows: it has another key, or is another program"
+        f"{who} is not the one that this PC knows: it has another key, or is another program"
         " (docs/security.md: when a tracker's key is lost)"
     )

@@ -80,8 +80,8 @@ def check_transport(membership: Membership, settings: Settings) -> None:
     _check(
         settings,
         membership.transport,
-        f"the cluster was joined with {membership.transport}:"
-        " join with a new token from a tracker that has the same setting, or remove the setting",
+        f"this home joined its cluster with {membership.transport}: remove the setting, or join with a new"
+        " token of a tracker that has the same setting",
     )
 
 
@@ -91,15 +91,15 @@ def check_token(token: Token, settings: Settings) -> None:
     _check(
         settings,
         token.transport,
-        f"this token is for a cluster with {token.transport}:"
-        " use one of a tracker that has the same setting, or remove the setting",
+        f"this token is for a cluster with {token.transport}: remove the setting, or use a token of a"
+        " tracker that has the same setting",
     )
 
 
 def _check(settings: Settings, transport: str, but: str) -> None:
     asked = settings.security.transport
     if ("security", "transport") in settings.given and asked != transport:
-        raise InvalidUsage(f"security.transport is {asked} here, and {but}")
+        raise InvalidUsage(f"security.transport is set to {asked}, but {but}")
 
 
 def state_of(folder: Path) -> HomeState:
@@ -124,8 +124,8 @@ def key_of(folder: Path) -> KeyPair:
     state = state_of(folder)
     state.check_first(
         "key",
-        f"{path} is missing, and with it who this PC is to its cluster: put a copy of it back, or make it"
-        f" another member, with a new token: `{_how_to_join(folder)} --new-key`",
+        f"{path} is missing, and without its key this PC is no longer a member: restore it from a backup, or"
+        f" join as a new member, with a new token: `{_how_to_join(folder)} --new-key`",
     )
     state.note()
     key = make_key(path)
@@ -136,7 +136,7 @@ def key_of(folder: Path) -> KeyPair:
 def forget_key(folder: Path) -> None:
     """The key was lost, and the next `key_of` makes another. Raises InvalidUsage where it was not."""
     if is_there(folder / _KEY):
-        raise InvalidUsage(f"--new-key is for a lost one, and {folder / _KEY} is there; move it away first")
+        raise InvalidUsage(f"--new-key is for a lost key, but {folder / _KEY} exists; move it away first")
     state_of(folder).forget("key")
 
 
@@ -153,8 +153,8 @@ def load(folder: Path) -> Membership | None:
     if membership is None:
         state_of(folder).check_first(
             "membership",
-            f"{folder / _FILE} is missing, though this home has joined a cluster: put a copy of it back, or"
-            f" join again with a new token: `{_how_to_join(folder)}` (with its key it stays who it was)",
+            f"{folder / _FILE} is missing, but this home has joined a cluster: restore it from a backup, or"
+            f" join again with a new token: `{_how_to_join(folder)}` (this PC stays the same member)",
         )
     return membership
 

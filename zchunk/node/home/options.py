@@ -15,7 +15,7 @@ from zchunk.node.home.membership import state_of
 from zchunk.system import disk, json_files
 
 _FILE = "options.json"
-_AGAIN = "give again those that this node was started with"
+_AGAIN = "give again the ones that this node was started with"
 
 
 def load(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,11 +29,13 @@ def load(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             return json_files.record(json_files.read(path))
     except NotFound:
         if not any(given.values()):
-            loss = f"{path} is missing, which kept --bind, --capacity and --advertise: {_AGAIN}"
+            loss = f"{path} is missing; it kept --bind, --capacity and --advertise: {_AGAIN}"
             state_of(folder).check_first("options", loss)
         return {}
     except ValueError:
-        raise StorageFailure(f"{path} is damaged; delete it, and {_AGAIN}") from None
+        raise StorageFailure(
+            f"{path} is damaged; it kept --bind, --capacity and --advertise: delete it, and {_AGAIN}"
+        ) from None
 
 
 def keep(folder: Path, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -126,7 +126,7 @@ class KeptJob:
         try:
             self._door = LocalServer(self._book.folders[0], f"{self.record.job_id}.sock")
         except OSError as error:
-            log.warning("other commands cannot steer job %s: %s", self.record.job_id, error)
+            log.warning("other commands cannot control job %s: %s", self.record.job_id, error)
             return
         self._bulk.loop.add_socket(self._door, self._on_message)
         self.record = replace(self.record, endpoint=self._door.endpoint)
@@ -139,7 +139,7 @@ class KeptJob:
         what counts. Said once."""
         log.log(
             logging.INFO if self._told_unrecorded else logging.WARNING,
-            "job %s goes on without its record: %s; `zchunk jobs`, `pause` and the like may not know it",
+            "job %s continues without its record: %s; `zchunk jobs` and `pause` may not find it",
             self.record.job_id,
             error.message,
         )
@@ -307,7 +307,7 @@ def steer(record: JobRecord, action: str, timeout_s: float) -> JobStatus:
             answer = line.ask(order)
     except TimeoutError:
         raise PeerUnreachable(
-            f"the {who} that runs job {record.job_id} does not answer; end it, then try again"
+            f"the {who} that runs job {record.job_id} does not answer; stop it, then try again"
         ) from None
     return _status(record, wire.decode(answer).message)
 

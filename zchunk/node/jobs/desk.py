@@ -62,7 +62,7 @@ class JobDesk:
         found = self._order(record, "pause", ORDER_S)
         if found is not None:
             return found
-        return self._unless_over(record, "there is nothing to pause")
+        return self._unless_over(record, "nothing to pause")
 
     def resume(self, record: JobRecord) -> JobStatus:
         """Tells the process that runs it to go on. Where none does nothing changes: then
@@ -70,8 +70,8 @@ class JobDesk:
         found = self._order(record, "resume", ORDER_S)
         if found is not None:
             return found
-        anew = f"`zchunk get {record.file_id}` fetches the file again"
-        return self._unless_over(record, f"there is nothing to resume; {anew}")
+        anew = f"`zchunk get {record.file_id}` downloads the file again"
+        return self._unless_over(record, f"nothing to resume; {anew}")
 
     def cancel(self, record: JobRecord) -> JobStatus:
         """Ends it; on return its part and journal are deleted. Raises InvalidUsage where it
@@ -85,7 +85,7 @@ class JobDesk:
         if now.state == "cancelled":
             return now
         if now.state == "complete":
-            raise _over(now, f"there is nothing to cancel; {now.target} stays")
+            raise _over(now, f"nothing to cancel; {now.target} is kept")
         self._discard(record)
         ended = record.ended("cancelled", iso_utc(self._clock.wall()))
         self._save(ended)
@@ -147,7 +147,7 @@ class JobDesk:
 
 
 def _over(job: JobStatus, what: str) -> InvalidUsage:
-    return InvalidUsage(f"job {job.job_id} is {job.state} already: {what}", job_id=job.job_id)
+    return InvalidUsage(f"job {job.job_id} is already {job.state}: {what}", job_id=job.job_id)
 
 
 def desk_of(home: Path) -> JobDesk:

@@ -144,10 +144,10 @@ class JobBook:
             return known[job_id]
         found = sorted(known_id for known_id in known if job_id and known_id.startswith(job_id))
         if not found:
-            raise NotFound(f"no job {job_id[:64]!r} is known here; `zchunk jobs` lists them")
+            raise NotFound(f"this home has no job {job_id[:64]!r}; `zchunk jobs` lists the jobs")
         if len(found) > 1:
             raise AmbiguousName(
-                f"{job_id} begins {len(found)} jobs: {', '.join(found[:5])}; give more of the id",
+                f"{job_id} matches {len(found)} jobs: {', '.join(found[:5])}; give more digits of the id",
                 candidates=found[:20],
             )
         return known[found[0]]
@@ -181,7 +181,7 @@ def _load(path: Path) -> JobRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError) as error:
-        log.warning("%s is no job that can be read: %s", path, error)
+        log.warning("the job record %s cannot be read: %s", path, error)
         return None
 
 
@@ -198,14 +198,14 @@ def _record(raw: dict[str, Any], path: Path) -> JobRecord:
 def _path_text(value: Any) -> str:
     """A path, or a text that may name one: on Linux its bytes need not be UTF-8."""
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError("no path")
+        raise ValueError("not a path")
     return value
 
 
 def _target(value: Any) -> str:
     path = Path(_path_text(value))
     if not (path.is_absolute() and path.name):
-        raise ValueError("no target")
+        raise ValueError("not a target")
     return str(path)
 
 
@@ -247,7 +247,7 @@ def standing(record: JobRecord) -> JobStatus:
         return _status(record, state, range(done), None)
     kept = part_file.kept_job(target, record.file_id)
     if kept is None or kept.job_id != record.job_id:
-        gone = f"nothing of it is kept at {target} any more: `zchunk resume {record.job_id}` starts over"
+        gone = f"nothing of it is left at {target}: `zchunk resume {record.job_id}` starts over"
         reason = f"{gone}; it had ended with: {record.reason}" if record.reason else gone
         return _status(record, "failed", (), reason)
     state = "failed" if record.state == "failed" else "paused"

@@ -204,7 +204,7 @@ class Reader(Fetcher):
         names = ", ".join(row["name"] for row in waiting["missing"]) or "no known peer"
         offset = self.manifest.offset(waiting["chunk_index"])
         return PartialDownload(
-            f"{self.manifest.name!r} cannot be read from byte {offset:,} on: that waits for {names}",
+            f"{self.manifest.name!r} cannot be read from byte {offset:,} on without {names}",
             missing_peers=waiting["missing_peers"],
             chunk_index=waiting["chunk_index"],
             offset=offset,

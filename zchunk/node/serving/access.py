@@ -87,8 +87,8 @@ class NodeAccess:
             return
         if role is None:
             self._router.end(peer_id)
-            raise NotAllowed("this PC is no member of the cluster any more")
-        raise NotAllowed(f"this PC joined as {role}, which may not have chunks, or bring any")
+            raise NotAllowed("this PC is no longer a member of the cluster")
+        raise NotAllowed(f"this PC joined as {role}, which may not download or upload chunks")
 
     def name_of(self, peer_id: str) -> str:
         """For people; empty where nothing is known of it."""
@@ -135,7 +135,7 @@ class NodeAccess:
     def _answer(self, knock: Knock, owner: MemberRecord | None) -> None:
         let_in = owner is not None and not owner.revoked and knock.door == DOOR
         if not let_in:
-            error = NotAllowed(f"the key of {owner.name if owner else 'nobody known'}")
+            error = NotAllowed(f"the key of {owner.name if owner else 'an unknown PC'}")
             self._refused_keys.log(error, knock.address, self._loop.clock.monotonic(), log.info)
         self._gate.answer(knock, owner.peer_id if owner is not None and let_in else None)
 
@@ -155,7 +155,7 @@ class NodeAccess:
     def _heard(self, member: MemberRecord) -> None:
         if self._list.put(member):
             self._router.end(member.peer_id)
-            log.info("%s is not let in any longer with the key it had", member.name)
+            log.info("%s is no longer admitted with its old key", member.name)
 
     def _fetch(self) -> None:
         """The whole list: after a gap in the events, or at first."""
@@ -169,14 +169,14 @@ class NodeAccess:
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if not isinstance(reply, Members):
                 self._fetching = False
-                log.info("the list of members was not fetched: %s", error or expect(reply, Members))
+                log.info("the list of members could not be fetched: %s", error or expect(reply, Members))
                 if error is not None and error.retryable:
                     self._fetch()
                 return
             self._fetched += reply.members
             if len(self._fetched) > _MOST_MEMBERS or "" < reply.next_page <= page:
                 self._fetching, self._fetched = False, []
-                log.warning("the list of members has no end; the one that was known stays")
+                log.warning("the list of members does not end; keeping the previous list")
             elif reply.next_page:
                 self._fetch_page(reply.next_page)
             else:
@@ -203,6 +203,6 @@ class NodeAccess:
 
         def done(_: None, error: ZchunkError | None) -> None:
             if error is not None:
-                log.warning("the copy of the list of members was not kept: %s", error.message)
+                log.warning("the list of members could not be saved: %s", error.message)
 
         self._workers.submit(lambda: allow_list.save(self._path, members), done)

@@ -68,7 +68,7 @@ def load(path: Path) -> AllowList:
     except FileNotFoundError:
         return AllowList()
     except (OSError, ValueError, msgspec.ValidationError) as error:
-        log.warning("%s cannot be read, and the tracker is asked anew: %s", path, error)
+        log.warning("%s cannot be read, asking the tracker again: %s", path, error)
         return AllowList()
 
 

@@ -167,11 +167,13 @@ class ChunkServer:
 
     def on_time(self, now: float) -> None:
         for connection in self._outgoing.on_time(now):
-            log.info("a receiver took nothing of what it asked for; its connection ends")
+            log.info(
+                "a receiver does not take what it asked for; closing its connection %s", connection.hex()
+            )
             self._router.end_connection(connection)  # only so is what waits in its socket free
             self._outgoing.gone(connection)
         for chunk in self._incoming.on_time(now):
-            log.info("a sender went silent; chunk %s is given up", chunk.key[1].hex()[:12])
+            log.info("a sender does not respond; giving up chunk %s", chunk.key[1].hex()[:12])
             self._give_up(chunk)
         self._pump()
         self._admit()
@@ -254,7 +256,7 @@ class ChunkServer:
         if not self._store.has(ask.sha256):
             raise NotFound(f"chunk {ask.sha256.hex()[:12]} is not held here")
         if ask.length > MAX_BLOCK:
-            raise MalformedMessage(f"a block of {ask.length} bytes, more than {MAX_BLOCK}")
+            raise MalformedMessage(f"a block of {ask.length} bytes is more than the limit of {MAX_BLOCK}")
         wanted = BlockWanted(connection, request_id, ask.sha256, ask.offset, ask.length)
         now = self._now()
         self._outgoing.request(wanted, self._member, ask.received, now)
@@ -296,7 +298,7 @@ class ChunkServer:
 
     def _offer(self, connection: bytes, request_id: int, offer: Offer) -> None:
         if offer.size > MAX_STORED_SIZE:
-            raise MalformedMessage(f"a chunk of {offer.size} bytes")
+            raise MalformedMessage(f"a chunk of {offer.size} bytes is too large")
         if self._store.has(offer.sha256):
             self._take_lease(connection, request_id, offer)
         else:
@@ -331,7 +333,7 @@ class ChunkServer:
                 return
             if error is None and not whole:
                 self._on_unreadable(offer.sha256)
-                error = Busy("this node's copy of the chunk is damaged and is set aside; offer it again")
+                error = Busy("this node's copy of the chunk is damaged and was set aside; offer it again")
             if error is not None:
                 self._refuse(connection, request_id, error)
                 return
@@ -356,7 +358,7 @@ class ChunkServer:
 
     def _admitted(self, chunk: Admission, fits: bool | None, error: ZchunkError | None) -> None:
         if error is None and not fits:
-            error = NoSpace("this node has no room for the chunk")
+            error = NoSpace("this node has no space for the chunk")
         asks = self._incoming.answered(chunk, self._now())
         if error is None:
             error = self._take_buffer(chunk)
@@ -385,7 +387,7 @@ class ChunkServer:
         if key not in self._buffers or not self._incoming.block(
             key, block.offset, length, connection, self._now()
         ):
-            raise Busy("this block was not asked for; offer its chunk again")
+            raise Busy("this block was not requested; offer its chunk again")
         chunk = self._incoming.get(key)
         assert chunk is not None
         self._buffers[key].view(chunk.size)[block.offset : block.offset + length] = block.data

@@ -134,7 +134,7 @@ class Outgoing:
             self._uses.join(who)
         self._acknowledge(receiver, received, now)
         if len(receiver.waiting) + receiver.reading >= MAX_WAITING:
-            raise Busy(f"{MAX_WAITING} of your requests wait here; ask again later")
+            raise Busy(f"{MAX_WAITING} of your requests are waiting here; try again later")
         receiver.waiting.append(wanted)
         receiver.parked = False
         turns = self._turns.setdefault(receiver.who, deque())
@@ -360,7 +360,7 @@ class Incoming:
         Busy (retryable) when the connection has offered too many others."""
         known = self._admissions.get(key)
         if (known is None or known.connection != connection) and self._offered[connection] >= MAX_OFFERS:
-            raise Busy(f"{MAX_OFFERS} chunks that you offered are not sent yet; offer more later")
+            raise Busy(f"{MAX_OFFERS} chunks that you offered are not sent yet; try again later")
         if known is not None and known.admitted and not known.complete:
             if (known.connection, known.last_ask) != (connection, request_id):
                 known.start_over()

@@ -116,9 +116,9 @@ def check_bytes(sha256: bytes, blake3: bytes, view: disk.Writable) -> None:
     if memoryview(view).nbytes > _MAX_STORED:
         raise InvalidUsage(f"a chunk of {memoryview(view).nbytes} bytes is too large to store")
     if hashing.blake3(view) != blake3:
-        raise ChunkCorrupt(f"chunk {sha256.hex()[:12]} has another BLAKE3 than promised", chunk=sha256.hex())
+        raise ChunkCorrupt(f"chunk {sha256.hex()[:12]} does not match its BLAKE3", chunk=sha256.hex())
     if hashing.sha256(view) != sha256:
-        raise ChunkCorrupt(f"chunk {sha256.hex()[:12]} has another SHA-256 than its name", chunk=sha256.hex())
+        raise ChunkCorrupt(f"chunk {sha256.hex()[:12]} does not match its SHA-256", chunk=sha256.hex())
 
 
 def _write_file(path: Path, view: disk.Writable) -> None:

@@ -128,7 +128,7 @@ def _told(error: BaseException, path: Path) -> ZchunkError:
     if kind is NotAllowed:
         text += f"; {file_rights.missing(path) or 'check the owner and mode of its folder'}"
     if kind is StorageFailure:
-        text += "; restart the node, it rebuilds what is broken"
+        text += "; restart the node to rebuild it"
     return kind(text, path=str(path))
 
 
@@ -351,13 +351,13 @@ def _is_damage(error: BaseException | None) -> bool:
 def _problem(index: ChunkIndex) -> str | None:
     try:
         if not index.is_sound():
-            return "its check failed"
+            return "the check of the database failed"
         schema = index.setting("schema")
     except ZchunkError as error:
         if not _is_damage(error.__cause__):
             raise
         return error.message
-    return None if schema in (None, SCHEMA) else f"its schema is {schema}"
+    return None if schema in (None, SCHEMA) else f"the schema is {schema}"
 
 
 def _replace(path: Path, problem: str, note: Callable[[str], None]) -> ChunkIndex:
@@ -368,7 +368,7 @@ def _replace(path: Path, problem: str, note: Callable[[str], None]) -> ChunkInde
                 os.replace(part, f"{aside}{suffix}")
         os.replace(path, aside)
         disk.sync_folder(path.parent)
-    note(f"the chunk index was damaged ({problem}); it is kept as {aside.name} and built anew")
+    note(f"the chunk index was damaged ({problem}); it is kept as {aside.name} and rebuilt")
     with _errors(path):
         index = ChunkIndex(path)
     index.set_setting("schema", SCHEMA)

@@ -107,7 +107,7 @@ class ChunkStore:
     def create_or_open(cls, root: Path, *, capacity: int | None, reserve: int, clock: Clock) -> ChunkStore:
         """Opens the store; makes one where there is nothing yet. Never makes one beside an
         index or chunks without a marker: that is StoreOffline."""
-        with disk.storage_errors(root, "looking for"):
+        with disk.storage_errors(root, "checking"):
             is_new = not disk.is_there(root / MARKER)
         if is_new:
             store_folder.create(root, clock)
@@ -249,7 +249,7 @@ class ChunkStore:
     def _check_writable(self) -> None:
         self._folder.check_online()
         if self.flag is not None:
-            raise StorageFailure(f"the store takes nothing until the node is restarted: {self.flag}")
+            raise StorageFailure(f"the store accepts no chunks until the node is restarted: {self.flag}")
 
     @contextmanager
     def _flagging(self) -> Iterator[None]:
@@ -259,7 +259,7 @@ class ChunkStore:
             yield
         except StorageFailure as error:
             self.flag = self.flag or error.message
-            log.error("%s takes no more chunks: %s", self.root, error.message)
+            log.error("the store %s accepts no more chunks: %s", self.root, error.message)
             raise
 
     @contextmanager
@@ -268,7 +268,7 @@ class ChunkStore:
         with self._turn:
             self._turn.wait_for(lambda: sha256 not in self._writing)
             if self._closing:
-                raise StoreOffline(f"the store {self.root} is being closed")
+                raise StoreOffline(f"the store {self.root} is closing")
             self._writing.add(sha256)
         try:
             yield
@@ -368,11 +368,13 @@ class ChunkStore:
         self._folder.check_online()
         size = self.size_of(sha256)
         if offset < 0 or length < 0 or offset + length > size:
-            raise InvalidUsage(f"chunk {sha256.hex()[:12]} has {size} bytes, not {length} from {offset}")
+            raise InvalidUsage(
+                f"chunk {sha256.hex()[:12]} has {size} bytes; {length} bytes from {offset} are beyond its end"
+            )
         try:
             view = memory(length)
             if self._pread(sha256, offset, view) != length:
-                raise OSError(errno.EIO, "it ended before its size")
+                raise OSError(errno.EIO, "it is shorter than its size says")
         except (OSError, MemoryError) as error:
             raise self._refused(sha256, error) from error
         return view
@@ -470,7 +472,7 @@ class ChunkStore:
             self._admit_manifest(file_id, parsed, upload_id)
         taken = manifest.kept_bytes(len(data))
         if not self.reserve_space(taken):
-            raise NoSpace(f"this node has no room for a manifest of {len(data)} bytes")
+            raise NoSpace(f"this node has no space for a manifest of {len(data)} bytes")
         try:
             self._keep_manifest(file_id, data, parsed)
         finally:
@@ -482,9 +484,11 @@ class ChunkStore:
         lost = self._index.leased_by(RECOVERED, self._clock.wall())  # perhaps with the one of this upload
         leased = self._index.leased_by(upload_id) + lost
         if named and named.isdisjoint(leased):
-            raise NotAllowed("this upload has brought no chunk of that file here: offer its chunks first")
+            raise NotAllowed(
+                "this upload has sent no chunk of that file to this node: offer its chunks first"
+            )
         if self._brought.setdefault(upload_id, file_id) != file_id:
-            raise NotAllowed("this upload has brought the manifest of another file here")
+            raise NotAllowed("this upload has already sent the manifest of another file to this node")
         while len(self._brought) > _REMEMBERED:
             del self._brought[next(iter(self._brought))]
 
@@ -686,9 +690,9 @@ class ChunkStore:
             self._folder.check_online()
             if self._has_lost_its_cluster():
                 raise ForeignStore(
-                    f"{self._folder.cluster} is missing: whether the tracker's database is older than what"
-                    " this node has seen cannot be told, so nothing is deleted unless it knows all files"
-                    " that chunks are held of here"
+                    f"{self._folder.cluster} is missing: this node cannot tell whether the tracker's database"
+                    " is an older copy. It deletes nothing unless the tracker knows the files of all its"
+                    " chunks"
                 )
             self._cluster.remember(store_id, commit_number)
 

@@ -55,8 +55,10 @@ class ClusterMemory:
         NoSpace (retryable), StorageFailure; what is believed is then as it was."""
         self.check(store_id)
         if commit_number < self.commit_number:
-            text = f"the tracker's store is older than what this node has seen: {commit_number}"
-            raise ForeignStore(f"{text} after {self.commit_number}; was a backup put back?")
+            text = f"the tracker's database is at commit {commit_number}"
+            raise ForeignStore(
+                f"{text}, but this node has seen {self.commit_number}: was it restored from a backup?"
+            )
         if self._seen != (store_id, commit_number):
             memory = json.dumps({"store_id": store_id, "commit_number": commit_number})
             disk.write_durable(self._path, memory.encode())
@@ -72,7 +74,7 @@ def _later(file: _Seen | None, index: _Seen | None) -> _Seen | None:
 
 
 def _read(path: Path) -> _Seen | None:
-    with disk.storage_errors(path, "looking for"):
+    with disk.storage_errors(path, "checking"):
         if not disk.is_there(path):
             return None
     return _memory(read_json(path), path)

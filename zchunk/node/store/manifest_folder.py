@@ -190,7 +190,7 @@ class ManifestFolder:
 
     def _cost(self, file_id: str) -> int:
         path = self._folder / file_id
-        with disk.storage_errors(path, "looking at"):
+        with disk.storage_errors(path, "checking"):
             return manifest.kept_bytes(path.stat().st_size)
 
     def _adopt(self, file_id: str) -> bool:
@@ -211,7 +211,7 @@ class ManifestFolder:
         if parsed is not None:
             self._index.add_manifest(file_id, (row.sha256 for row in parsed.chunks))
         elif verdict is not Verdict.GONE:
-            self._note(f"the manifest of file {file_id[:12]} is damaged and went to trash/corrupt")
+            self._note(f"the manifest of file {file_id[:12]} is damaged and was moved to trash/corrupt")
             self._trash.set_apart(path, MANIFEST)
         return parsed is not None
 
@@ -226,5 +226,5 @@ class ManifestFolder:
         if not self.has(file_id):
             self.write(file_id, data)
             self.add(file_id, parsed)
-            self._note(f"the manifest of file {file_id[:12]} lay in trash/corrupt and is whole: it is kept")
+            self._note(f"the manifest of file {file_id[:12]} was in trash/corrupt but is intact: restored")
         return True

@@ -20,7 +20,7 @@ _FILE = "store.json"
 #: Of a node that has started before. Earlier releases kept no store's id.
 _STARTED = "incarnation.json"
 _UUID = "[0-9a-f]{32}"
-_ANYWAY = "start once with --new-store to go on with what is there"
+_ANYWAY = "start once with --new-store to use the store found, or a new one"
 
 
 def open_store(
@@ -56,20 +56,20 @@ def _kept(folder: Path) -> str | None:
         with disk.storage_errors(path, "reading"):
             return json_files.text(json_files.record(json_files.read(path))["uuid"], _UUID)
     except (KeyError, ValueError):
-        raise StorageFailure(f"{path} is damaged; put a backup of it back, or {_ANYWAY}") from None
+        raise StorageFailure(f"{path} is damaged; restore it from a backup, or {_ANYWAY}") from None
 
 
 def _is_there(path: Path) -> bool:
     """Raises as `storage_errors` does."""
-    with disk.storage_errors(path, "looking for"):
+    with disk.storage_errors(path, "checking"):
         return disk.is_there(path)
 
 
 def _missing(root: Path) -> StoreOffline:
-    text = f"this node's store {root} is not there: is its disk mounted? If it is lost, {_ANYWAY}"
+    text = f"this node's store {root} is missing: is its disk mounted? If the store is lost, {_ANYWAY}"
     return StoreOffline(text, path=str(root))
 
 
 def _another(root: Path) -> StoreOffline:
-    text = f"the store {root} is not the one that this node had: is the right disk mounted? Else {_ANYWAY}"
+    text = f"the store {root} is not this node's own: is the right disk mounted? If so, {_ANYWAY}"
     return StoreOffline(text, path=str(root))

@@ -102,7 +102,7 @@ class Reconciler:
             self._index(sha256, judged)
             return True
         if judged.verdict is Verdict.DAMAGED:
-            self.note(f"chunk {sha256.hex()[:12]} is damaged and went to trash/corrupt")
+            self.note(f"chunk {sha256.hex()[:12]} is damaged and was moved to trash/corrupt")
             self.trash.set_apart(self.files.path(sha256))
         return False
 
@@ -154,7 +154,7 @@ class Reconciler:
         self.unread.add(sha256)  # until it is indexed: then it is looked at in its place
         self._settle(sha256, judged)
         self.held.add(sha256, judged.size)
-        self.note(f"chunk {sha256.hex()[:12]} lay in trash/corrupt and is whole: it is held again")
+        self.note(f"chunk {sha256.hex()[:12]} was in trash/corrupt but is intact: restored")
 
 
 def name_of(path: Path) -> bytes:

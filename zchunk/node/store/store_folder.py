@@ -72,9 +72,9 @@ class StoreFolder:
         try:
             os.stat(self._marker)
         except (FileNotFoundError, NotADirectoryError):
-            raise self._offline(f"{MARKER} is missing; is its disk plugged in?") from None
+            raise self._offline(f"{MARKER} is missing; is its disk connected?") from None
         except OSError as error:
-            raise self._offline(f"{MARKER} cannot be looked at ({reason_of(error)})") from error
+            raise self._offline(f"{MARKER} cannot be checked ({reason_of(error)})") from error
 
     def _offline(self, why: str) -> StoreOffline:
         return StoreOffline(f"the store {self.root} is offline: {why}", path=str(self.root))
@@ -84,7 +84,7 @@ class StoreFolder:
         another one, under a mount that went, is not gone. Raises StoreOffline (retryable)."""
         self.check_online()
         if _identity(self.chunks) != self._opened:
-            raise self._offline(f"{self.chunks} is not the folder it was; is its disk mounted?")
+            raise self._offline(f"{self.chunks} is not the same folder as before; is its disk mounted?")
 
     def check_writable(self) -> None:
         """Raises NotAllowed where no chunk can be written: the disk is mounted read-only (as the
@@ -103,7 +103,7 @@ class StoreFolder:
         if not isinstance(about, dict) or not isinstance(about.get("uuid"), str):
             raise damaged(self._marker)
         if about.get("version") != _VERSION:
-            raise UnsupportedVersion(f"the store {self.root} was made by another version; upgrade zchunk")
+            raise UnsupportedVersion(f"the store {self.root} was created by another version; upgrade zchunk")
         return str(about["uuid"])
 
     def take_closed(self) -> str | None:
@@ -125,7 +125,7 @@ class StoreFolder:
 
     def prepare(self) -> None:
         """The sub-folders are there, durably, and without what a killed process was writing."""
-        with disk.storage_errors(self.root, "making folders in"):
+        with disk.storage_errors(self.root, "creating folders in"):
             disk.private_folder(self.root)  # on a disk of its own, others may come to it past the home
             for folder in (self.chunks, self.tmp, self.manifests, self.trash):
                 folder.mkdir(exist_ok=True)
@@ -157,7 +157,7 @@ def create(root: Path, clock: Clock) -> None:
         disk.sync_folder(root.parent)
     lock = _lock(root)
     try:
-        with disk.storage_errors(root, "looking for"):
+        with disk.storage_errors(root, "checking"):
             found = any(disk.is_there(root / name) for name in (MARKER, _INDEX, _CHUNKS))
         if found:
             return  # another process was faster, or the marker is what is missing
@@ -180,7 +180,9 @@ def _locked(root: Path) -> FileLock:
     try:
         return locked(root / "lock")
     except Timeout:
-        raise AlreadyRunning(f"another process uses the store {root}", path=str(root)) from None
+        raise AlreadyRunning(
+            f"another process uses the store {root}; stop it first", path=str(root)
+        ) from None
 
 
 def read_json(path: Path) -> Any:
@@ -193,4 +195,4 @@ def read_json(path: Path) -> Any:
 
 
 def damaged(path: Path) -> StorageFailure:
-    return StorageFailure(f"{path} is damaged; put a backup of it back", path=str(path))
+    return StorageFailure(f"{path} is damaged; restore it from a backup", path=str(path))

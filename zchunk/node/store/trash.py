@@ -61,7 +61,7 @@ class Trash:
 
     def take_out(self, path: Path, to: Path) -> None:
         """Moves a file back to where it came from, durably; `to` is not there. StorageFailure."""
-        with disk.storage_errors(to, "taking back"):
+        with disk.storage_errors(to, "restoring"):
             size = path.stat().st_size
             os.replace(path, to)
             self.bytes -= size
@@ -81,7 +81,7 @@ class Trash:
         return folder / f"{day}-again-{name}" if path in self._unsettled else path
 
     def _made(self, folder: Path) -> Path:
-        with disk.storage_errors(folder, "making"):
+        with disk.storage_errors(folder, "creating"):
             folder.mkdir(exist_ok=True)
         return folder
 
@@ -109,7 +109,7 @@ class Trash:
 
     def set_apart(self, path: Path, suffix: str = "") -> None:
         """Moves a damaged file to trash/corrupt, durably. Raises StorageFailure."""
-        with disk.storage_errors(path, "setting apart"):
+        with disk.storage_errors(path, "setting aside"):
             self.move(path, self.corrupt_path(path.name + suffix))
         self.sync_corrupt(path.parent)
 

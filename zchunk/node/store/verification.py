@@ -64,7 +64,7 @@ def _judge(path: Path, sha256: bytes, blake3: bytes | None) -> Judged:
     if found.sha256 == sha256:
         return Judged(Verdict.WHOLE, found.size, found.blake3)
     if found != first:
-        raise OSError(errno.EIO, "two reads of it gave different bytes", str(path))
+        raise OSError(errno.EIO, "two reads returned different bytes", str(path))
     return Judged(Verdict.DAMAGED)
 
 
@@ -85,15 +85,15 @@ class _Pieces:
                 self.size += got
                 yield buffer[:got]
             if self.size < os.fstat(fd).st_size:
-                raise OSError(errno.EIO, "it ended before its size", str(self._path))
+                raise OSError(errno.EIO, "it is shorter than its size says", str(self._path))
         finally:
             close_file(fd)
 
 
 def unreadable(what: str, error: BaseException, **details: str) -> Unreadable:
     """What a refused read means to whoever wants the bytes: `what` is "chunk 1234"."""
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "no memory"
-    return Unreadable(f"{what} cannot be read now ({reason}); it stays, and is tried again", **details)
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "out of memory"
+    return Unreadable(f"{what} cannot be read now ({reason}); it is kept, and tried again later", **details)
 
 
 def unreadable_chunk(sha256: bytes, error: BaseException) -> Unreadable:

@@ -123,7 +123,7 @@ class ClaimCheck:
             )
 
     def _dropped(self, file_ids: list[str]) -> None:
-        log.info("%d manifests of uploads that were never committed moved to the trash", len(file_ids))
+        log.info("moved %d manifests of uploads that were never committed to the trash", len(file_ids))
         self._on_dropped()
 
     def _submit(self, work: Callable[[], T], then: Callable[[T], None]) -> None:
@@ -140,5 +140,5 @@ class ClaimCheck:
         self._workers.submit(work, done)
 
     def _fail(self, problem: ZchunkError | None) -> None:
-        log.info("it was not found out which manifests are files: %s", problem)
+        log.info("could not check which manifests belong to files: %s", problem)
         self._claims.failed(self._now())

@@ -147,7 +147,7 @@ class GarbageCollector:
             return self._store.trash(released, reply.store_id, self._clock.wall())
 
         def then(moved: list[bytes]) -> None:
-            log.info("%d chunks moved to the trash", len(moved))
+            log.info("moved %d chunks to the trash", len(moved))
             kept = [sha256 for sha256 in set(released) - set(moved) if self._store.has(sha256)]
             if kept:
                 self._on_kept(sorted(kept))
@@ -169,6 +169,6 @@ class GarbageCollector:
     def _end(self, error: ZchunkError | None) -> None:
         self._busy = False
         if error is not None:
-            log.warning("nothing is freed for now: %s", error.message)
+            log.warning("no space is freed for now: %s", error.message)
         if self._again and error is None:
             self.collect()

@@ -216,10 +216,11 @@ class SelfCheck:
 
     def _answer(self, sha256: bytes, whole: bool, inventory: int | None) -> None:
         if whole:
-            log.info("chunk %s was in doubt, and is whole here", sha256.hex()[:12])
+            log.info("chunk %s was reported corrupt, but is intact here", sha256.hex()[:12])
         else:
             log.warning(
-                "chunk %s was in doubt: it is damaged or gone, and not held here any more", sha256.hex()[:12]
+                "chunk %s was reported corrupt: it is damaged or missing, and no longer held here",
+                sha256.hex()[:12],
             )
 
         def answer(_: Message | None, error: ZchunkError | None) -> None:
@@ -246,6 +247,6 @@ class SelfCheck:
         self.busy = False
         if error is not None:
             self._retry_at = self._now() + _RETRY_S
-            log.warning("chunks in doubt are not checked for now: %s", error.message)
+            log.warning("chunks reported corrupt cannot be checked for now: %s", error.message)
         if self._again and error is None:
             self.check()

@@ -79,7 +79,7 @@ class UnknownFiles:
             try:
                 found = len(set(page) - _known(reply, error))
             except ZchunkError as problem:
-                log.info("it was not found out which files the tracker knows: %s", problem.message)
+                log.info("could not check which files the tracker knows: %s", problem.message)
             else:
                 self._answered(file_ids, at + len(page), unknown + found)
 
@@ -93,8 +93,8 @@ class UnknownFiles:
         self.unknown = unknown
         if unknown:
             log.error(
-                "the tracker does not know %d files that this node holds chunks of: its database was lost"
-                " or replaced, or an older one put back; nothing is deleted here meanwhile",
+                "this node holds chunks of %d files that the tracker does not know: the tracker's database"
+                " was lost, replaced or restored from an older copy; nothing is deleted here for now",
                 unknown,
             )
         elif self._welcome is not None:

@@ -99,12 +99,12 @@ def assignment(plan: Plan, planned: Planned) -> list[list[str]]:
     """The peer ids per chunk that answer `plan`. Raises MalformedMessage for an answer that
     does not fit what was asked, or itself."""
     if (planned.replicas, planned.distributed) != (plan.replicas, plan.distribute):
-        raise MalformedMessage("the tracker's plan is not the one that was asked for")
+        raise MalformedMessage("the tracker's plan does not match the request")
     count = chunk_count(plan.size, plan.chunk_size)
     rows = columns.rows(columns.unpack(2, planned.assignment), planned.replicas)
     known = (*range(len(planned.peers)), columns.NOBODY)
     if len(rows) != count or any(at not in known for row in rows for at in row):
-        raise MalformedMessage("the tracker's plan does not fit the file")
+        raise MalformedMessage("the tracker's plan does not match the file")
     return [[planned.peers[at].peer_id for at in row if at != columns.NOBODY] for row in rows]
 
 
@@ -257,7 +257,11 @@ class Upload(JobDriver[Action]):
 
     def stop(self) -> None:
         """End now; what nodes stored stays leased, so the same put goes on from there."""
-        self.fail(Interrupted("interrupted; run the same command to go on: what is stored is not sent again"))
+        self.fail(
+            Interrupted(
+                "interrupted; run the same command again to continue: stored chunks are not sent again"
+            )
+        )
 
     # -- Timed ----------------------------------------------------------------------
 
@@ -339,7 +343,7 @@ class Upload(JobDriver[Action]):
         def then(row: ChunkRow) -> None:
             if self._rows[index] not in (None, row):
                 self.fail(
-                    FileChanged(f"{self.source.path} changed while it was being uploaded; put it again")
+                    FileChanged(f"{self.source.path} changed while it was being uploaded; upload it again")
                 )
                 return
             self._rows[index] = row
@@ -395,7 +399,10 @@ class Upload(JobDriver[Action]):
             except MalformedMessage as odd:
                 problem = odd
             if problem is not None:
-                log.info("sending as planned: who holds chunks is not known: %s", problem.message)
+                log.info(
+                    "sending all chunks; it is unknown which ones the cluster already has: %s",
+                    problem.message,
+                )
                 self.perform(self._job.not_found(chunks, self.now()))
                 return
             for record in reply.peers:  # type: ignore[union-attr]
@@ -583,7 +590,7 @@ class Upload(JobDriver[Action]):
             self._keep(manifest)
         except ZchunkError as error:
             # The nodes keep it too, and the same put finds the same file.
-            log.warning("the manifest of %s is not kept here: %s", self.source.path, error.message)
+            log.warning("the manifest of %s could not be kept here: %s", self.source.path, error.message)
         return manifest
 
     def _keep(self, manifest: Manifest) -> None:

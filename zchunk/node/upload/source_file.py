@@ -68,7 +68,7 @@ class SourceFile:
 
     def check_unchanged(self) -> None:
         """Raises FileChanged where the file was written to, or replaced, since it was opened."""
-        with disk.storage_errors(self.path, "looking at"):
+        with disk.storage_errors(self.path, "checking"):
             now = os.fstat(self._fd)
         if _identity(now) != _identity(self._stat):
             raise _changed(self.path)
@@ -96,7 +96,7 @@ class SourceFile:
         if len(found) != self.size - last:
             self.check_unchanged()
             raise InvalidUsage(
-                f"{self.path} has no size of its own: copy what it says to a file on a disk, and put that"
+                f"{self.path} has another size than it reports: copy its content to a file, and upload that"
             )
 
 
@@ -128,7 +128,7 @@ def _at_rest(fd: int, path: Path, clock: Clock) -> os.stat_result:
         time.sleep(_tick(status))
     if _identity(status) == _identity(before):  # the file's disk has another clock than this PC
         return status
-    raise FileChanged(f"{path} is being written to; put it when it is at rest", path=str(path))
+    raise FileChanged(f"{path} is being written to; upload it when nothing writes to it", path=str(path))
 
 
 def _write_back(fd: int, path: Path) -> None:
@@ -136,7 +136,7 @@ def _write_back(fd: int, path: Path) -> None:
         disk.write_back(fd)
     except OSError as error:
         log.warning(
-            "%s could not be synced (%s): a program that writes to it through memory may go unnoticed",
+            "%s could not be synced (%s): changes that a program makes through memory may go unnoticed",
             path,
             error.strerror,
         )
@@ -147,7 +147,9 @@ def _tick(status: os.stat_result) -> float:
 
 
 def _changed(path: Path) -> FileChanged:
-    return FileChanged(f"{path} changed while it was being uploaded; put it again when it is at rest")
+    return FileChanged(
+        f"{path} changed while it was being uploaded; upload it again when nothing writes to it"
+    )
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -155,4 +157,4 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _no_file(path: Path) -> InvalidUsage:
-    return InvalidUsage(f"{path} is no regular file; put files one by one, or pack a folder first")
+    return InvalidUsage(f"{path} is not a regular file; upload files one by one, or pack a folder first")

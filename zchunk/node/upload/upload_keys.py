@@ -66,12 +66,12 @@ class UploadKeys:
             try:
                 return Encryption(head, encryption.unlock(head, secret, source.name), hide_name=hide_name)
             except WrongKey:
-                log.info("an earlier upload of %s had another key: it starts over", source)
+                log.info("an earlier upload of %s used another key: starting over", source)
         head, key = encryption.new_key(secret)
         try:
             self._save(source, head)
         except ZchunkError as error:
-            log.warning("if this upload is interrupted, the next one starts over: %s", error.message)
+            log.warning("an interrupted upload of this file will start over: %s", error.message)
         return Encryption(head, key, hide_name=hide_name)
 
     def forget(self, source: Path) -> None:
@@ -87,7 +87,7 @@ class UploadKeys:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, ManifestInvalid) as error:
-            log.warning("%s is no key of an upload that can be read, so it starts over: %s", path, error)
+            log.warning("the upload key %s cannot be read, starting over: %s", path, error)
             return None
 
     def _save(self, source: Path, head: Head) -> None:

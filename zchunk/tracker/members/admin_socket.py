@@ -51,13 +51,13 @@ def members_changed(folder: Path, timeout_s: float) -> None:
             continue
         except TimeoutError:
             raise TrackerUnreachable(
-                f"the change is written, but the tracker that runs on {folder} has not confirmed it within"
-                f" {timeout_s:g} s: it counts when that tracker goes on"
+                f"the change is saved, but the tracker running on {folder} has not confirmed it within"
+                f" {timeout_s:g} s; it takes effect when that tracker responds again"
             ) from None
         except NotAllowed:
             raise NotAllowed(
-                f"the change is written, but the tracker that runs on {folder} is another user's: run such"
-                " commands as that user"
+                f"the change is saved, but another user runs the tracker on {folder}: run this command as"
+                " that user"
             ) from None
         _check(answer)
         return
@@ -67,9 +67,7 @@ def _check(answer: Sequence[bytes]) -> None:
     message = wire.decode(answer).message
     if isinstance(message, ErrorReply):
         error = wire.raised(message)
-        raise type(error)(
-            f"the change is written, but the running tracker does not follow it: {error.message}"
-        )
+        raise type(error)(f"the change is saved, but the running tracker cannot apply it: {error.message}")
 
 
 def _usual(folder: Path) -> str:

@@ -35,10 +35,10 @@ def find_member(membership: Membership, text: str) -> Member:
         m for m in members if len(text) >= _PREFIX and m.peer_id.startswith(text.lower())
     ]
     if not found:
-        raise NotFound(f"no member has the name or id {text!r}; `zchunk peers list --all` here lists them")
+        raise NotFound(f"no member has the name or id {text!r}; `zchunk peers list --all` lists the members")
     if len(found) > 1:
         ids = sorted(member.peer_id for member in found)
-        raise AmbiguousName(f"{text!r} names {len(found)} members: {', '.join(ids)}", candidates=ids)
+        raise AmbiguousName(f"{text!r} matches {len(found)} members: {', '.join(ids)}", candidates=ids)
     return found[0]
 
 
@@ -48,10 +48,10 @@ def find_token(membership: Membership, text: str) -> TokenEntry:
         t for i, t in membership.listed.tokens.items() if len(text) >= _PREFIX and i.startswith(text.lower())
     ]
     if not found:
-        raise NotFound(f"no token has the id {text!r}; `zchunk tokens --all` here lists them")
+        raise NotFound(f"no token has the id {text!r}; `zchunk tokens --all` lists the tokens")
     if len(found) > 1:
         ids = sorted(entry.key_id for entry in found)
-        raise AmbiguousName(f"{text!r} names {len(found)} tokens: {', '.join(ids)}", candidates=ids)
+        raise AmbiguousName(f"{text!r} matches {len(found)} tokens: {', '.join(ids)}", candidates=ids)
     return found[0]
 
 

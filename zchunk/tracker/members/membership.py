@@ -41,7 +41,7 @@ MAX_MEMBERS = 10_000
 #: How long an expired token stays listed, so that its late user is told that it expired.
 _KEEP_EXPIRED_MS = 30 * 24 * 3600 * 1000
 _PEER_ID = "[0-9a-f]{32}"
-_NEW_TOKEN = "ask for a new one with `zchunk token` on the tracker's PC"
+_NEW_TOKEN = "print a new one with `zchunk token` on the tracker's PC"
 
 
 #: differs for each content of the file
@@ -153,11 +153,11 @@ class Membership:
         """The member's key is `public_key` from now on; its id stays. Idempotent.
 
         Raises InvalidUsage for a key that another member or a token has, or this one had
-        first; NotFound and NotAllowed for who is no member."""
+        first; NotFound and NotAllowed for who is not a member."""
         with self._change() as change:
             member = self.listed.members.get(peer_id)
             if member is None:
-                raise NotFound(f"peer {peer_id} is no member", peer_id=peer_id)
+                raise NotFound(f"peer {peer_id} is not a member", peer_id=peer_id)
             if member.revoked:
                 raise _cut_off(member)
             if member.public_key == public_key:
@@ -168,7 +168,7 @@ class Membership:
                 or new_id in self.listed.tokens
                 or public_key in self.listed.owners
             ):
-                raise InvalidUsage("that key is in use, or was; make a new one")
+                raise InvalidUsage("that key is or was in use; create a new one")
             return change.add(replace(member, public_key=public_key))
 
     def revoke(self, peer_id: str) -> Revocation:
@@ -197,7 +197,8 @@ class Membership:
         member = self.listed.members.get(peer_id)
         if member is None:
             raise NotFound(
-                f"peer {peer_id} is no member; `zchunk peers list --all` lists who is", peer_id=peer_id
+                f"peer {peer_id} is not a member; `zchunk peers list --all` lists the members",
+                peer_id=peer_id,
             )
         return member
 
@@ -208,21 +209,20 @@ class Membership:
             raise _cut_off(member)
         if member is not None and member.public_key != public_key:
             raise NotAllowed(
-                f"this key was {member.name}'s, which has another one since: a replaced key does not"
-                " come back",
+                f"this key was {member.name}'s and was replaced; a replaced key cannot be used again",
                 peer_id=member.peer_id,
             )
         return member
 
     def _new(self, public_key: bytes, name: str, role: str, now_ms: int) -> Member:
         if not (name.isprintable() and name.strip() and len(name) <= _NAME_LENGTH):
-            raise InvalidUsage(f"a name has 1 to {_NAME_LENGTH} printable characters, which {name!r} has not")
+            raise InvalidUsage(f"invalid name {name!r}: use 1 to {_NAME_LENGTH} printable characters")
         if peer_id_of(public_key) in self.listed.tokens:
             # Else all who ever had the token would be that member, also when it has expired.
-            raise InvalidUsage("a join token's key is no member's; a PC joins with a key of its own")
+            raise InvalidUsage("a join token's key cannot be a member's; a PC joins with its own key")
         if len(self.listed.members) >= MAX_MEMBERS:
             raise NotAllowed(
-                f"this cluster has {MAX_MEMBERS} members, revoked ones with them, and takes no more"
+                f"this cluster has {MAX_MEMBERS} members, including revoked ones, and accepts no more"
             )
         self._check_name(name, role)
         return Member(peer_id_of(public_key), public_key, name, role, now_ms)
@@ -233,7 +233,9 @@ class Membership:
         if entry.once and entry.used_by:
             user = self.listed.members.get(entry.used_by[0])
             name = entry.used_by[0] if user is None else user.name
-            raise TokenRefused(f"this join token was good for one join, and {name} has used it; {_NEW_TOKEN}")
+            raise TokenRefused(
+                f"this join token was valid for one join, and {name} has used it; {_NEW_TOKEN}"
+            )
 
     def _check_name(self, name: str, role: str) -> None:
         if role == "node" and name in self._node_names():
@@ -298,14 +300,14 @@ class Membership:
                 data = b""
         if not data:
             raise StorageFailure(
-                f"the list of members {self._path} is gone or empty; restore it from a backup",
+                f"the list of members {self._path} is missing or empty; restore it from a backup",
                 path=str(self._path),
             )
         try:
             self._content = (_decode(data), stamp)
         except (ValueError, KeyError):
             raise StorageFailure(
-                f"{self._path} is no list of members that this zchunk can read; restore it from a backup",
+                f"{self._path} is not a list of members that this zchunk can read; restore it from a backup",
                 path=str(self._path),
             ) from None
 
@@ -327,8 +329,8 @@ class _Change:
 
 def _cut_off(member: Member) -> NotAllowed:
     return NotAllowed(
-        f"{member.name} ({member.peer_id}) was cut off from this cluster; "
-        f"`zchunk peers allow {member.peer_id}` on the tracker's PC lets it in again",
+        f"{member.name} ({member.peer_id}) was revoked; "
+        f"`zchunk peers allow {member.peer_id}` on the tracker's PC admits it again",
         peer_id=member.peer_id,
     )
 

@@ -98,7 +98,7 @@ class DamageRequests:
         """Tell the cluster once for each member; the named node hears it and checks itself."""
         report: ReportCorrupt = ask.message
         if report.peer_id == ask.peer_id:
-            raise InvalidUsage("a node reports others; of its own chunks it says `lost`")
+            raise InvalidUsage("a node cannot report its own copy as corrupt; use `lost`")
         self._corrupt.check(ask.peer_id)
 
         def looked_up(counts: bool, now: Now) -> list[Action]:
@@ -121,7 +121,7 @@ class DamageRequests:
 
         def then(file_ids: list[str], error: ZchunkError | None, now: Now) -> list[Action]:
             if error is not None:
-                log.warning("a copy that two members reported still counts: %s", error.message)
+                log.warning("a copy that two members reported corrupt could not be marked: %s", error.message)
                 return []
             self._health.changed(file_ids, now.mono)
             return []

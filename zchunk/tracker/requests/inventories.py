@@ -47,7 +47,7 @@ class Inventories:
         MalformedMessage, NotAllowed or Busy for one that is not taken."""
         pages = self._pages.get(peer_id)
         if pages is None:
-            raise HelloFirst("an inventory comes after a hello that asked for it")
+            raise HelloFirst("unexpected inventory; say hello first")
         if page.page == 0:
             pages.parts, pages.size, pages.next_page = [], 0, 0
         if page.page > pages.next_page:
@@ -68,14 +68,14 @@ class Inventories:
 
     def _take(self, peer_id: str, pages: Pages, page: Inventory) -> None:
         if len(page.hashes) > 32 * MAX_HASHES or not (len(page.hashes) or page.last):
-            raise MalformedMessage(f"a page of an inventory has from 1 to {MAX_HASHES} chunks")
+            raise MalformedMessage(f"a page of an inventory must have 1 to {MAX_HASHES} chunks")
         others = sum(other.size for other in self._pages.values() if other is not pages)
         size = pages.size + len(page.hashes)
         if size > _MAX_BYTES:
             del self._pages[peer_id]
-            raise NotAllowed("an inventory of more than 4,000,000 chunks is not taken")
+            raise NotAllowed("the inventory has more than 4,000,000 chunks")
         if others and others + size > _MAX_BYTES:
-            raise Busy("the tracker takes in other nodes' inventories; send this one again later")
+            raise Busy("the tracker is reading inventories of other nodes; try again later")
         pages.parts.append(bytes(page.hashes))
         pages.size = size
         pages.next_page += 1

@@ -166,7 +166,7 @@ class Presence:
 
     def _inventory(self, ask: Ask, now: Now) -> list[Action]:
         if self._liveness.connection(ask.peer_id) != ask.sender.connection:
-            raise HelloFirst("an inventory comes after a hello that asked for it")
+            raise HelloFirst("unexpected inventory; say hello first")
         pages = self.inventories.take(ask.peer_id, ask.message)
         if pages is None:
             return ask.reply(Ok())
@@ -227,8 +227,8 @@ class Presence:
         if record.files_unknown and record.peer_id not in self._strange:
             self._strange.add(record.peer_id)
             log.error(
-                "%s holds chunks of %d files that this tracker does not know: its database was lost or"
-                " replaced, or an older one put back; put the newest copy of it back, or the files again",
+                "%s holds chunks of %d files that this tracker does not know: its database was lost, replaced"
+                " or restored from an older copy; restore the newest copy, or upload the files again",
                 record.name,
                 record.files_unknown,
             )
@@ -305,5 +305,5 @@ def _endpoints(hello: Hello, address: str | None) -> tuple[str, ...]:
     for endpoint in endpoints:
         parse_address(endpoint)  # others would fail to connect: refused as InvalidUsage here
     if max(map(len, endpoints)) > MAX_ADDRESS:
-        raise MalformedMessage("a hello with an address that is too long to be told")
+        raise MalformedMessage("the hello has an address that is too long")
     return endpoints

@@ -136,7 +136,7 @@ class UploadRequests:
     def _find_chunks(self, ask: Ask, now: Now) -> list[Action]:
         hashes = split_hashes(ask.message.hashes)
         if len(hashes) > MAX_FIND:
-            raise MalformedMessage(f"{len(hashes)} chunks asked about at once, more than {MAX_FIND}")
+            raise MalformedMessage(f"the request is about {len(hashes)} chunks, more than {MAX_FIND}")
         live = self._peers.live()
 
         def found(rows: FoundRows, _: Now) -> list[Action]:

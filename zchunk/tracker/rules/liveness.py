@@ -145,14 +145,16 @@ class Liveness:
         if same_number and not peer.instance and peer.life is not Life.LEFT:
             return incarnation  # of an earlier run of ours, and still the same process
         if peer.life is Life.UNKNOWN:
-            raise Busy("the tracker has just started, and a newer start of this node may be on its way")
+            raise Busy(
+                "the tracker has just started, and a newer start of this node may still register; try again"
+            )
         if peer.life in (Life.ARRIVING, Life.UP):
             known = "a newer start of this node is registered"
             if incarnation == peer.incarnation:
-                known = "another process runs as this node already"
+                known = "another process already runs as this node"
             raise StaleIncarnation(
-                f"{known}; if its home was copied to another PC, remove the copy and join that PC with"
-                " a token of its own"
+                f"{known}; if its home was copied to another PC, remove the copy and join that PC with its"
+                " own token"
             )
         return min(peer.incarnation + 1, MAX_COUNT)
 

@@ -80,8 +80,8 @@ def refusal(error: ZchunkError, unsure: Sequence[str], unsure_s: float) -> Zchun
     names = ", ".join(unsure[:_NAMED])
     more_names = f" and {len(unsure) - _NAMED} more" if len(unsure) > _NAMED else ""
     return PeersUnsure(
-        f"{reason}; the tracker has just started, or they have, and it has not heard from {names}{more_names}"
-        f" yet: try again in {max(1, round(unsure_s))} s",
+        f"{reason}; the tracker or some nodes have just started, and these have not registered yet:"
+        f" {names}{more_names}; try again in {max(1, round(unsure_s))} s",
         online=error.details.get("online", []),
         unsure=list(unsure),
         unsure_s=round(unsure_s, 3),
@@ -90,22 +90,21 @@ def refusal(error: ZchunkError, unsure: Sequence[str], unsure_s: float) -> Zchun
 
 def _sizes(plan: Plan) -> list[int]:
     if (problem := chunk_size_problem(plan.chunk_size)) is not None:
-        raise MalformedMessage(f"a plan with {problem}")
+        raise MalformedMessage(f"the plan is invalid: {problem}")
     count = chunk_count(plan.size, plan.chunk_size)
     if count > MAX_NEW_CHUNKS:
         raise InvalidUsage(
-            f"the file would have {count} chunks, more than {MAX_NEW_CHUNKS};"
-            " put it with a larger --chunk-size"
+            f"the file would have {count} chunks, more than {MAX_NEW_CHUNKS}; choose a larger --chunk-size"
         )
     if len(plan.only) > 4 * count:
-        raise MalformedMessage("a plan for more chunks than the file has")
+        raise MalformedMessage("the plan is for more chunks than the file has")
     indexes = columns.unpack(4, plan.only) if len(plan.only) else range(count)
     if any(index >= count for index in indexes):
-        raise MalformedMessage("a plan for chunks beyond the end of the file")
+        raise MalformedMessage("the plan is for chunks beyond the end of the file")
     if len(indexes) * plan.replicas > MAX_PLACES:
         raise InvalidUsage(
-            f"{len(indexes)} chunks of {plan.replicas} copies each are more than {MAX_PLACES}; "
-            "put the file with a larger --chunk-size, or fewer --replicas"
+            f"{len(indexes)} chunks with {plan.replicas} copies each are more than {MAX_PLACES} copies; "
+            "choose a larger --chunk-size, or fewer --replicas"
         )
     return [chunk_length(plan.size, plan.chunk_size, index) for index in indexes]
 
@@ -136,10 +135,10 @@ def _place(plan: Plan, sizes: list[int], candidates: list[Candidate]) -> Placeme
 
 def _held(plan: Plan, count: int) -> list[list[str]]:
     if len(plan.held) != 2 * count * plan.replicas:  # said before it is many small lists
-        raise MalformedMessage("a plan for single chunks says for each which copies stay")
+        raise MalformedMessage("a plan for single chunks must list the kept copies of each")
     rows = columns.rows(columns.unpack(2, plan.held), plan.replicas)
     if any(at != columns.NOBODY and at >= len(plan.held_peers) for row in rows for at in row):
-        raise MalformedMessage("a plan names a holder that it does not list")
+        raise MalformedMessage("the plan names a holder that it does not list")
     return [[plan.held_peers[at] for at in row if at != columns.NOBODY] for row in rows]
 
 

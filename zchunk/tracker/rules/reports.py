@@ -33,8 +33,8 @@ class CorruptReports:
         """Raises Busy (retryable) for a member with too many reports that are not settled."""
         if self._of_member[member] >= _MAX_OF_MEMBER:
             raise Busy(
-                f"{_MAX_OF_MEMBER:,} reports of this member wait for the nodes they name; "
-                "report again when those have checked themselves"
+                f"{_MAX_OF_MEMBER:,} reports of this member are waiting for the nodes that they name; "
+                "report again when these have checked their chunks"
             )
 
     def add(self, member: str, peer_id: str, sha256: bytes) -> int:

@@ -37,7 +37,7 @@ class Peers:
         member = self.listed.member(ask.peer_id)
         if member is None or member.revoked:
             raise NotAllowed(
-                "this PC is no member of the cluster; join it with a token "
+                "this PC is not a member of the cluster; join with a token "
                 "(`zchunk token` on the tracker's PC prints one)"
             )
         return member

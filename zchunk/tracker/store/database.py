@@ -68,7 +68,7 @@ class Database:
         """
         connection, where = _connection(path_or_url, _SQLITE_PRAGMAS)
         if (path := file_of(connection)) is not None:
-            with disk.storage_errors(path, "making the folder of"):
+            with disk.storage_errors(path, "creating the folder of"):
                 disk.make_private(path.parent)
         try:
             with _driver(where):
@@ -164,7 +164,7 @@ class Database:
         try:
             yield
         except (OverflowError, peewee.DataError):
-            raise MalformedMessage("a number is greater than the tracker's store can hold") from None
+            raise MalformedMessage("a number is too large for the tracker's database") from None
         except (peewee.IntegrityError, peewee.ProgrammingError):
             raise  # a bug of ours
         except (peewee.DatabaseError, peewee.InterfaceError) as error:
@@ -270,7 +270,7 @@ def _driver(where: str) -> Iterator[None]:
     try:
         yield
     except peewee.ImproperlyConfigured as error:
-        raise ConfigError(f"the tracker's store {where} needs a database driver: {error}") from error
+        raise ConfigError(f"the tracker's database {where} needs a driver: {error}") from error
 
 
 # playhouse.db_url looks for the driver of each kind of database: not where there is only a path.
@@ -287,10 +287,10 @@ def _server(url: str) -> Any:
 
     try:
         if not db_url.parse(url)["database"]:  # before version 4 peewee let that pass
-            raise ValueError(f'"{url.partition("://")[0]}://..." names no database.')
+            raise ValueError(f'"{url.partition("://")[0]}://..." does not name a database.')
         return db_url.connect(url, unquote_user=True, unquote_password=True, thread_safe=False)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the tracker's store cannot be opened: {error} "
+            f"the tracker's database cannot be opened: {error} "
             "Give a path, or a URL like postgresql://user:password@host/database"
         ) from error

@@ -36,7 +36,7 @@ def failure(error: BaseException, where: str, file: Path | None) -> ZchunkError:
     if primary == sqlite3.SQLITE_FULL or state in _STATES_FULL or _is_full(primary, reason, file):
         return no_space(where)
     if primary in _BUSY or state in _STATES_BUSY:
-        text = f"another program has the tracker's database {where} locked ({reason}): end it, or try again"
+        text = f"another program has the tracker's database {where} locked ({reason}): stop it, or try again"
         return Busy(text, path=where)
     if primary in _READ_ONLY or state in _STATES_READ_ONLY:
         why = file_rights.missing(file) if file is not None else None
@@ -49,11 +49,14 @@ def failure(error: BaseException, where: str, file: Path | None) -> ZchunkError:
 def _other(primary: int | None, reason: str, where: str, file: Path | None) -> str:
     if primary in _DAMAGED:
         return (
-            f"the tracker's database {where} is damaged ({reason}): stop the tracker and put a copy of it"
-            " back; without one, move it away and start with `zchunk tracker --new-database`"
+            f"the tracker's database {where} is damaged ({reason}): stop the tracker and restore a backup;"
+            " without one, move the database away and start with `zchunk tracker --new-database`"
         )
     if primary == sqlite3.SQLITE_NOMEM:
-        return f"the tracker's database {where} gets no memory ({reason}): end other programs, then try again"
+        return (
+            f"the tracker's database {where} is out of memory ({reason}): close other programs, then try"
+            " again"
+        )
     if primary == sqlite3.SQLITE_CANTOPEN and file is not None and (refused := _refused(file)) is not None:
         return refused
     if primary == sqlite3.SQLITE_IOERR:

@@ -61,8 +61,8 @@ class Holders:
         needed = min(demand.min_peers, copies) if demand.distributed else 0
         if len(peers) < needed:
             raise TooFewPeers(
-                f"{self._name} lies on {len(peers)} of the peers that are up "
-                f"({', '.join(peers)}), and it takes {needed}; "
+                f"{self._name} is on {len(peers)} of the peers that are up "
+                f"({', '.join(peers)}), but {needed} are needed; "
                 "send chunks to another peer, or wait for one",
                 peer_ids=peers,
                 peers_needed=needed,

@@ -69,7 +69,7 @@ class Holdings:
         query = self._mine(key, self._table.is_available)
         rows = self._database.all(query.where(self._chunk.chunk_hash == sha256))
         if not rows:
-            raise NotFound(f"that peer is not known to hold chunk {sha256.hex()[:12]}; locate the file again")
+            raise NotFound(f"that peer does not hold chunk {sha256.hex()[:12]}; locate the file again")
         return bool(rows[0][0])
 
     def unavailable(self, key: int, limit: int) -> list[bytes]:

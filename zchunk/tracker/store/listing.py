@@ -71,7 +71,7 @@ class Listing:
         """Raises NotFound."""
         found = self.find(self._m.File.file_id == file_id)
         if not found:
-            raise NotFound(f"there is no file {file_id[:12]}; it was removed, or never committed")
+            raise NotFound(f"no file has the id {file_id[:12]}; it was removed, or never committed")
         return found[0]
 
     def find(self, condition: Any, limit: int = 1) -> list[FileRecord]:
@@ -91,9 +91,7 @@ class Listing:
             # "g" sorts behind every hex digit: a range, which every database can index
             found = self.find(file.file_id.between(prefix, prefix + "g"), _MAX_CANDIDATES)
         if not found:
-            raise NotFound(
-                f"there is no file {shown(name_or_id)}, by name or by id; `zchunk ls` lists what there is"
-            )
+            raise NotFound(f"no file has the name or id {shown(name_or_id)}; `zchunk ls` lists the files")
         return _only(found, name_or_id, "id")
 
     def files_among(self, file_ids: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -247,7 +245,7 @@ def _only(found: Sequence[FileRecord], asked: str, what: str) -> FileRecord:
     candidates = [record.file_id for record in found]
     raise AmbiguousName(
         f"{shown(asked)} is the {what} of {count} files ({', '.join(c[:12] for c in candidates)}); "
-        "give more of the file id",
+        "give more digits of the id",
         candidates=candidates,
     )
 
@@ -255,7 +253,7 @@ def _only(found: Sequence[FileRecord], asked: str, what: str) -> FileRecord:
 def _parse_page(page: str) -> int:
     """The commit number of the last file of the page before."""
     if not (page.isascii() and page.isdecimal() and len(page) <= 19):
-        raise MalformedMessage(f"{shown(page)} is no page of the listing; start again from the first")
+        raise MalformedMessage(f"{shown(page)} is not a page of the listing; start again with the first")
     return min(int(page), MAX_NUMBER)
 
 

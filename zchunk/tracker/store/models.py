@@ -224,7 +224,7 @@ def prepare(
 def _stored_version(models: Models) -> int:
     row = models.MetaValue.get_or_none(models.MetaValue.key == "schema_version")
     if row is None or not row.value.isdecimal():
-        raise StorageFailure("this database is no tracker store: it names no schema version")
+        raise StorageFailure("this database is not that of a tracker: it has no schema version")
     return int(row.value)
 
 
@@ -246,13 +246,13 @@ def _upgrade(models: Models, stored: int, version: int, upgrades: Mapping[int, S
     steps = range(stored + 1, version + 1)
     if stored > version:
         raise UnsupportedVersion(
-            f"the tracker's store has schema version {stored}, this zchunk knows versions up to {version}; "
-            "upgrade zchunk on this PC"
+            f"the tracker's database has schema version {stored}, this zchunk knows versions up to {version};"
+            " upgrade zchunk on this PC"
         )
     if any(step not in upgrades for step in steps):
         raise UnsupportedVersion(
-            f"the tracker's store has schema version {stored}, from which this zchunk (version {version}) "
-            "knows no way on; open it once with a zchunk release in between"
+            f"the tracker's database has schema version {stored}, which this zchunk (version {version})"
+            " cannot upgrade; open it once with a zchunk release in between"
         )
     # The view names columns, and a database may refuse to change what a view names.
     models.database.execute_sql(_view_sql(models, "DROP VIEW IF EXISTS "))

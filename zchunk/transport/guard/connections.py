@@ -36,8 +36,8 @@ from zchunk.transport.guard.rules import MIB, End, Guard, Limits, Seen
 log = logging.getLogger(__name__)
 
 _WHY = {
-    "connections": "a connection was ended, there are too many",
-    "held": "a connection was ended, it brought too much of a message that has no end",
+    "connections": "a connection was closed: there are too many",
+    "held": "a connection was closed: it sent too much of an unfinished message",
 }
 _FOLDER = "/proc/self/fd"
 #: So many are tried where they cannot be listed.
@@ -174,7 +174,7 @@ class Connections:
         except Exception as error:  # noqa: BLE001 - see above
             line = self._failures.note(ZchunkError(f"{type(error).__name__}: {error}"), None, now)
             if line is not None:
-                log.error("connections could not be looked at, that is tried again: %s", error)
+                log.error("connections could not be checked, trying again: %s", error)
             return False
         return True
 

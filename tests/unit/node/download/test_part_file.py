@@ -199,7 +199,7 @@ def test_without_o_direct_the_cache_does_it(
 def test_a_folder_is_no_target(tmp_path: Path, file: File) -> None:
     with pytest.raises(TargetExists, match="folder"):
         open_part(tmp_path, file.manifest, JOB_ID)
-    with pytest.raises(NotFound, match="make it first"):
+    with pytest.raises(NotFound, match="create it first"):
         open_part(tmp_path / "no" / "x", file.manifest, JOB_ID)
 
 
@@ -369,7 +369,7 @@ def test_a_failed_sync_is_not_retried_and_nothing_is_vouched_for(
     if call is PartFile.finish:
         refused = []  # it has ended
     for again in refused:
-        with pytest.raises(StorageFailure, match="nothing more"):
+        with pytest.raises(StorageFailure, match="cannot be written any more"):
             again()
     part.keep()
     assert not target.exists()
@@ -391,7 +391,7 @@ def test_a_part_removed_meanwhile_is_said(target: Path, file: File, part_path: P
 
 
 @pytest.mark.parametrize(
-    ("replaces", "message"), [(True, "is a folder and no file"), (False, "was made by somebody else")]
+    ("replaces", "message"), [(True, "is a folder, not a file"), (False, "was created by another program")]
 )
 def test_a_target_that_became_a_folder_keeps_the_job(
     target: Path, file: File, part_path: Path, replaces: bool, message: str

@@ -124,7 +124,7 @@ def test_what_is_no_file_is_no_target(
     make(there)
     if linked:
         path.symlink_to(there)
-    with pytest.raises(TargetExists, match=f"is {kind} and no file"):
+    with pytest.raises(TargetExists, match=f"is {kind}, not a file"):
         followed(path)
 
 
@@ -159,7 +159,7 @@ def test_a_link_to_what_has_no_name_is_no_target(path: Path) -> None:
     reader, writer = os.pipe()
     with open(path, "wb") as deleted:
         path.unlink()
-        for number, words in ((writer, "is a pipe and no file"), (deleted.fileno(), "that has no name")):
+        for number, words in ((writer, "is a pipe, not a file"), (deleted.fileno(), "that has no name")):
             with pytest.raises(TargetExists, match=words):
                 followed(Path(f"/proc/self/fd/{number}"))
     os.close(reader)
@@ -182,7 +182,7 @@ def test_nothing_is_replaced_that_was_not_asked_for(
 ) -> None:
     make(path)
     before = path.lstat()
-    with pytest.raises(TargetExists, match="was made by somebody else"):
+    with pytest.raises(TargetExists, match="was created by another program"):
         put_in_place(part, path, False)
     after = path.lstat()
     assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
@@ -193,7 +193,7 @@ def test_nothing_is_replaced_that_was_not_asked_for(
 def test_nothing_but_a_file_is_replaced(path: Path, part: Path, make: Callable[[Path], None]) -> None:
     make(path)
     before = path.lstat().st_ino
-    with pytest.raises(TargetExists, match="and no file"):
+    with pytest.raises(TargetExists, match="not a file"):
         put_in_place(part, path, True)
     assert (path.lstat().st_ino, part.read_bytes()) == (before, b"new")
 

@@ -14,9 +14,9 @@ WHO = "the tracker at tcp://10.0.0.9:7700"
 @pytest.mark.parametrize(
     ("link", "encrypted", "kind", "says"),
     [
-        (Link.REFUSED, True, NotAllowed, "cut off"),
-        (Link.MISMATCH, True, TransportMismatch, "speaks plain"),
-        (Link.MISMATCH, False, TransportMismatch, "speaks curve"),
+        (Link.REFUSED, True, NotAllowed, "revoked"),
+        (Link.MISMATCH, True, TransportMismatch, "uses plain"),
+        (Link.MISMATCH, False, TransportMismatch, "uses curve"),
         (Link.STRANGE, True, WrongServer, "another key"),
         (Link.STRANGE, False, WrongServer, "another program"),
     ],

@@ -31,7 +31,7 @@ def test_nothing_new_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{"])
 def test_a_damaged_file_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "options.json").write_text(text)
-    with pytest.raises(StorageFailure, match="give again those"):
+    with pytest.raises(StorageFailure, match="give again the ones"):
         options.load(tmp_path, NONE)
 
 

@@ -214,7 +214,7 @@ def test_a_run_goes_on_without_a_record_and_says_so_once(
     assert rig.await_end() == {"event": "done"}
     assert rig.download.orders == ["start", "pause", "resume"]
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert f"job {JOB} goes on without its record: full" in told.getMessage()
+    assert f"job {JOB} continues without its record: full" in told.getMessage()
 
 
 def test_a_cancellation_without_a_record_is_done_all_the_same(
@@ -553,7 +553,7 @@ def test_a_job_that_somebody_has_just_taken_up_is_not_deleted_under_his_hands(ri
 @pytest.mark.parametrize("action", ["pause", "resume", "cancel"])
 def test_a_complete_job_takes_no_orders(action: str, rig: Rig) -> None:
     rig.book.save(record(rig.target, state="complete"))
-    with pytest.raises(InvalidUsage, match="complete already"):
+    with pytest.raises(InvalidUsage, match="already complete"):
         getattr(rig.desk, action)(rig.desk.find(JOB))
 
 

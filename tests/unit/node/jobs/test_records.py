@@ -251,7 +251,7 @@ def test_a_job_whose_journal_was_removed_has_nothing(target: Path, kept: PartFil
     found = standing(record(target, state="paused", reason="why"))
     assert (found.state, found.chunks_completed) == ("failed", 0)
     assert found.reason is not None
-    assert found.reason.startswith("nothing of it is kept")
+    assert found.reason.startswith("nothing of it is left")
     assert found.reason.endswith("starts over; it had ended with: why"), "what was kept then, is not now"
     assert JOB in found.reason
 
@@ -327,5 +327,5 @@ def test_a_partial_download_says_how_it_goes_on_whether_its_peers_are_off_or_not
     error = partial(waiting | {"chunks_missing": 3, "chunks_completed": 1, "chunks_count": 4}, "1 of 4 kept")
     assert str(error) == (
         "1 of 4 kept; 3 wait for LAB-PC3, which cannot read them now, LAB-PC4:"
-        f" `zchunk resume {JOB}`, or the same command, goes on once they can be fetched"
+        f" `zchunk resume {JOB}`, or the same command, continues once they can be fetched"
     )

@@ -241,7 +241,7 @@ def test_who_is_cut_off_is_ended_at_once_and_served_no_longer(rig: Rig) -> None:
     assert rig.served(1) == ""
     rig.event("member.revoked", member(1, revoked=True))
     assert rig.router.ended == [member(1).peer_id]
-    assert "no member" in rig.served(1)
+    assert "no longer a member" in rig.served(1)
     assert rig.answered(rig.knock(1)) == [None]
     rig.event("member.allowed", member(1))
     assert rig.answered(rig.knock(1)) == [member(1).peer_id]
@@ -391,5 +391,5 @@ def test_an_observer_is_let_in_and_not_served(rig: Rig) -> None:
 
 
 def test_who_is_no_member_any_more_is_ended_when_it_speaks(rig: Rig) -> None:
-    assert "no member" in rig.served(1)
+    assert "no longer a member" in rig.served(1)
     assert rig.router.ended == [member(1).peer_id]

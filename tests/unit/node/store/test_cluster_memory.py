@@ -125,7 +125,7 @@ def test_the_number_of_commits_is_not_forgotten_with_its_file(
     path.unlink() if what == "deleted" else path.write_bytes(older)
     again = stores.reopen()
     assert (again.store_id, again.commit_number) == ("cluster", 9)
-    with pytest.raises(ForeignStore, match="older"):
+    with pytest.raises(ForeignStore, match="restored from a backup"):
         again.seen_store("cluster", 8)
     with pytest.raises(ForeignStore):
         again.seen_store("other", 100)

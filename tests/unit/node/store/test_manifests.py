@@ -259,7 +259,7 @@ def test_manifests_count_against_capacity(stores: Stores) -> None:
     assert 2 * len(made.canonical) <= taken < 2 * len(made.canonical) + 4096
     put(store, Chunk(1), upload=OTHER_UPLOAD)
     assert store.reserve_space(store.free() - 1000)
-    with pytest.raises(NoSpace, match="no room for a manifest"):
+    with pytest.raises(NoSpace, match="no space for a manifest"):
         store.put_manifest(other.file_id, other.canonical, OTHER_UPLOAD)
     assert store.manifests() == [made.file_id]
     store.unreserve(2_000_000 - 9000 - taken - 1000)

@@ -57,7 +57,7 @@ def test_a_store_that_is_not_mounted_is_said_to_be_missing(home: Path, folder: s
     if known_by == "an earlier release":
         (home / "store.json").unlink()
     before = files_below(home)
-    with pytest.raises(StoreOffline, match=r"is not there: is its disk mounted\?.*--new-store"):
+    with pytest.raises(StoreOffline, match=r"is missing: is its disk mounted\?.*--new-store"):
         opened(home)
     assert files_below(home) == before
     shutil.rmtree(home / "store", ignore_errors=True)
@@ -71,7 +71,7 @@ def test_another_store_in_its_place_is_refused(home: Path) -> None:
     unmount(home)
     other = ChunkStore.create_or_open(home / "store", capacity=None, reserve=0, clock=ManualClock())
     other.close()
-    with pytest.raises(StoreOffline, match="not the one that this node had"):
+    with pytest.raises(StoreOffline, match="not this node's own"):
         opened(home)
     ChunkStore(home / "store", capacity=None, reserve=0, clock=ManualClock()).close()  # it was let go
 

@@ -58,7 +58,7 @@ def test_a_store_without_its_marker_is_offline_and_untouched(
         os.unlink(stores.root / "index.sqlite")
     before = files_below(stores.root)
     for opening in (stores.create, stores.reopen):
-        with pytest.raises(StoreOffline, match="plugged in"):
+        with pytest.raises(StoreOffline, match="disk connected"):
             opening()
     assert files_below(stores.root) == before
 

@@ -179,14 +179,14 @@ def test_a_source_that_does_not_sync_is_read_all_the_same(
 
 @pytest.mark.parametrize("name", ["/proc/cpuinfo", "/proc/self/status", "/proc/self/maps"])
 def test_a_file_without_a_size_of_its_own_is_refused(name: str) -> None:
-    with pytest.raises(InvalidUsage, match=f"{name} has no size of its own"):
+    with pytest.raises(InvalidUsage, match=f"{name} has another size than it reports"):
         SourceFile(Path(name))
 
 
 def test_a_file_with_less_than_its_size_is_refused() -> None:
     path = Path("/sys/kernel/fscaps")
     assert path.stat().st_size > len(path.read_bytes())
-    with pytest.raises(InvalidUsage, match="no size of its own"):
+    with pytest.raises(InvalidUsage, match="another size than it reports"):
         SourceFile(path)
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_regular_file_is_not_even_opened(path: Path, monkeypatch: pyt
     real = os.open
     monkeypatch.setattr(os, "open", lambda path, *rest: (opened.append(path), real(path, *rest))[1])
     for odd in (pipe, Path("/dev/null"), path.parent):
-        with pytest.raises(InvalidUsage, match="no regular file"):
+        with pytest.raises(InvalidUsage, match="not a regular file"):
             SourceFile(odd)
     for missing in (path.with_name("none"), path / "none"):
         with pytest.raises(NotFound):
@@ -226,7 +226,7 @@ def test_a_descriptor_is_not_kept_of_what_is_refused(path: Path) -> None:
 
 def test_a_name_that_is_no_utf8_is_refused() -> None:
     path = Path(os.fsdecode(b"/home/caf\xe9.txt"))
-    with pytest.raises(InvalidUsage, match="not valid UTF-8; choose another with --name"):
+    with pytest.raises(InvalidUsage, match="not valid UTF-8; choose another name with --name"):
         file_name(path, PutOptions())
     assert file_name(path, PutOptions(name="café.txt")) == "café.txt"
     assert file_name(Path("/home/café.txt"), PutOptions()) == "café.txt"

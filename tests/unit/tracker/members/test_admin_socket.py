@@ -68,13 +68,13 @@ def test_a_home_is_found_from_wherever_a_command_runs(
 def test_what_keeps_the_list_from_being_read_is_told(tmp_path: Path, error: Any) -> None:
     with (
         tracker(tmp_path, wire.error_reply(error)),
-        pytest.raises(type(error), match=f"the change is written.*{error.message}"),
+        pytest.raises(type(error), match=f"the change is saved.*{error.message}"),
     ):
         members_changed(tmp_path, 30.0)
 
 
 def test_a_tracker_that_does_not_answer_is_said(tmp_path: Path) -> None:
-    with tracker(tmp_path, None), pytest.raises(TrackerUnreachable, match="the change is written"):
+    with tracker(tmp_path, None), pytest.raises(TrackerUnreachable, match="the change is saved"):
         members_changed(tmp_path, 0.3)
 
 

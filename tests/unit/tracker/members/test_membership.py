@@ -175,7 +175,7 @@ def test_a_file_that_cannot_be_understood_is_named_and_never_overwritten(
 
 def test_a_list_that_vanished_is_not_taken_for_an_empty_one(listed: Membership, path: Path) -> None:
     path.unlink()
-    with pytest.raises(StorageFailure, match="gone"):
+    with pytest.raises(StorageFailure, match="missing or empty"):
         listed.add_token(key(9), "node", LATER, once=False)
     assert not path.exists()
 
@@ -320,7 +320,7 @@ def test_a_token_for_one_serves_the_one_again_and_no_other(listed: Membership) -
     first = listed.join(ONCE, key(1), "A", NOW)
     assert listed.join(ONCE, key(1), "A", NOW) == first
     with pytest.raises(
-        TokenRefused, match=r"one join, and A has used it; ask for a new one with `zchunk token`"
+        TokenRefused, match=r"one join, and A has used it; print a new one with `zchunk token`"
     ):
         listed.join(ONCE, key(2), "B", NOW)
     assert listed.refresh().member(peer_id_of(key(2))) is None
@@ -357,7 +357,7 @@ def test_a_token_is_open_until_it_is_used_up_or_expires(listed: Membership) -> N
 def test_an_unknown_token_is_refused(listed: Membership) -> None:
     with pytest.raises(
         TokenRefused,
-        match="not known to the tracker, or was withdrawn; ask for a new one with `zchunk token`",
+        match="not known to the tracker, or was withdrawn; print a new one with `zchunk token`",
     ):
         listed.join(key(99), key(1), "A", NOW)
 
@@ -370,9 +370,9 @@ def test_a_members_own_key_is_no_token(listed: Membership) -> None:
 
 @pytest.mark.parametrize("token", [TOKEN, CLIENTS])
 def test_a_tokens_own_key_becomes_no_member(listed: Membership, token: bytes) -> None:
-    with pytest.raises(InvalidUsage, match="a key of its own"):
+    with pytest.raises(InvalidUsage, match="with its own key"):
         listed.join(TOKEN, token, "A", NOW)
-    with pytest.raises(InvalidUsage, match="a key of its own"):
+    with pytest.raises(InvalidUsage, match="with its own key"):
         listed.add_member(token, "A", "client")
     assert not listed.listed.members
 
@@ -382,7 +382,7 @@ def test_a_token_ends_when_it_expires(listed: Membership, late_ms: int, refused:
     if not refused:
         assert listed.join(TOKEN, key(1), "A", LATER + late_ms).name == "A"
         return
-    with pytest.raises(TokenRefused, match=r"expired at 2023-11-14T23:13:20\.000Z; ask for a new one"):
+    with pytest.raises(TokenRefused, match=r"expired at 2023-11-14T23:13:20\.000Z; print a new one"):
         listed.join(TOKEN, key(1), "A", LATER + late_ms)
 
 
@@ -559,7 +559,7 @@ def test_a_token_makes_so_many_members_and_the_known_ones_stay(
     monkeypatch.setattr(module, "MAX_MEMBERS", 3)
     for number in range(1, 4):
         listed.join(TOKEN, key(number), f"n{number}", NOW)
-    with pytest.raises(NotAllowed, match="takes no more"):
+    with pytest.raises(NotAllowed, match="accepts no more"):
         listed.join(TOKEN, key(4), "n4", NOW)
     assert listed.join(TOKEN, key(1), "n1", NOW).name == "n1"
 
@@ -582,7 +582,7 @@ def test_a_new_key_is_the_members_under_its_old_id(
 def test_a_replaced_key_makes_no_member_again(listed: Membership) -> None:
     member = listed.add_member(key(1), "A", "node")
     listed.rotate(member.peer_id, key(2))
-    with pytest.raises(NotAllowed, match="another one since"):
+    with pytest.raises(NotAllowed, match="was replaced"):
         listed.join(TOKEN, key(1), "B", NOW)
     assert listed.join(TOKEN, key(2), "B", NOW).peer_id == member.peer_id
 

@@ -95,7 +95,7 @@ def test_live_peers_that_never_registered_are_no_matter(store: TrackerStore) -> 
 def test_a_distributed_file_on_too_few_peers_is_refused(store: TrackerStore) -> None:
     """SPEC U4: at least min_peers different peers, of those that are up."""
     manifest = stored(store, make("f", [1, 2, 3]), [A])
-    with pytest.raises(TooFewPeers, match=rf"1 of the peers .*{A}.* takes 2") as caught:
+    with pytest.raises(TooFewPeers, match=rf"1 of the peers .*{A}.* 2 are needed") as caught:
         commit(store, manifest)
     assert caught.value.details == {"peer_ids": [A], "peers_needed": 2}
     store.add_holdings(C, [digest(1)], 1)

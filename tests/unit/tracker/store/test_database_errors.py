@@ -153,7 +153,7 @@ def test_a_damaged_database_says_what_to_do(path: Path, damage: bytes | None) ->
         data[100:200] = bytes(100)  # its tables' names
         damage = bytes(data)
     path.write_bytes(damage)
-    with pytest.raises(StorageFailure, match=r"damaged.*put a copy of it back.*--new-database"):
+    with pytest.raises(StorageFailure, match=r"damaged.*restore a backup.*--new-database"):
         TrackerStore.open(str(path), ManualClock())
     assert path.read_bytes() == damage
 

@@ -91,7 +91,7 @@ def test_an_exact_name_wins_over_the_beginning_of_an_id(store: TrackerStore) -> 
 def test_64_hex_digits_are_an_id_and_no_name(store: TrackerStore, change: Callable[[str], str]) -> None:
     target = put(store, "f", 1, 30)
     asked = change(target.file_id)
-    with pytest.raises(InvalidUsage, match="64 hex digits are always a file id"):
+    with pytest.raises(InvalidUsage, match="64 hex digits always mean a file id"):
         put(store, asked, 2, 40)
     assert store.resolve(asked, unique=True) == target
     store.remove_file(target.file_id, now_ms=50)

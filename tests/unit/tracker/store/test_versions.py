@@ -111,7 +111,7 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute('CREATE TABLE "Meta" (key TEXT, value TEXT)')
     other.close()
-    with pytest.raises(StorageFailure, match="no tracker store"):
+    with pytest.raises(StorageFailure, match="not that of a tracker"):
         TrackerStore.open(str(path), ManualClock())
 
 
@@ -132,7 +132,7 @@ def test_a_newer_schema_is_refused_with_both_versions(path: str) -> None:
 def test_an_older_schema_without_a_way_on_is_refused(path: str) -> None:
     TrackerStore.open(path, ManualClock()).close()
     set_version(path, "0")
-    with pytest.raises(UnsupportedVersion, match="knows no way on"):
+    with pytest.raises(UnsupportedVersion, match="cannot upgrade"):
         TrackerStore.open(path, ManualClock())
 
 

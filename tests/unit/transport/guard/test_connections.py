@@ -85,7 +85,7 @@ def test_a_look_that_fails_is_told_and_the_next_one_is_taken(
         assert len(selector.select(10)) == 1
     assert not failures
     assert "Too many open files" in caplog.text
-    assert len([line for line in caplog.messages if "tried again" in line]) == 1, "a line a minute"
+    assert len([line for line in caplog.messages if "trying again" in line]) == 1, "a line a minute"
 
 
 @pytest.fixture
