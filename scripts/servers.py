@@ -76,7 +76,7 @@ class Cluster:
         self.nodes: dict[str, Server] = {}
         self._stack = stack
         home = str(root / "tracker-pc")
-        command = ("tracker", "--home", home, "--bind", "127.0.0.1:0")
+        command = ("tracker", "-v", "--home", home, "--bind", "127.0.0.1:0")
         self.tracker = Server(*command, log=root / "tracker.log", env=self.env)
         stack.callback(self.tracker.stop)
 
@@ -93,7 +93,7 @@ class Cluster:
         known = (home / "node" / "membership.json").exists()
         words = [*more] if known else ["--join", self.token("node"), *more]
         bind = self.nodes[name].ready["endpoint"].removeprefix("tcp://") if known else "127.0.0.1:0"
-        command = ("node", "--home", str(home), "--name", name, "--bind", bind, *words)
+        command = ("node", "-v", "--home", str(home), "--name", name, "--bind", bind, *words)
         self.nodes[name] = Server(*command, log=self.root / f"{name}.log", env=self.env)
         self._stack.callback(self.nodes[name].stop)
         return self.nodes[name]

@@ -189,7 +189,7 @@ class Bench:
         target.unlink()
         wait_for(lambda: moments.get("peer.up"), "peer.up")
         self.down.add(down - killed)
-        self.up.add(moments["peer.up"] - logged(node, "saying hello"))
+        self.up.add(moments["peer.up"] - logged(node, "registering with the tracker"))
         self.asked.add(moments["request sent"] - moments["peer.up in the download"])
         self.byte.add(moments["written"] - logged(node, "listening"))
         self.fetch.add(moments["written"] - moments["request sent"])

@@ -543,7 +543,7 @@ class Cluster:
         home = self.root / "tracker-home"
         prefix, host = self.place("tracker")
         bind = (known.endpoint, known.events) if known else self.first_bind(host)
-        words = ["tracker", "--home", str(home), "--bind", bind[0], "--events", bind[1]]
+        words = ["tracker", "-v", "--home", str(home), "--bind", bind[0], "--events", bind[1]]
         process = self.spawn(words, prefix=(*prefix, *self.tracker_prefix))
         self.tracker = _Server(home, process, *bind)
         ready = process.ready()
@@ -607,7 +607,7 @@ class Cluster:
     def _node_process(
         self, home: Path, bind: str, words: Sequence[str], prefix: Sequence[str] = ()
     ) -> Process:
-        return self.spawn(["node", "--home", str(home), "--bind", bind, *words], prefix=prefix)
+        return self.spawn(["node", "-v", "--home", str(home), "--bind", bind, *words], prefix=prefix)
 
     def _introduced(self, node: Node) -> Node:
         ready = node.process.ready()

@@ -386,7 +386,7 @@ def test_a_node_alone_serves_whom_it_knows(doors: Doors, guarded: Cluster) -> No
     def start_alone() -> None:
         """Not `restart`: it is ready only when a tracker has registered it."""
         node.process.end()
-        words = ["node", "--home", str(node.home), "--bind", node.endpoint]
+        words = ["node", "-v", "--home", str(node.home), "--bind", node.endpoint]
         node.process = guarded.spawn(words)
         wait_for(lambda: "listening" in node.process.stderr, PATIENCE_S, "it listens")
 

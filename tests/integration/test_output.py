@@ -195,7 +195,7 @@ def test_a_node_outlives_its_stderr_and_stdout(
     """Each of its lines is one more chance to end: starting, a tracker that goes, its return."""
     bench.stop("A")
     node = bench.nodes["A"]
-    words = ["node", "--home", str(node.home), "--bind", node.endpoint]
+    words = ["node", "-v", "--home", str(node.home), "--bind", node.endpoint]
     with outlet() as out, outlet() as err:
         node.process.close()
         node.process = bench.spawn(words, out=out, err=err)
@@ -214,7 +214,7 @@ def test_a_node_outlives_its_stderr_and_stdout(
 def test_a_tracker_outlives_its_stderr_and_stdout(bench: Cluster, source: Source, outlet: Outlet) -> None:
     bench.stop_tracker()
     home, bind, events = bench.tracker.home, bench.tracker.endpoint, bench.tracker.events
-    words = ["tracker", "--home", str(home), "--bind", bind, "--events", events]
+    words = ["tracker", "-v", "--home", str(home), "--bind", bind, "--events", events]
     with outlet() as out, outlet() as err:
         bench.tracker.process.close()
         bench.tracker.process = bench.spawn(words, out=out, err=err)
@@ -267,7 +267,7 @@ def test_a_hang_up_that_is_ignored_changes_nothing(bench: Cluster, folder: Path)
     """nohup, then the terminal goes with all three streams."""
     bench.stop("A")
     node = bench.nodes["A"]
-    words = ["node", "--home", str(node.home), "--bind", node.endpoint]
+    words = ["node", "-v", "--home", str(node.home), "--bind", node.endpoint]
     ignored = ("bash", "-c", 'trap "" HUP; exec "$0" "$@"')
     master, slave = pty.openpty()
     node.process.close()

@@ -145,7 +145,7 @@ def everywhere(*, from_environment: bool = False) -> Callable[[F], F]:
                 count=True,
                 expose_value=False,
                 callback=keep_verbosity,
-                help="Show log messages on stderr; -vv shows all of them.",
+                help="Log what is done, not only warnings (on stderr); -vv logs everything.",
             ),
             click.option(
                 "--config",
@@ -212,9 +212,9 @@ class _Stderr(logging.Handler):
             click.echo(self.format(record), err=True)
 
 
-def set_up_logs(verbosity: int, *, server: bool = False) -> None:
-    """Warnings only; with -v (and always for servers) what is done; with -vv everything."""
-    levels = (logging.INFO if server else logging.WARNING, logging.INFO, logging.DEBUG)
+def set_up_logs(verbosity: int) -> None:
+    """Warnings only; with -v what is done; with -vv everything."""
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     handler = _Stderr()
     handler.setFormatter(_OneLine(tracebacks=verbosity >= 2))
     root = logging.getLogger()

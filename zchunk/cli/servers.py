@@ -1,6 +1,7 @@
 """`zchunk tracker` and `zchunk node`: processes in the foreground, until a signal.
 
-Their only line on stdout is `ready {json}`, for whoever started them.
+In a terminal they say where they run and what to do next. Else, and with `--json`, their only line
+on stdout is `ready {json}`, for the program that started them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import stat
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +23,15 @@ from zchunk.cli.common import (
     as_size,
     everywhere,
     importing,
+    json_option,
     pass_invocation,
     say,
-    set_up_logs,
     token_text,
 )
 from zchunk.cli.joining import allow_plain_option, check_same_cluster, host_name, join_cluster, new_key_option
 from zchunk.cli.output import announce
 from zchunk.cli.signals import StopSignal
+from zchunk.cli.text import visible
 from zchunk.errors import (
     InvalidUsage,
     NotJoined,
@@ -81,8 +85,32 @@ def _take_descriptors(what: str, own: int) -> None:
     file_limit.keep()
 
 
-def _ready(**fields: Any) -> None:
-    announce(f"ready {json.dumps(fields)}")
+def _is_watched(invocation: Invocation) -> bool:
+    """By people at a terminal; else a program has started us."""
+    return not invocation.json and sys.stdout.isatty()
+
+
+def _introduce(invocation: Invocation, greeting: list[str], **fields: Any) -> None:
+    """Greets people; gives `fields` to programs."""
+    if _is_watched(invocation):
+        announce("\n".join(map(visible, greeting)))
+    else:
+        announce(f"ready {json.dumps(fields)}")
+
+
+def _take_leave(invocation: Invocation, what: str) -> None:
+    if _is_watched(invocation):
+        announce(f"\n{visible(what)} stopped")  # below the terminal's "^C"
+
+
+def _home_option(invocation: Invocation) -> str:
+    """For commands that are shown: where they find this server's home, from any folder."""
+    given = invocation.home_given
+    return "" if given is None else f" --home {shlex.quote(str(given.absolute()))}"
+
+
+def _host_port(endpoint: str) -> str:
+    return endpoint.removeprefix("tcp://")
 
 
 # -- tracker --------------------------------------------------------------------------
@@ -100,6 +128,7 @@ def _ready(**fields: Any) -> None:
 @click.option("--new-database", is_flag=True, help="The database is lost: start with an empty one.")
 @click.option("--new-members", is_flag=True, help="The list of members is lost: start with an empty one.")
 @click.option("--new-key", is_flag=True, help="The tracker's key is lost: create a new one.")
+@json_option
 @everywhere()
 @pass_invocation
 def tracker(
@@ -116,7 +145,6 @@ def tracker(
     The tracker knows which node holds which chunk, and which nodes are up. A cluster has one
     tracker. Its first start creates its key and shows a join token for nodes.
     """
-    set_up_logs(invocation.verbosity, server=True)
     _take_descriptors("a tracker", _OF_A_TRACKER)
     _private(invocation.home)
     cpu_timer.timer.arrange()
@@ -131,13 +159,13 @@ def tracker(
     anew = [part for part, is_lost in lost.items() if is_lost]
     running = Tracker(invocation.home / "tracker", settings, SystemClock(), transport, anew=anew)
     try:
-        _serve_tracker(running, invocation.home)
+        _serve_tracker(running, invocation)
     finally:
         running.close()
         transport.close()
 
 
-def _serve_tracker(running: Tracker, home: Path) -> None:
+def _serve_tracker(running: Tracker, invocation: Invocation) -> None:
     from zchunk.runtime.loop import LoopThread
 
     ended = threading.Event()
@@ -153,12 +181,13 @@ def _serve_tracker(running: Tracker, home: Path) -> None:
     thread.start()
     try:
         running.prove_closed()
-        _introduce_tracker(running, home)
+        _introduce_tracker(running, invocation)
         ended.wait()
     finally:
         thread.stop()
     if failures:
         raise failures[0]
+    _take_leave(invocation, "tracker")
     longest_ms = 1000 * running.loop.longest_turn_s
     log.info(
         "the tracker has stopped; requests refused: %d; the longest turn of its control loop took %.0f ms",
@@ -167,21 +196,37 @@ def _serve_tracker(running: Tracker, home: Path) -> None:
     )
 
 
-def _introduce_tracker(running: Tracker, home: Path) -> None:
+def _introduce_tracker(running: Tracker, invocation: Invocation) -> None:
     if running.settings.security.transport == "plain":
         say(_PLAIN)
     # A start that failed before this (port taken) has made the key, but was none.
-    if running.membership.is_new:
-        _show_first_token(running)
-    _ready(
-        endpoint=running.reachable_at(running.endpoint)[0],
+    is_first = running.membership.is_new
+    token = _first_token(running) if is_first else ""
+    watched = _is_watched(invocation)
+    if not watched:
+        _show_first_token(token)  # a program that has read `ready` finds it
+    endpoint = running.reachable_at(running.endpoint)[0]
+    _introduce(
+        invocation,
+        _tracker_greeting(_host_port(endpoint), _home_option(invocation), is_first),
+        endpoint=endpoint,
         events=running.reachable_at(running.events)[0],
         peer_id=running.key.peer_id,
-        home=str(home),
+        home=str(invocation.home),
     )
+    if watched:
+        _show_first_token(token)
 
 
-def _show_first_token(running: Tracker) -> None:
+def _tracker_greeting(where: str, home: str, is_first: bool) -> list[str]:
+    lines = [f"tracker running at {where} (Ctrl-C stops it)"]
+    if not is_first:
+        lines.append(f"get a token for another PC:  zchunk token{home}   (in another terminal)")
+        lines.append("add that PC:                 zchunk node --join -   (there; paste the token)")
+    return lines
+
+
+def _first_token(running: Tracker) -> str:
     from zchunk.clock import SystemClock
     from zchunk.tracker.home import make_token
 
@@ -189,9 +234,17 @@ def _show_first_token(running: Tracker) -> None:
     made = make_token(
         running.files, SystemClock(), role="node", expires_s=FIRST_TOKEN_S, once=False, transport=transport
     )
-    say("This is a new cluster. To add a PC that stores chunks, run `zchunk node --join -` on it within 24")
-    say("hours, and paste this token:")
-    click.echo(f"\n  {made.encode()}\n", err=True)
+    return made.encode()
+
+
+def _show_first_token(token: str) -> None:
+    """If there is one. On stderr, in a terminal or not: it is a secret, and stdout may be a file that
+    others read."""
+    if not token:
+        return
+    say("This is a new cluster. On each PC that is to store chunks (this PC too), run `zchunk node --join -`")
+    say("within 24 hours, and paste this token:")
+    click.echo(f"\n  {token}\n", err=True)
     say("`zchunk token` on this PC prints more tokens; `zchunk token --role client` prints one for a PC that")
     say("stores nothing.")
 
@@ -219,6 +272,7 @@ def _show_first_token(running: Tracker) -> None:
 @allow_plain_option
 @click.option("--new-store", is_flag=True, help="The store is lost: start with the one found, or a new one.")
 @click.option("--no-web", is_flag=True, expose_value=False, help="No web page (this release has none).")
+@json_option
 @everywhere()
 @pass_invocation
 def node(
@@ -237,7 +291,6 @@ def node(
     The first start needs a token (--join). Later starts remember the cluster, and the last
     --bind, --capacity and --advertise.
     """
-    set_up_logs(invocation.verbosity, server=True)
     _take_descriptors("a node", _OF_A_NODE)
     _private(invocation.home)
     cpu_timer.timer.arrange()
@@ -267,9 +320,10 @@ def node(
     check_transport(membership, settings)
     process = NodeProcess(folder, membership, settings, new_store=new_store)
     try:
-        _serve_node(process, membership, settings, invocation.home)
+        _serve_node(process, membership, settings, invocation)
     finally:
         process.stop()
+    _take_leave(invocation, f"node {membership.name}")
     log.info("the node has stopped; requests refused: %d", process.parts.service.refused)
 
 
@@ -331,7 +385,9 @@ def _join_again(folder: Path, token: Token, known: Membership, settings: Setting
     return joined
 
 
-def _serve_node(process: NodeProcess, membership: Membership, settings: Settings, home: Path) -> None:
+def _serve_node(
+    process: NodeProcess, membership: Membership, settings: Settings, invocation: Invocation
+) -> None:
     ended = threading.Event()
     stop = StopSignal(ended, process.settled)
     process.on_end = ended.set
@@ -340,16 +396,29 @@ def _serve_node(process: NodeProcess, membership: Membership, settings: Settings
     if process.failure is None and not stop.stopped:
         if membership.transport == "plain":
             say(_PLAIN)
-        _ready(
-            endpoint=_endpoint(process, settings),
+        endpoint = _endpoint(process, settings)
+        _introduce(
+            invocation,
+            _node_greeting(membership, _host_port(endpoint), invocation),
+            endpoint=endpoint,
             peer_id=membership.peer_id,
-            home=str(home),
+            home=str(invocation.home),
             name=membership.name,
             web=None,
         )
         ended.wait()
     if process.failure is not None:
         raise process.failure
+
+
+def _node_greeting(membership: Membership, where: str, invocation: Invocation) -> list[str]:
+    cluster, home = ", ".join(map(_host_port, membership.tracker[:1])), _home_option(invocation)
+    return [
+        f"node {membership.name} running at {where} (Ctrl-C stops it)",
+        f"joined the cluster of {cluster}; stores chunks in {invocation.home.absolute() / 'node' / 'store'}",
+        f"list the nodes:  zchunk peers{home}   (in another terminal)",
+        f"upload a file:   zchunk put{home} FILE",
+    ]
 
 
 def _await_registration(process: NodeProcess, membership: Membership, first_s: float) -> None:

@@ -168,7 +168,7 @@ class Loop:
         self.longest_turn_s = took
         if took >= self._log_from_s:
             self._log_from_s = took * _TOLD_AGAIN
-            log.info("longest turn of the %s loop so far: %.0f ms", self.name, 1000 * took)
+            log.info("the %s loop was busy for %.0f ms, longer than before", self.name, 1000 * took)
 
     def close(self) -> None:
         for closer in self._closers:

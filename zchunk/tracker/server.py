@@ -162,7 +162,7 @@ class TrackerServer:
         assert self._gate is not None
         peer_id = self._admitted(knock)
         if peer_id is None:
-            error = NotAllowed(f"a key at {knock.door}")
+            error = NotAllowed(f"an unknown or revoked key ({knock.door})")
             self._refused_keys.log(error, knock.address, self._now().mono, log.info)
         self._gate.answer(knock, peer_id)
 

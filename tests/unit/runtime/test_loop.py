@@ -308,8 +308,8 @@ def test_a_turn_that_blocks_is_told_in_the_log_and_again_only_when_it_gets_worse
     for seconds in (0.04, 0.06, 0.06, 0.07, 0.1, 0.05):
         turn_of(seconds, loop, clock)
     assert caplog.messages == [
-        "longest turn of the test loop so far: 60 ms",
-        "longest turn of the test loop so far: 100 ms",
+        "the test loop was busy for 60 ms, longer than before",
+        "the test loop was busy for 100 ms, longer than before",
     ]
 
 
