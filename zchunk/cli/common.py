@@ -20,6 +20,7 @@ import click
 from zchunk.cli.output import unharmed
 from zchunk.cli.text import visible
 from zchunk.errors import InvalidUsage, NotFound
+from zchunk.runtime import log_ids
 from zchunk.system.interrupts import ending_at_once
 
 if TYPE_CHECKING:
@@ -187,12 +188,13 @@ class _OneLine(logging.Formatter):
     """One safe line a record; tracebacks only where everything is wanted."""
 
     def __init__(self, tracebacks: bool) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(about)s%(message)s")
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
         record.message = record.getMessage()
         record.asctime = self.formatTime(record)
+        record.about = log_ids.current()
         text = visible(self.formatMessage(record))
         error = record.exc_info[1] if record.exc_info else None
         if error is None:

@@ -23,6 +23,7 @@ from zchunk.clock import Clock
 from zchunk.errors import ZchunkError
 from zchunk.limits.fair_queue import FairQueue
 from zchunk.limits.refusal_log import RefusalLog
+from zchunk.runtime import log_ids
 from zchunk.system.os_errors import as_ours
 from zchunk.transport.base import Arrival, Poller, Received, Socket
 
@@ -209,9 +210,14 @@ def _sender(received: Arrival) -> str:
 
 
 def contained(work: Callable[P, T]) -> Callable[P, T]:
-    """Work that a peer asked for: a bug in it is an error for whoever asked, and ends no loop."""
+    """Work that a peer asked for: a bug in it is an error for whoever asked, and ends no loop. What it
+    logs, in whatever thread, is about the request that is handled now."""
+    request = log_ids.ongoing()
 
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return log_ids.during(request, lambda: guarded(*args, **kwargs))
+
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return work(*args, **kwargs)
         except ZchunkError:

@@ -14,6 +14,7 @@ from zchunk.limits.misuse import Misuse
 from zchunk.limits.refusal_log import RefusalLog
 from zchunk.protocol import wire
 from zchunk.protocol.messages import ErrorReply, MembersChanged, Message, Ok
+from zchunk.runtime import log_ids
 from zchunk.runtime.disconnects import Disconnects
 from zchunk.runtime.handshakes import Handshakes
 from zchunk.runtime.loop import Loop, contained
@@ -188,10 +189,12 @@ class TrackerServer:
             else:
                 self._reply(Reply(sender.connection, request_id, wire.error_reply(error)), sender)
             return
+        before = log_ids.begin((request_id, sender.peer_id or sender.address))
         try:
             actions = self.core.handle(sender, request_id, envelope.message, self._now())
             self._perform(actions, ticket, sender)
         finally:
+            log_ids.end(before)
             if not ticket.works:
                 self._outstanding.end(ticket)
 
@@ -231,7 +234,12 @@ class TrackerServer:
                 self._work(action, ticket, sender)
 
     def _work(self, action: Work, ticket: Ticket | None, sender: Sender | None) -> None:
+        request = log_ids.ongoing()
+
         def done(outcome: Outcome) -> None:
+            log_ids.during(request, lambda: finish(outcome))
+
+        def finish(outcome: Outcome) -> None:
             value, error = outcome
             if error is not None and is_own(error):
                 self._problem(error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from logging import Logger, LoggerAdapter
 from typing import Any, Generic, Protocol, TypeVar
 
 from zchunk.clock import iso_utc
@@ -23,6 +24,7 @@ A_co = TypeVar("A_co", covariant=True)
 T = TypeVar("T")
 
 Emit = Callable[[dict[str, Any]], None]
+Log = LoggerAdapter[Logger]
 
 
 class Job(Protocol[A_co]):
@@ -58,6 +60,11 @@ class JobDriver(ABC, Generic[A]):
         self._performing = False
 
     # -- for subclasses to fill ---------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def log(self) -> Log:
+        """Its lines name the job."""
 
     @abstractmethod
     def carry_out(self, action: A) -> None:

@@ -9,7 +9,6 @@ uses the buffer sees plain bytes only, and its size on the wire nothing else.
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 
@@ -41,8 +40,6 @@ from zchunk.protocol.messages import Block, Event, Locate, Located, Message
 from zchunk.protocol.messages import ReportCorrupt as ReportMessage
 from zchunk.system import disk
 from zchunk.system.buffers import Buffer, BufferPool
-
-log = logging.getLogger(__name__)
 
 #: Whether the file is still there: a tracker that is away is not waited for longer.
 CHECK_S = 5.0
@@ -187,9 +184,9 @@ class Fetcher(JobDriver[Action]):
 
     def _report(self, action: ReportCorrupt) -> None:
         sha256 = self.manifest.chunks[action.chunk].sha256
-        log.info("peer %s sent chunk %d corrupt", self.peer_name(action.peer_id), action.chunk)
+        self.log.info("peer %s sent chunk %d corrupt", self.peer_name(action.peer_id), action.chunk)
         message = ReportMessage(peer_id=action.peer_id, sha256=sha256)
-        self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, _reported)
+        self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, self._reported)
         others = [peer_id for peer_id, _ in self.where.holders[action.chunk] if peer_id != action.peer_id]
         self.emit(
             {
@@ -217,7 +214,7 @@ class Fetcher(JobDriver[Action]):
         try:
             where = location(reply, self.manifest.file_id)
         except ZchunkError as problem:
-            log.warning("the tracker's answer cannot be used: %s", problem.message)
+            self.log.warning("the tracker's answer cannot be used: %s", problem.message)
             self.perform(self._job.not_located(self.now()))
             return
         for record in where.peers.values():
@@ -261,7 +258,6 @@ class Fetcher(JobDriver[Action]):
             return error
         return corrupt_everywhere(error.details["chunks"], peers, [self.peer_name(peer) for peer in peers])
 
-
-def _reported(_: Message | None, error: ZchunkError | None) -> None:
-    if error is not None:  # the download does without: the chunk comes from another holder
-        log.info("the tracker did not accept the report: %s", error.message)
+    def _reported(self, _: Message | None, error: ZchunkError | None) -> None:
+        if error is not None:  # the download does without: the chunk comes from another holder
+            self.log.info("the tracker did not accept the report: %s", error.message)

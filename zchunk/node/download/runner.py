@@ -16,7 +16,7 @@ from zchunk.clock import iso_utc
 from zchunk.content import hashing
 from zchunk.content.manifest import TAG_BYTES
 from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, PartialDownload, ZchunkError
-from zchunk.node.bulk.job_driver import Emit
+from zchunk.node.bulk.job_driver import Emit, Log
 from zchunk.node.bulk.location import MAX_LISTED, Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.bulk.progress import Progress
@@ -27,6 +27,7 @@ from zchunk.node.download.part_file import PartFile
 from zchunk.node.download.preparing import Preparing
 from zchunk.node.download.running_digest import RunningDigest
 from zchunk.protocol.messages import PeerRecord
+from zchunk.runtime import log_ids
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,10 @@ class Download(Fetcher):
         self._save_at, self._saved = 0.0, 0
         self._finishing = False
         self._bad_rounds = 0
+
+    @property
+    def log(self) -> Log:
+        return log_ids.of(log, "job", self.part.job_id)
 
     # -- the owner's calls, in the bulk loop ----------------------------------------
 
@@ -430,7 +435,7 @@ class Download(Fetcher):
             self._finishing = True
             self.bulk.pools.writing.submit(self.part.finish, self._finished)
             return
-        log.warning("the file's SHA-256 is wrong; checking every chunk")
+        self.log.warning("the file's SHA-256 is wrong; checking every chunk")
         self.bulk.pools.digesting.submit(self._find_bad, self._found_bad)
 
     def _find_bad(self) -> list[int]:
@@ -529,7 +534,7 @@ class Download(Fetcher):
                 self.part.save()
         except ZchunkError as problem:
             # The journal is a hint; the content is found again by the next run's scan.
-            log.warning("the job's journal could not be written: %s", problem.message)
+            self.log.warning("the job's journal could not be written: %s", problem.message)
         finally:
             self.part.keep()
 

@@ -35,6 +35,7 @@ from zchunk.node.download.job import JobState
 from zchunk.node.jobs.records import JobBook, JobRecord, JobStatus, identity
 from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import CHUNK_STATUSES, ErrorReply, Job, Message, SteerJob
+from zchunk.runtime import log_ids
 from zchunk.transport.base import Arrival, Received
 from zchunk.transport.unix_socket import LocalClient, LocalServer
 
@@ -223,7 +224,7 @@ class KeptJob:
             self._obey(received.connection, request_id, self._checked(envelope.message))
         except ZchunkError as error:
             request_id = error.details.get("request_id", request_id)
-            log.info("refused %s: %s", error.code, error.message)
+            log_ids.of(log, "job", self.record.job_id).info("refused %s: %s", error.code, error.message)
             if request_id is not None:
                 self._reply(received.connection, request_id, wire.error_reply(error))
             elif self._door is not None:

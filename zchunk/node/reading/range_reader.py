@@ -11,12 +11,13 @@ the file.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from zchunk.clock import iso_utc
 from zchunk.errors import NotFound, PartialDownload, ZchunkError
-from zchunk.node.bulk.job_driver import Emit
+from zchunk.node.bulk.job_driver import Emit, Log
 from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.control.hello_wait import HelloWait
@@ -32,7 +33,10 @@ from zchunk.node.download.job import (
 )
 from zchunk.node.reading.read_ahead import ChunkWindow, room_for
 from zchunk.protocol.messages import Message
+from zchunk.runtime import log_ids
 from zchunk.system.buffers import Buffer
+
+log = logging.getLogger(__name__)
 
 #: Of a chunk that comes alone, the second block is read while the first is sent: with larger ones
 #: a read takes longer (docs/performance.md).
@@ -69,6 +73,10 @@ class Reader(Fetcher):
         self._told_waiting = False
         #: the tracker is being asked why a chunk does not come
         self._finding_out = False
+
+    @property
+    def log(self) -> Log:
+        return log_ids.of(log, "file", self.manifest.file_id)
 
     # -- the owner's calls, in the bulk loop ----------------------------------------
 

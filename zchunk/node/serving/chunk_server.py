@@ -54,6 +54,7 @@ from zchunk.protocol.messages import (
     PutBlock,
     PutManifest,
 )
+from zchunk.runtime import log_ids
 from zchunk.runtime.disconnects import Disconnects
 from zchunk.runtime.loop import FairWorkers, Loop, Workers, contained
 from zchunk.system.buffers import Buffer, BufferPool, LoanPool
@@ -198,10 +199,20 @@ class ChunkServer:
             self._disconnects.suspect(received.connections)
         if not isinstance(received, Received):
             return
-        request_id: int | None = None
         try:
             envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
-            request_id = envelope.request_id
+        except ZchunkError as error:
+            self._refuse_sender(received, error.details.get("request_id"), error)
+            return
+        before = log_ids.begin((envelope.request_id, received.peer_id or received.address))
+        try:
+            self._handle(received, envelope)
+        finally:
+            log_ids.end(before)
+
+    def _handle(self, received: Received, envelope: wire.Envelope) -> None:
+        request_id = envelope.request_id
+        try:
             handler = self._handlers.get(type(envelope.message))
             self.check_sender(received)
             if handler is None:

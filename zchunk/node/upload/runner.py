@@ -36,7 +36,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.limits.memory_shares import room_for_chunks
-from zchunk.node.bulk.job_driver import Emit, JobDriver
+from zchunk.node.bulk.job_driver import Emit, JobDriver, Log
 from zchunk.node.bulk.location import check_answered, found_holders
 from zchunk.node.bulk.plane import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.bulk.progress import Progress
@@ -80,6 +80,7 @@ from zchunk.protocol.messages import (
     PutManifest,
     Renew,
 )
+from zchunk.runtime import log_ids
 from zchunk.system import disk
 from zchunk.system.buffers import Buffer, BufferPool
 
@@ -182,6 +183,10 @@ class Upload(JobDriver[Action]):
             AllStored: self._stored_all,
             Failed: lambda action: self.fail(action.error),
         }
+
+    @property
+    def log(self) -> Log:
+        return log_ids.of(log, "upload", self._plan.upload_id)
 
     # -- memory ---------------------------------------------------------------------
 
@@ -399,7 +404,7 @@ class Upload(JobDriver[Action]):
             except MalformedMessage as odd:
                 problem = odd
             if problem is not None:
-                log.info(
+                self.log.info(
                     "sending all chunks; it is unknown which ones the cluster already has: %s",
                     problem.message,
                 )
@@ -467,7 +472,7 @@ class Upload(JobDriver[Action]):
 
     def _refused(self, action: OfferChunk | SendBlock, error: ZchunkError) -> None:
         assert self._job is not None
-        log.info("%s refused chunk %d: %s", self.peer_name(action.peer_id), action.chunk, error.message)
+        self.log.info("%s refused chunk %d: %s", self.peer_name(action.peer_id), action.chunk, error.message)
         self._reasons[action.peer_id] = error.message
         now = self.now()
         self.perform(self._job.refused(action.peer_id, action.chunk, action.attempt, error, now))
@@ -590,7 +595,7 @@ class Upload(JobDriver[Action]):
             self._keep(manifest)
         except ZchunkError as error:
             # The nodes keep it too, and the same put finds the same file.
-            log.warning("the manifest of %s could not be kept here: %s", self.source.path, error.message)
+            self.log.warning("the manifest of %s could not be kept here: %s", self.source.path, error.message)
         return manifest
 
     def _keep(self, manifest: Manifest) -> None:
@@ -647,7 +652,7 @@ class Upload(JobDriver[Action]):
     def _manifest_refused(self, peer_id: str, problem: ZchunkError) -> None:
         """What it holds does not count: that goes elsewhere, or waits for it by name."""
         assert self._job is not None
-        log.info("%s does not keep the manifest: %s", self.peer_name(peer_id), problem.message)
+        self.log.info("%s does not keep the manifest: %s", self.peer_name(peer_id), problem.message)
         self._reasons[peer_id] = f"it does not keep the file's manifest: {problem.message}"
         self.perform(self._job.given_up(peer_id, self.now()))
 
@@ -694,7 +699,7 @@ class Upload(JobDriver[Action]):
         was lost. Only the chunks that it names, where it names them all."""
         assert self._job is not None
         assert self._refusal is not None
-        log.info("the commit was refused: %s", self._refusal.message)
+        self.log.info("the commit was refused: %s", self._refusal.message)
         self._mend_at = None
         named = self._refusal.details.get("first_missing")
         listed = named if isinstance(named, (list, tuple)) else ()
