@@ -85,14 +85,14 @@ def _greedy_cover(rows: Sequence[frozenset[str]], peers: Sequence[str]) -> int:
 
 
 def describe_chunks(indexes: Sequence[int]) -> str:
-    """`only number 0` for one, `0-9` for a run, `first 2, every 3rd, 12 chunks` for even steps,
+    """`chunk 0` for one, `0-9` for a run, `first 2, every 3rd, 12 chunks` for even steps,
     else `12 chunks`."""
     count = len(indexes)
     if not count:
         return "no chunks"
     ordered = sorted(indexes)
     if count == 1:
-        return f"only number {ordered[0]}"
+        return f"chunk {ordered[0]}"
     step = ordered[1] - ordered[0]
     if step < 1 or any(after - before != step for before, after in pairwise(ordered)):
         return f"{count} chunks"

@@ -606,7 +606,7 @@ def test_minimum_peers_of_files_people_have() -> None:
     ("indexes", "words"),
     [
         ([], "no chunks"),
-        ([4], "only number 4"),
+        ([4], "chunk 4"),
         (range(10), "0-9"),
         ([3, 4], "3-4"),
         (range(2, 38, 3), "first 2, every 3rd, 12 chunks"),

@@ -133,6 +133,8 @@ def _as_ours(error: Exception) -> ZchunkError:
 
 def _usage(error: click.ClickException) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
+    said, suggests, option = message.partition(". Did you mean ")
+    message = f"{said} (did you mean {option})" if suggests else message
     context = error.ctx if isinstance(error, click.UsageError) else None
     return f"{message}; see `{context.command_path} --help`" if context is not None else message
 

@@ -144,7 +144,7 @@ def rotate_key(invocation: Invocation, role: str | None) -> None:
     """Replace the key of this home's node or client. Its id stays the same.
 
     The old key is rejected everywhere afterwards. Stop a node first. Running commands of this
-    home are disconnected; they can be resumed.
+    home lose their connection; run them again to continue.
     """
     from zchunk.clock import SystemClock
     from zchunk.node.control.rotate_key import rotate

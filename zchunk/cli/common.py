@@ -146,7 +146,7 @@ def everywhere(*, from_environment: bool = False) -> Callable[[F], F]:
                 count=True,
                 expose_value=False,
                 callback=keep_verbosity,
-                help="Log what is done, not only warnings (on stderr); -vv logs everything.",
+                help="Show log messages on stderr, not only warnings; -vv shows all of them.",
             ),
             click.option(
                 "--config",

@@ -103,9 +103,7 @@ def _show_event(line: progress.ProgressLine, event: dict[str, Any]) -> None:
     elif kind == "peer_back":
         line.note(f"{event['name']} is back: `zchunk resume {event['job_id']}` continues")
     elif kind == "paused":
-        line.note(
-            f"paused: `zchunk resume {event['job_id']}` continues (Ctrl-C stops and keeps what is downloaded)"
-        )
+        line.note(f"paused: `zchunk resume {event['job_id']}` continues (Ctrl-C stops, nothing is lost)")
     elif kind == "continued":
         line.note("continuing")
     elif kind == "corrupt":
@@ -114,9 +112,9 @@ def _show_event(line: progress.ProgressLine, event: dict[str, Any]) -> None:
 
 def _waiting_hint(event: dict[str, Any]) -> str:
     if event.get("busy_peers"):
-        return "continues by itself in its turn; Ctrl-C stops and keeps what is downloaded"
+        return "continues by itself in its turn; Ctrl-C stops, nothing is lost"
     if event.get("auto_resume", True):
-        return "continues by itself when it is back; Ctrl-C stops and keeps what is downloaded"
+        return "continues by itself when it is back; Ctrl-C stops, nothing is lost"
     return f"auto-resume is off: `zchunk resume {event['job_id']}` continues when it is back"
 
 
@@ -166,9 +164,10 @@ def put(
     yes: bool,
     wait: bool,
 ) -> None:
-    """Upload a file: show the plan, ask, spread the chunks over the peers, publish.
+    """Upload a file: spread its chunks over the peers.
 
-    Run an interrupted upload again: it sends only what is missing.
+    Shows the plan and its consequences, and asks before it sends a byte. Run an interrupted
+    upload again: it sends only what is missing.
 
     With --encrypt, only someone with the passphrase or key file can read the file. The peers
     and the tracker see its size and, without --hide-name, its name. A lost passphrase or key
@@ -390,11 +389,12 @@ def get(
     passphrase_file: str | None,
     key_file: Path | None,
 ) -> None:
-    """Download a file from all its holders at once, and verify every chunk.
+    """Download a file from all its holders at once.
 
-    Waits for missing peers, and continues by itself when they are back. Run an interrupted
-    download again: it keeps what is downloaded. `zchunk pause`, `resume` and `cancel` control it
-    from any terminal. A cancelled download keeps nothing and ends with exit code 10.
+    Verifies every chunk. Waits for missing peers, and continues by itself when they are back.
+    Run an interrupted download again: it keeps what is downloaded. `zchunk pause`, `resume` and
+    `cancel` control it from any terminal. A cancelled download keeps nothing and ends with exit
+    code 10.
 
     With -o - (or /dev/stdout), writes the content to stdout in order, each chunk after it is
     verified. Such a download has no job: run again, it starts over.
@@ -536,10 +536,10 @@ def file_json(record: FileRecord) -> dict[str, Any]:
 @everywhere()
 @pass_invocation
 def info(invocation: Invocation, name_or_id: str, passphrase_file: str | None, key_file: Path | None) -> None:
-    """Show a file: its chunks, their holders, and whether it can be read now.
+    """Show a file: its chunks, their holders, its health.
 
-    With --passphrase-file or --key-file, also shows the true name and SHA-256 of an encrypted
-    file.
+    The health says whether the file can be read now. With --passphrase-file or --key-file, also
+    shows the true name and SHA-256 of an encrypted file.
     """
     named = keys_given(passphrase_file, key_file).named
     with invocation.client() as client:

@@ -35,8 +35,10 @@ def _desk(invocation: Invocation) -> JobDesk:
 @everywhere()
 @pass_invocation
 def jobs(invocation: Invocation) -> None:
-    """List the downloads of this home: those running in any terminal, those that can be
-    resumed, and the last ones that have ended.
+    """List the downloads of this home.
+
+    Lists those running in any terminal, those that can be resumed, and the last ones that have
+    ended.
     """
     found = _desk(invocation).all()
     if invocation.json:

@@ -127,8 +127,9 @@ def key() -> None:
 @everywhere()
 @pass_invocation
 def new_key_file(invocation: Invocation, file: Path) -> None:
-    """Create a key file: 32 random bytes, readable by you alone (mode 0600). Never replaces a
-    file.
+    """Create a key file.
+
+    It has 32 random bytes, and only you can read it (mode 0600). Never replaces a file.
 
     Keep a copy in a safe place: files encrypted with it cannot be read without it.
     """

@@ -133,7 +133,7 @@ def token(invocation: Invocation, role: str, expires: float, once: bool) -> None
 @everywhere()
 @click.pass_context
 def peers(context: click.Context) -> None:
-    """List the nodes of the cluster: which are up, and how much space they have."""
+    """List the nodes of the cluster: up or down, and their space."""
     if context.invoked_subcommand is None:
         _list(context.ensure_object(Invocation))
 

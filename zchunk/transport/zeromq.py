@@ -300,7 +300,7 @@ def _number_to_bind(address: str) -> str:
     numbers = name_lookup.look_up(name)
     if not numbers:
         raise InvalidUsage(
-            f"cannot listen on {address}: the name {name} does not resolve on this PC; use a number, or *"
+            f"cannot listen on {address}: the name {name} does not resolve on this PC; use an IP address or *"
         )
     return addresses.HostPort(numbers[0], addresses.parse(address).port).tcp
 

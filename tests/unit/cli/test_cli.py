@@ -401,3 +401,19 @@ def test_a_command_ends_at_once_but_not_before_what_must_be_waited_for(
     program._leave(6)
     program._leave("a text, which the interpreter prints")
     assert ended == [6]
+
+
+@pytest.mark.parametrize("args", [(), ("key",), ("peers",), ("tokens",)])
+def test_the_list_of_commands_says_of_each_what_it_does_in_80_columns(args: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli, [*args, "--help"], terminal_width=80)
+    _, _, commands = result.output.partition("Commands:\n")
+    assert commands
+    assert "..." not in commands, "no sentence is cut"
+
+
+def test_a_suggested_option_is_part_of_the_sentence() -> None:
+    result = CliRunner().invoke(cli, ["get", "--no-wai", "x"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "zchunk: No such option '--no-wai' (did you mean '--no-wait'?); see `zchunk get --help`\n"
+    )

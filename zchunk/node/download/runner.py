@@ -548,11 +548,12 @@ class Download(Fetcher):
 def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
     """The error of a download that does not wait for the peers of a `waiting` event."""
     names = ", ".join(map(_named, waiting["missing"])) or "no known peer"
+    count = waiting["chunks_missing"]
     how = f"`zchunk resume {waiting['job_id']}`, or the same command, continues once they can be fetched"
     return PartialDownload(
-        f"{kept}; {waiting['chunks_missing']} wait for {names}: {how}",
+        f"{kept}; {count} {'waits' if count == 1 else 'wait'} for {names}: {how}",
         missing_peers=waiting["missing_peers"],
-        chunks_missing=waiting["chunks_missing"],
+        chunks_missing=count,
         chunks_completed=waiting["chunks_completed"],
         chunks_count=waiting["chunks_count"],
     )

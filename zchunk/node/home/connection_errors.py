@@ -21,7 +21,7 @@ def closed_door(
     if link is Link.NAMELESS:
         return unreachable(
             f"{who} cannot be reached: its name does not resolve on this PC, or no name server answers;"
-            " check them, or give the other side an address of numbers (--advertise)"
+            " check them, or let the other side announce an IP address (--advertise)"
         )
     if link is Link.REFUSED and rotating:
         return NotAllowed(
