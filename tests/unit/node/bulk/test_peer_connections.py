@@ -119,8 +119,8 @@ def test_a_peer_without_an_address_is_told_by_its_name(rig: Rig) -> None:
     rig.links.set_peer(replace(record(), endpoints=()))
     rig.ask()
     assert [error.message for error in rig.answers] == [
-        f"no address of peer {PEER[:8]} is known",
-        "no address of LAB-PC3 is known",
+        f"peer {PEER[:8]} has no known address",
+        "LAB-PC3 has no known address",
     ]
 
 
