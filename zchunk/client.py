@@ -107,7 +107,7 @@ _CLOSE_S = 10.0
 
 
 class PlannedUpload:
-    """A plan to be agreed to: `run` carries it out, `abandon` drops it."""
+    """A plan to confirm: `run` carries it out, `abandon` drops it."""
 
     def __init__(
         self,
@@ -169,8 +169,8 @@ class Client:
     def __init__(self, home: str | Path, settings: Settings | None = None) -> None:
         """`home` is the folder that `zchunk join` (or `zchunk node --join`) used.
 
-        Raises NotJoined, StorageUnavailable (too few descriptors are left). Does not wait for the
-        tracker: the first request does.
+        Raises NotJoined, and StorageUnavailable when too few descriptors are left. Does not connect to
+        the tracker: the first request does.
         """
         self.home = Path(home).expanduser()
         self.settings = settings or load_settings(None)
@@ -220,9 +220,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Also closes the files that `open` returned. Jobs of other threads stop, what they have
-        is kept; whatever waits in another thread raises ClientClosed, reads of a file ValueError.
-        A second call does nothing, and nor does one in a process that was forked."""
+        """Closes the client, and the files that `open` returned. Jobs of other threads stop and keep
+        what they have; calls that wait in other threads raise ClientClosed, reads of a file ValueError.
+        A second call does nothing, nor does a call in a forked process."""
         if os.getpid() != self._pid or not self._closing.acquire(blocking=False):
             return
         why = ClientClosed("this client is closed; create a new zchunk.Client")
@@ -236,19 +236,19 @@ class Client:
         self._control_transport.close()
 
     def interrupt(self) -> None:
-        """What runs stops as by Ctrl-C, and is kept. From any thread, or a signal handler; who
-        has given `on_event` hears `interrupt` there."""
+        """Stops running transfers like Ctrl-C: they can be resumed. May be called from any thread, or
+        from a signal handler; `on_event` gets an event `interrupt`."""
         self._calls.interrupt()
 
     # -- looking --------------------------------------------------------------------
 
     def peers(self) -> tuple[PeerRecord, ...]:
-        """Every storing node, by name."""
+        """All storing nodes, by name."""
         snapshot = self._expect(GetSnapshot(), Snapshot)
         return tuple(sorted(snapshot.peers, key=lambda record: (record.name, record.peer_id)))
 
     def ls(self) -> Iterator[FileRecord]:
-        """Every file, newest first; a page is fetched while the one before it is read."""
+        """All files, newest first; the next page is fetched while you read this one."""
         self._check_tracker()
         with self._calls.call() as call:
             self._send(ListFiles(page=""), _REQUEST_S, call)
@@ -288,7 +288,7 @@ class Client:
         return location(self._expect(ask, Located), name_or_id)
 
     def remove(self, file_id: str) -> Removed:
-        """Removes the file of this id. What other files share with it stays."""
+        """Removes the file with this id. Chunks that other files share stay."""
         try:
             ask = Remove(file_id=file_id.lower())
         except ValidationError:
@@ -392,8 +392,8 @@ class Client:
         options: PutOptions | None = None,
         on_event: OnEvent | None = None,
     ) -> dict[str, Any]:
-        """Plans and uploads in one go; returns the `done` event. With `options.encrypt`, a
-        `zchunk.Passphrase` or `zchunk.KeyFile`, the file is encrypted before it leaves."""
+        """Plans and uploads a file; returns the `done` event. With `options.encrypt`, a
+        `zchunk.Passphrase` or `zchunk.KeyFile`, the file is encrypted before it leaves this PC."""
         return self.plan_put(path, options).run(on_event)
 
     def own_peer(self) -> str | None:
@@ -423,9 +423,9 @@ class Client:
         """Downloads a file, from all its holders at once; returns the `done` event.
 
         `target` defaults to the safe last part of the (true) name, in the working folder.
-        `wait`: stay for missing peers; else PartialDownload, with the part kept.
-        `unlock`: for an encrypted file. Raises TargetExists (other content there, without
-        `force`), AlreadyRunning, KeyNeeded, WrongKey.
+        `wait`: wait for missing peers; else raise PartialDownload and keep the part.
+        `unlock`: the secret of an encrypted file, or a function that returns it. Raises TargetExists
+        (the target has other content, without `force`), AlreadyRunning, KeyNeeded, WrongKey.
         """
         where = self.opened(self.locate(name_or_id), unlock)
         return self.get_located(where, target, wait=wait, force=force, on_event=on_event)
@@ -554,15 +554,15 @@ class Client:
         unlock: Unlock | None = None,
         on_event: OnEvent | None = None,
     ) -> io.BufferedReader:
-        """A file of the cluster as a read-only, seekable binary file object, to be closed.
+        """A file of the cluster as a read-only, seekable binary file object; close it after use.
 
-        Only the chunks that are read are fetched, and each is verified before a byte of it is
-        returned; who reads on in order has the next ones fetched ahead. Chunks stay in memory
-        within `transfer.receive_budget` (64 MiB, or three chunks if that is more), for each open file.
-        `wait`: a read stays for missing peers; else it raises PartialDownload, and reads of
-        what is there go on. `unlock` as for `get`. `on_event` hears of `waiting`, `resumed` and
-        `corrupt` while a read waits. Reads raise IntegrityError for a chunk that no holder has
-        right. Raises as `get` does.
+        It fetches only the chunks that you read, and verifies each one before it returns a byte of it;
+        when you read in order, it fetches the next ones ahead. Each open file keeps chunks in memory
+        up to `transfer.receive_budget` (64 MiB, or three chunks if that is more).
+        `wait`: reads wait for missing peers; else they raise PartialDownload, and reads of
+        available chunks still work. `unlock` as for `get`. `on_event` gets `waiting`, `resumed` and
+        `corrupt` events while a read waits. Reads raise IntegrityError for a chunk that is corrupt at
+        every holder. Raises as `get` does.
         """
         from zchunk.node.reading.file_object import file_object
 
@@ -600,8 +600,8 @@ class Client:
         return self.desk.all()
 
     def pause(self, job_id: str) -> JobStatus:
-        """Makes a running download stand still, in whatever process. `job_id` may be a unique
-        prefix, here and below. Raises NotFound, InvalidUsage (too late), PeerUnreachable."""
+        """Pauses a running download, in whatever process it runs. `job_id` may be a unique prefix, here
+        and below. Raises NotFound, InvalidUsage (too late), PeerUnreachable."""
         return self.desk.pause(self.desk.find(job_id))
 
     def cancel(self, job_id: str) -> JobStatus:
@@ -611,9 +611,8 @@ class Client:
     def resume(
         self, job_id: str, *, unlock: Unlock | None = None, on_event: OnEvent | None = None
     ) -> JobStatus:
-        """Lets a paused download go on in its process; one that no process runs is run here,
-        to its end, with `unlock` as for `get`: no key is kept with a job. Raises as `pause`
-        and `get` do."""
+        """Continues a paused download in its process; a job without a process runs here, to its end,
+        with `unlock` as for `get`: a job never stores a key. Raises as `pause` and `get` do."""
         record = self.desk.find(job_id)
         found = self.desk.resume(record)
         if found.active:
@@ -643,14 +642,14 @@ class Client:
     # -- events ---------------------------------------------------------------------
 
     def events(self, since: int | None = None) -> Iterator[dict[str, Any]]:
-        """What happens in the cluster from now on, without end: dicts with `topic`, `epoch`,
-        `seq`, `time` (ISO 8601, the tracker's) and the topic's fields (docs/events.md).
+        """The events of the cluster from now on, endlessly: dicts with `topic`, `epoch`, `seq`,
+        `time` (ISO 8601, the tracker's clock) and the topic's fields (docs/events.md).
 
-        `since`: begin behind that event of the tracker's present run, 0 with the first that
-        it still has. An event that was lost on its way is fetched; a dict with the topic
-        `missed` tells of those that the tracker no longer has. While the tracker is away
-        nothing comes; afterwards it goes on by itself, from the first event of the new run.
-        Raises TrackerUnreachable where it is not there to begin with, NotAllowed.
+        `since`: start after that event of the tracker's present run; 0 starts with the oldest one that
+        it keeps. Lost events are fetched; a dict with the topic `missed` reports those that the tracker
+        no longer has. While the tracker is off no events come; then they continue by themselves, with
+        the first event of the new run.
+        Raises TrackerUnreachable when the tracker does not answer at the start, NotAllowed.
         """
         self._expect(GetSnapshot(), Snapshot)
         with self._calls.call() as call:

@@ -55,16 +55,16 @@ class StorageFailure(ZchunkError):
 
 
 class StorageUnavailable(ZchunkError):
-    """The operating system refuses for now: no descriptors or memory are left, a mount is stale.
-    Nothing is known to be lost."""
+    """The operating system refuses for now: no descriptors or memory are left, or a mount is stale.
+    No data is known to be lost."""
 
     code = "storage_unavailable"
     retryable = True
 
 
 class Unreadable(ZchunkError):
-    """A chunk is held and cannot be read now, which says nothing of its bytes: it stays, and is
-    tried again."""
+    """A chunk is held but cannot be read now, which does not mean that it is damaged: it is kept,
+    and read again later."""
 
     code = "unreadable"
     retryable = True
@@ -90,7 +90,7 @@ class Busy(ZchunkError):
 
 
 class MalformedMessage(ZchunkError):
-    """Bytes that are no message of ours: the other side's mistake."""
+    """Bytes that are not a valid message: the other side's mistake."""
 
     code = "malformed"
 
@@ -100,7 +100,7 @@ class UnknownMessage(ZchunkError):
 
 
 class OutputLost(ZchunkError):
-    """What was asked for could not be written to stdout."""
+    """A command's result could not be written to stdout."""
 
     code = "output_lost"
 
@@ -126,7 +126,7 @@ class NotYetStored(ZchunkError):
 
 
 class OpenDoor(ZchunkError):
-    """A process's test of itself: its sockets let a stranger in, or could not be tried."""
+    """A process's check of its own ports: they accept an unknown key, or could not be checked."""
 
     code = "open_door"
 
@@ -182,7 +182,7 @@ class ForeignProcess(InvalidUsage):
 
 
 class StateLost(InvalidUsage):
-    """A part of a home is missing that was there before: it is not made anew unasked."""
+    """A part of a home is missing that existed before: it is not created again unasked."""
 
     code = "state_lost"
 
@@ -203,8 +203,8 @@ class TooFewPeers(ZchunkError):
 
 
 class PeersUnsure(TooFewPeers):
-    """A tracker that has just started cannot tell yet: nodes that it knows still have time to say
-    hello. `details["unsure"]` names them, `details["unsure_s"]` is how long they have."""
+    """A tracker that has just started cannot answer yet: nodes that it knows still have time to
+    register. `details["unsure"]` names them, `details["unsure_s"]` is how long they have."""
 
     code = "peers_unsure"
 
@@ -250,7 +250,7 @@ class TokenRefused(NotAllowed):
 
 
 class NotJoined(NotAllowed):
-    """This home is no member of a cluster yet."""
+    """This home has not joined a cluster."""
 
     code = "not_joined"
 
@@ -262,7 +262,7 @@ class TransportMismatch(NotAllowed):
 
 
 class WrongServer(NotAllowed):
-    """What listens there is not whom we look for: it has another key, or is no zchunk."""
+    """The process that listens there is another one: it has another key, or is not zchunk."""
 
     code = "wrong_server"
 
@@ -289,7 +289,7 @@ class NotFound(ZchunkError):
 
 
 class Cancelled(ZchunkError):
-    """A download was cancelled: nothing of it is kept, so trying again starts over."""
+    """A download was cancelled: nothing of it is kept, so it starts over when run again."""
 
     code = "cancelled"
     exit_code = 10

@@ -70,7 +70,7 @@ _PASSPHRASE, _KEY_FILE = "scrypt", "key file"
 
 @dataclass(frozen=True)
 class Passphrase:
-    """`text` counts in its composed form (NFC), however a keyboard sends its letters."""
+    """`text` is normalized to its composed form (NFC), so it does not depend on the keyboard."""
 
     text: str = field(repr=False)
 
@@ -88,7 +88,7 @@ class Passphrase:
 
 @dataclass(frozen=True)
 class KeyFile:
-    """What a key file holds: 32 random bytes."""
+    """The content of a key file: 32 random bytes."""
 
     key: bytes = field(repr=False)
 

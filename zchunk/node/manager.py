@@ -35,7 +35,7 @@ Sent = Callable[[ZchunkError | None], None]
 
 @dataclass(frozen=True)
 class PutOptions:
-    """How to put a file; None takes the configuration's value."""
+    """How to upload a file; None means the configuration's value."""
 
     name: str | None = None
     replicas: int | None = None
