@@ -65,7 +65,7 @@ class Demo:
     def make_file(self) -> Path:
         path = self.root / "recording.bin"
         make_file(path, self.size)
-        say(f"2. Made {path.name}: {self.size / 1e9:.1f} GB of random bytes.")
+        say(f"2. Created {path.name}: {self.size / 1e9:.1f} GB of random bytes.")
         return path
 
     def put(self, source: Path) -> None:
@@ -82,7 +82,7 @@ class Demo:
         for chunk in info["chunks"]:
             counts[names[chunk["peer_id"]]] = counts.get(names[chunk["peer_id"]], 0) + 1
         where = ", ".join(f"{peer} {count}" for peer, count in sorted(counts.items()))
-        say(f"4. Where the chunks went: {where}.")
+        say(f"4. Chunks by node: {where}.")
 
     def get_without_one(self, name: str, target: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         """A download that waits for the node that was killed."""
@@ -91,8 +91,9 @@ class Demo:
         get = self.cluster.start("get", name, "-o", str(target))
         waiting = self.event(get, "waiting")
         names = ", ".join(row["name"] for row in waiting["missing"])
-        say(f"5. PC-C is killed (kill -9). zchunk get has {waiting['chunks_completed']} of", end=" ")
-        say(f"{waiting['chunks_count']} chunks and waits: {waiting['chunks_missing']} chunks are on {names}.")
+        say(f"5. Killed PC-C (kill -9). zchunk get has {waiting['chunks_completed']} of", end=" ")
+        say(f"{waiting['chunks_count']} chunks, and waits for the", end=" ")
+        say(f"{waiting['chunks_missing']} chunks on {names}.")
         return get, waiting
 
     def status(self, name: str) -> str:
@@ -118,8 +119,9 @@ class Demo:
         done = self.event(get, "done")
         check(get.wait() == 0, "the download ended with an error")
         check(done["bytes_received"] == self.size, "something came twice, or not at all")
-        say(f"6. PC-C is started again. Its process was {1000 * first:.0f} ms old when new chunks", end=" ")
-        say("were on this disk: the tracker's event woke the download, which then completed by itself.")
+        say(f"6. Started PC-C again. {1000 * first:.0f} ms after the start of its process the first", end=" ")
+        say("new chunks were on this disk: the tracker's event woke the download, which then", end=" ")
+        say("completed by itself.")
 
     def compare(self, source: Path, target: Path) -> None:
         digests = []
@@ -158,11 +160,11 @@ def main() -> None:
         raise SystemExit("stopped") from None
     finally:
         if options.keep:
-            say(f"Kept: {root}")
+            say(f"The files are kept in {root}.")
         else:
             shutil.rmtree(root, ignore_errors=True)
     if not options.keep:
-        say("Everything was stopped and removed.")
+        say("All processes are stopped, and all files are removed.")
 
 
 if __name__ == "__main__":

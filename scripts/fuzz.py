@@ -48,7 +48,9 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="all of them by default")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (60)")
     parser.add_argument("--list", action="store_true", help="names of the targets")
-    parser.add_argument("--corpus", type=Path, help="keep what reached new code there, and begin with it")
+    parser.add_argument(
+        "--corpus", type=Path, help="keep inputs that reached new code there, and start with them"
+    )
     parser.add_argument("--child", metavar="FOLDER", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
@@ -58,7 +60,7 @@ def main() -> int:
 
     unknown = sorted(set(given.targets) - set(TARGETS))
     if unknown:
-        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+        parser.error(f"unknown target {', '.join(unknown)}; the targets are {', '.join(TARGETS)}")
     if given.list:
         print("\n".join(TARGETS))
         return 0

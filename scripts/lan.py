@@ -218,7 +218,7 @@ def _standing(mark: str) -> list[str]:
 
 def _up(options: argparse.Namespace) -> str:
     if _standing(options.lan):
-        return "a LAN is up already; `scripts/lan down` removes it"
+        return "a LAN is already up; `scripts/lan down` removes it"
     lan = Lan(mark=options.lan)
     try:
         for name, megabits in options.pcs:
@@ -235,7 +235,7 @@ def _up(options: argparse.Namespace) -> str:
 def _exec(options: argparse.Namespace) -> str:
     namespace = f"{options.lan}-{options.pc}"
     if namespace not in _standing(options.lan):
-        return f"there is no PC {options.pc!r}; `scripts/lan up` makes them"
+        return f"no PC has the name {options.pc!r}; `scripts/lan up` creates PCs"
     os.execvp("ip", ["ip", "netns", "exec", namespace, *options.command])
 
 
@@ -254,9 +254,9 @@ def _pc(text: str) -> tuple[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/lan", description="A LAN of network namespaces.")
-    parser.add_argument("--lan", default="zlan", metavar="WORD", help="which one, where there are several")
+    parser.add_argument("--lan", default="zlan", metavar="WORD", help="name of the LAN, if there are several")
     commands = parser.add_subparsers(dest="name", required=True)
-    up = commands.add_parser("up", help="make PCs with cables to one switch")
+    up = commands.add_parser("up", help="create PCs with cables to one switch")
     up.add_argument("pcs", nargs="+", type=_pc, metavar="NAME[=MBIT]", help="a PC, its speed in Mbit/s")
     inside = commands.add_parser("exec", help="run a command on a PC")
     inside.add_argument("pc", metavar="NAME")

@@ -100,7 +100,7 @@ def every_call(options: argparse.Namespace) -> None:
             while writer.killed_at(call, killed + 1):
                 killed += 1
             say(f"| {call} | {killed} |")
-    say("\nNo chunk was announced that was not whole, and no temporary file outlived a start.")
+    say("\nNo incomplete chunk was announced, and no temporary file survived a start.")
 
 
 def tracker(options: argparse.Namespace) -> None:
@@ -112,18 +112,18 @@ def tracker(options: argparse.Namespace) -> None:
         for _ in range(options.restarts):
             found.append(restarts.run())
             tally.add(found[-1])
-    say("\n## kill -9 and start of the tracker in mid-download\n")
+    say("\n## kill -9 and start of the tracker during a download\n")
     say("| | median | p99 | most |")
     say("| --- | --- | --- | --- |")
     say(f"| its view is right after | {spread([each.view_s for each in found], 's')} |")
-    say(f"| chunks that came without it | {spread([each.meanwhile for each in found], '', 0)} |")
+    say(f"| chunks that arrived without it | {spread([each.meanwhile for each in found], '', 0)} |")
     say(f"| the download took | {spread([each.seconds for each in found], 's')} |")
     say(f"\n{len(found)} restarts; no download stopped.")
 
 
 def cables(options: argparse.Namespace) -> None:
     """T8, up to a minute."""
-    say("\n## a PC without its cable in mid-download\n")
+    say("\n## a PC without its cable during a download\n")
     say("| whose | for | complete after the cable was back |")
     say("| --- | --- | --- |")
     with folders() as (root, files), lan_of() as lan, LanCluster(root, lan, CABLES) as office:
@@ -140,7 +140,10 @@ def cables(options: argparse.Namespace) -> None:
 def peers(options: argparse.Namespace) -> None:
     """Peers that misbehave at random, from the seed."""
     say("\n## peers that misbehave at random\n")
-    say("| transport | for | said and answered | commands meanwhile, median by that without | slowest |")
+    say(
+        "| transport | for | sent and answered | commands meanwhile, median relative to that without"
+        " | slowest |"
+    )
     say("| --- | --- | --- | --- | --- |")
     for transport in CURVE_AND_PLAIN:
         with folders() as (root, _), site_of(root, transport, options.seed) as site:

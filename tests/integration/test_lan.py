@@ -126,7 +126,7 @@ def test_the_command_makes_a_lan_runs_on_its_pcs_and_removes_it(cables: Lan) -> 
     try:
         up = rig("up", "A=100", "B")
         assert up.stdout.splitlines() == ["A\t10.213.1.1\t100 Mbit/s", "B\t10.213.1.2\tno limit"], up.stderr
-        assert "is up already" in rig("up", "A").stderr
+        assert "is already up" in rig("up", "A").stderr
         assert "inet 10.213.1.2/24" in rig("exec", "B", "ip", "addr").stdout
         assert "rate 100Mbit" in rig("exec", "A", "tc", "qdisc").stdout
         assert rig("exec", "A", "false").returncode == 1
@@ -134,7 +134,7 @@ def test_the_command_makes_a_lan_runs_on_its_pcs_and_removes_it(cables: Lan) -> 
         assert rig("down").returncode == 0
     gone = rig("exec", "A", "true")
     assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
-    assert "no PC 'A'" in gone.stderr
+    assert "no PC has the name 'A'" in gone.stderr
 
 
 @pytest.mark.parametrize(
