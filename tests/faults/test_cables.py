@@ -54,6 +54,7 @@ def under_way(get: Process) -> Event:
     return get.until(lambda e: e.get("event") == "progress" and 0 < e["chunks_completed"] < e["chunks_count"])
 
 
+@pytest.mark.row("D4")
 @pytest.mark.parametrize(("pc", "seconds"), [("A", 1.0), ("A", 4.5), ("client", 4.5)])
 def test_a_pc_that_was_isolated_goes_on(
     pc: str, seconds: float, office: LanCluster, source: Source, folder: Path, record_property: Figure
@@ -120,6 +121,7 @@ def test_another_holder_is_asked_when_one_cannot_be_reached(
     record_property("figures", f"complete {get.seconds - pulled_at:.2f} s after the cable was pulled")
 
 
+@pytest.mark.row("D4")
 def test_a_peer_that_the_tracker_sees_and_we_do_not_is_named_and_not_pestered(
     split: TwoNets, folder: Path, record_property: Figure
 ) -> None:

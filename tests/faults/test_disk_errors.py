@@ -32,6 +32,7 @@ def free(cluster: Cluster, name: str) -> int:
     return next(int(row["free"]) for row in rows if row["name"] == name)
 
 
+@pytest.mark.row("U5")
 def test_a_node_that_cannot_sync_announces_nothing(trio: Cluster, folder: Path) -> None:
     source, node = make_file(folder / "unsynced.bin", 4 * MIB), trio.nodes["A"]
     with tampered(node.process, folder / "trace", _SYNCS):

@@ -160,6 +160,7 @@ def _nothing() -> Iterator[None]:
     yield
 
 
+@pytest.mark.row("D10")
 @pytest.mark.parametrize("fault", DOZEN, ids=str)
 def test_calls_that_fail_for_a_while_cost_nothing(
     trio: Cluster, folder: Path, fault: Fault, record_property: Figure

@@ -98,6 +98,7 @@ def test_with_too_few_disks_left_the_upload_ends_clearly_or_goes_on_when_there_i
     trio.restart("C")
 
 
+@pytest.mark.row("U6")
 def test_a_disk_that_fills_up_after_the_plan_gets_its_chunks_placed_elsewhere(
     trio: SmallDisks, folder: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_disk_that_fills_up_after_the_plan_gets_its_chunks_placed_elsewhere(
     assert sha256_of(folder / "copy") == source.sha256
 
 
+@pytest.mark.row("U5")
 @needs_strace
 def test_a_disk_that_is_full_at_the_write_itself_announces_nothing(trio: SmallDisks, folder: Path) -> None:
     """Another program may take the space between a chunk's reservation and its writing."""
@@ -133,6 +135,7 @@ def test_a_disk_that_is_full_at_the_write_itself_announces_nothing(trio: SmallDi
 # -- the downloader ---------------------------------------------------------------------------
 
 
+@pytest.mark.row("D10")
 def test_a_download_to_a_full_disk_is_kept_and_goes_on_when_there_is_space(
     small: Cluster, folder: Path
 ) -> None:
@@ -153,6 +156,7 @@ def test_a_download_to_a_full_disk_is_kept_and_goes_on_when_there_is_space(
         assert [path.name for path in disk.iterdir()] == ["copy"]
 
 
+@pytest.mark.row("D10")
 @needs_strace
 def test_a_disk_that_fills_up_in_mid_download_keeps_what_is_there(small: Cluster, folder: Path) -> None:
     """D10: space that was promised can be gone, on file systems that promise too much."""

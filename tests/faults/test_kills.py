@@ -18,6 +18,7 @@ pytestmark = pytest.mark.alone
 _ROUNDS = 10
 
 
+@pytest.mark.row("D7")
 @pytest.mark.timeout(300)
 def test_a_killed_download_keeps_every_whole_chunk(rounds: Rounds, record_property: Figure) -> None:
     rng = rounds.rng("downloads")
@@ -32,6 +33,7 @@ def test_a_killed_download_keeps_every_whole_chunk(rounds: Rounds, record_proper
     assert len(shares) == _ROUNDS
 
 
+@pytest.mark.row("U7", "D4")
 @pytest.mark.parametrize(
     ("victim", "fault"), [each for each in product(VICTIMS, (KILL, HANG)) if each != ("the downloader", KILL)]
 )

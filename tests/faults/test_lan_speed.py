@@ -43,6 +43,7 @@ def test_a_cable_carries_what_it_is_said_to() -> None:
             assert 0.85 * USUAL < megabits < USUAL, f"from {sender}"
 
 
+@pytest.mark.row("D3")
 def test_three_holders_are_used_to_the_full(lab: Speeds, record_property: Figure) -> None:
     (run,) = lab.three_holders(1, _CHUNK)
     told(run, record_property)
@@ -56,6 +57,7 @@ def test_an_upload_uses_its_uplink_to_the_full(lab: Speeds, record_property: Fig
     assert run.ratio > 0.75
 
 
+@pytest.mark.row("D3")
 def test_a_slow_holder_does_not_hold_up_the_end(lab: Speeds, record_property: Figure) -> None:
     (run,) = lab.slow_holder(1, _CHUNK)
     told(run, record_property)

@@ -33,6 +33,7 @@ def _no_manifest(node: Node, folder: Path) -> AbstractContextManager[None]:
     return tampered(node.process, folder / "trace", delay, only=[node.store / "manifests"])
 
 
+@pytest.mark.row("U6")
 def test_others_take_the_chunks_of_a_node_that_does_not_keep_the_manifest(
     trio: Cluster, folder: Path
 ) -> None:

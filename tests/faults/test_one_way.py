@@ -106,6 +106,7 @@ def deaf_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Beh
         yield cluster, events
 
 
+@pytest.mark.row("D4")
 @pytest.mark.parametrize("moment", ["from the start", "in the middle"])
 def test_a_waiting_download_resumes_though_every_event_is_lost(
     moment: str, deaf_cluster: tuple[Behind, Proxy], folder: Path, record_property: Figure

@@ -30,6 +30,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Writer]:
         yield writer
 
 
+@pytest.mark.row("U5")
 @pytest.mark.parametrize("call", CALLS)
 def test_a_kill_at_any_call_announces_no_chunk_that_is_not_whole(
     call: str, writer: Writer, seed: int, record_property: Figure

@@ -48,6 +48,7 @@ def check_works(cluster: Cluster, folder: Path) -> None:
     cluster.client.run("rm", "--yes", "worked.bin")
 
 
+@pytest.mark.row("D9")
 def test_a_tracker_that_was_stopped_calls_nobody_down(small: Cluster, folder: Path) -> None:
     """Its own silence is no silence of the nodes."""
     history, tracker = History(small), small.tracker.process

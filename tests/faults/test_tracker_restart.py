@@ -23,6 +23,7 @@ def restarts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarts]:
         yield Restarts(cluster, proxies, tmp_path_factory.mktemp("restarts"))
 
 
+@pytest.mark.row("D9")
 @pytest.mark.parametrize("time", range(_TIMES))
 def test_a_download_does_not_stop_for_the_tracker(
     time: int, restarts: Restarts, record_property: Figure

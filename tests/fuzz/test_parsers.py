@@ -57,6 +57,7 @@ def test_bytes_at_random(name: str) -> None:
     run()
 
 
+@pytest.mark.row("S4")
 @each
 def test_valid_bytes_that_were_damaged(name: str) -> None:
     @many
@@ -67,6 +68,7 @@ def test_valid_bytes_that_were_damaged(name: str) -> None:
     run()
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_a_value_that_nobody_expects_in_a_valid_one(name: str) -> None:
     read, write = TREES[name]

@@ -35,6 +35,7 @@ def attacked(made: Rig, attack: str, victim: str) -> dict[str, int]:
     return done
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("victim", ["tracker", "A"])
 @pytest.mark.parametrize("attack", STRANGERS)
 def test_a_stranger_costs_little(curve: Rig, attack: str, victim: str) -> None:
@@ -42,6 +43,7 @@ def test_a_stranger_costs_little(curve: Rig, attack: str, victim: str) -> None:
     assert done.get("acts", 0) + done.get("opened", 0) > 100, done
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("victim", ["tracker", "A"])
 @pytest.mark.parametrize("attack", MEMBERS)
 def test_a_member_costs_little(curve: Rig, attack: str, victim: str) -> None:
@@ -76,6 +78,7 @@ def test_a_message_without_an_end_that_comes_slowly_costs_little(plain: Rig, vic
     assert plain.get() > 0
 
 
+@pytest.mark.row("S4")
 def test_a_recorded_session_is_good_for_nothing(curve: Rig) -> None:
     endpoint = curve.cluster.tracker.endpoint
     host, _, port = endpoint.rpartition(":")

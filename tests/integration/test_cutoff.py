@@ -78,6 +78,7 @@ def last_signs(doors: Doors, keys: Keys, cut_off: Callable[[], None]) -> dict[st
         return {door: max(t.last_at, t.ended_at or 0.0) - done for door, t in taking.items()}
 
 
+@pytest.mark.row("S2")
 @pytest.mark.parametrize(("by", "rounds"), [("command", 1), ("file", 5)])
 def test_who_is_cut_off_gets_nothing_more_within_a_second(
     doors: Doors, by: str, rounds: int, record_property: Figure
@@ -99,6 +100,7 @@ def test_who_is_cut_off_gets_nothing_more_within_a_second(
     assert max(map(max, figures.values())) <= ENDED_WITHIN_S, told
 
 
+@pytest.mark.row("S2")
 @pytest.mark.parametrize("how", ["revoked", "rotated"])
 def test_a_connection_that_kept_silent_is_worth_nothing_afterwards(doors: Doors, how: str) -> None:
     """Who has connected and not said a word is not known by its connection; what it says
@@ -127,6 +129,7 @@ def test_a_connection_that_kept_silent_is_worth_nothing_afterwards(doors: Doors,
         silent([events], SILENCE_S)
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("door", ["tracker", "node"])
 def test_who_asks_for_nonsense_without_end_is_cut_off_and_may_come_back(doors: Doors, door: str) -> None:
     keys = keys_of(doors.cluster.join(f"nonsense-{door}").home / "client")

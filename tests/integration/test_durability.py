@@ -101,6 +101,7 @@ def test_stored_means_durable(pair: Cluster, folder: Path) -> None:
         assert durable < said, f"`stored` number {earlier + 1} was sent before so many chunks were durable"
 
 
+@pytest.mark.row("D5")
 def test_done_means_durable(pair: Cluster, folder: Path) -> None:
     """The download: file sync, rename, folder sync, and then the `done` event."""
     pair.start_node("second")

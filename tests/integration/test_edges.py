@@ -49,6 +49,7 @@ def primaries(info: Event) -> Counter[str]:
 # -- sizes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.row("U1")
 @pytest.mark.parametrize(
     "size", [0, 1, CHUNK, THRESHOLD - 1, THRESHOLD, THRESHOLD + 1, THRESHOLD + 5 * CHUNK + 123]
 )
@@ -78,6 +79,7 @@ def test_sizes(size: int, bench: Cluster, folder: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+@pytest.mark.row("U1")
 def test_a_small_file_goes_to_the_own_node(bench: Cluster, folder: Path) -> None:
     """U1: the node whose home the command uses, or the one that is named; never guessed."""
     for name in ("A", "B", "C"):
@@ -92,6 +94,7 @@ def test_a_small_file_goes_to_the_own_node(bench: Cluster, folder: Path) -> None
 # -- strategies -----------------------------------------------------------------------------
 
 
+@pytest.mark.row("U4")
 @pytest.mark.parametrize("strategy", ["round_robin", "contiguous"])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_even_shares(strategy: str, replicas: int, bench: Cluster, folder: Path) -> None:
@@ -133,6 +136,7 @@ def test_the_plan_says_what_is_lost_with_a_peer(bench: Cluster, folder: Path) ->
 CAPACITIES = {"A": 4 * MIB, "B": 8 * MIB, "C": 16 * MIB}
 
 
+@pytest.mark.row("U4")
 def test_the_plan_follows_free_space_and_a_full_cluster_refuses(
     tmp_path_factory: pytest.TempPathFactory, folder: Path
 ) -> None:
@@ -175,6 +179,7 @@ def test_the_plan_follows_free_space_and_a_full_cluster_refuses(
         assert sum(put(THRESHOLD // 2).values()) == 8, "a file that still fits"
 
 
+@pytest.mark.row("U2")
 def test_too_few_peers(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> None:
     """U2"""
     with Cluster(tmp_path_factory.mktemp("few"), SMALL) as cluster:
@@ -220,6 +225,7 @@ NAMES = {
 }
 
 
+@pytest.mark.row("S4")
 def test_names_are_data_and_targets_are_safe(bench: Cluster, folder: Path) -> None:
     client = bench.client
     here = folder / "in" / "here"
@@ -370,6 +376,7 @@ def test_a_target_with_other_content_is_not_touched(bench: Cluster, folder: Path
 # -- putting again --------------------------------------------------------------------------
 
 
+@pytest.mark.row("U7")
 def test_the_same_file_again_sends_nothing(bench: Cluster, folder: Path) -> None:
     """U7"""
     source, client = fresh(folder, 2 * MIB), bench.client
@@ -380,6 +387,7 @@ def test_the_same_file_again_sends_nothing(bench: Cluster, folder: Path) -> None
     assert client.names().count(source.path.name) == 1
 
 
+@pytest.mark.row("U7")
 def test_another_version_sends_only_what_changed(bench: Cluster, folder: Path) -> None:
     """U7"""
     source, client = fresh(folder, 50 * CHUNK), bench.client

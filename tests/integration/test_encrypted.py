@@ -73,6 +73,7 @@ def disks(cluster: Cluster) -> bytes:
 # -- with a passphrase ---------------------------------------------------------------------------
 
 
+@pytest.mark.row("S3")
 def test_only_the_passphrase_reads_it(bench: Cluster, folder: Path, words: Path) -> None:
     source, client = fresh(folder, SIZE), bench.client
     done = client.put(source.path, "--encrypt", "--passphrase-file", str(words), "--replicas", "2").last
@@ -141,6 +142,7 @@ def test_a_terminal_is_asked_twice_and_once(bench: Cluster, folder: Path) -> Non
 # -- with a key file, and a hidden name -----------------------------------------------------------
 
 
+@pytest.mark.row("S3")
 def test_a_key_file_and_a_hidden_name(bench: Cluster, folder: Path, key: Path, words: Path) -> None:
     source, client = fresh(folder, SIZE), bench.client
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -204,6 +206,7 @@ def test_a_secret_is_not_taken_for_a_file_that_is_not_encrypted(
 # -- killed in the middle --------------------------------------------------------------------------
 
 
+@pytest.mark.row("S3")
 def test_a_killed_download_goes_on_and_its_job_holds_no_secret(
     bench: Cluster, folder: Path, words: Path
 ) -> None:

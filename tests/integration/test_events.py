@@ -9,6 +9,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from tests.integration.cluster import MIB, PATIENCE_S, Cluster, make_file
 from zchunk import Client as Api
 
@@ -22,6 +24,7 @@ def topics(lines: list[dict[str, Any]]) -> list[str]:
     return [line["topic"] for line in lines]
 
 
+@pytest.mark.row("I1")
 def test_what_happens_comes_line_by_line_until_ctrl_c(bench: Cluster, folder: Any) -> None:
     seen = follow(bench, "--since", "0")
     source = make_file(folder / "told.bin", 2 * MIB)

@@ -29,6 +29,7 @@ BEAT = {
 # -- keys -------------------------------------------------------------------------------
 
 
+@pytest.mark.row("S2")
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("who", ["unknown", "revoked", "replaced", "expired"])
 def test_a_key_that_is_nobodys_is_refused_in_the_handshake(doors: Doors, door: str, who: str) -> None:
@@ -65,6 +66,7 @@ def test_a_handshake_that_is_none_comes_to_nothing(doors: Doors) -> None:
             assert zmq.EVENT_HANDSHAKE_SUCCEEDED not in line.watch(), "and not at a later attempt"
 
 
+@pytest.mark.row("S2")
 def test_nothing_comes_to_who_was_refused(doors: Doors) -> None:
     with ExitStack() as stack:
         lines = [
@@ -82,6 +84,7 @@ def test_nothing_comes_to_who_was_refused(doors: Doors) -> None:
 # -- a token's key ------------------------------------------------------------------------
 
 
+@pytest.mark.row("S2")
 def test_a_tokens_key_comes_in_where_one_joins_and_nowhere_else(doors: Doors) -> None:
     token = doors.keys["token"]
     for door in ("events", "node"):
@@ -161,6 +164,7 @@ WRONG_ROLE = [
 ]
 
 
+@pytest.mark.row("S2")
 @pytest.mark.parametrize(
     ("door", "who", "kind", "values", "frames"), WRONG_ROLE, ids=lambda v: v if isinstance(v, str) else ""
 )
@@ -176,6 +180,7 @@ def test_a_role_goes_so_far_and_no_farther(
 # -- identity -----------------------------------------------------------------------------
 
 
+@pytest.mark.row("S2")
 def test_a_claim_in_the_message_is_nobodys(doors: Doors) -> None:
     """Under CURVE who sent a message is who has the key, whatever stands in its header."""
     claim = {"from": doors.keys["member"].peer_id}
@@ -194,6 +199,7 @@ def test_a_claim_in_the_message_is_nobodys(doors: Doors) -> None:
     assert doors.cluster.statuses()["A"] == "up"
 
 
+@pytest.mark.row("S2")
 @pytest.mark.parametrize("door", ["tracker", "node"])
 def test_who_forges_a_routing_id_receives_nothing_meant_for_another(doors: Doors, door: str) -> None:
     ask, values = ("get_snapshot", {}) if door == "tracker" else ("get_block", doors.block())

@@ -89,6 +89,7 @@ def located(cluster: Cluster, file_id: str, sha256: str) -> set[str]:
     return {row["peer_id"] for row in rows if row["chunk_hash"] == sha256}
 
 
+@pytest.mark.row("D8")
 def test_a_flipped_bit_is_found_by_its_own_node_after_a_report(trio: Cluster, folder: Path) -> None:
     source = make_file(folder / "twice.bin", 3 * MIB)
     file_id = trio.client.put(source.path, "--replicas", "2").last["file_id"]
@@ -121,6 +122,7 @@ def test_a_flipped_bit_is_found_by_its_own_node_after_a_report(trio: Cluster, fo
     assert liar.holds(bad) == set(bad) - set(reported)
 
 
+@pytest.mark.row("R2")
 @pytest.mark.parametrize("how", ["cut short", "gone"])
 def test_a_file_that_its_node_cannot_read_is_found_without_a_report(
     how: str, trio: Cluster, folder: Path
@@ -147,6 +149,7 @@ def test_a_file_that_its_node_cannot_read_is_found_without_a_report(
         assert events.health_of(file_id) == [("file.degraded", "degraded")]
 
 
+@pytest.mark.row("D8")
 def test_a_node_that_was_killed_learns_of_the_report_when_it_is_back(trio: Cluster, folder: Path) -> None:
     source = make_file(folder / "away.bin", 2 * MIB)
     file_id = trio.client.put(source.path, "--replicas", "2").last["file_id"]
@@ -167,6 +170,7 @@ def test_a_node_that_was_killed_learns_of_the_report_when_it_is_back(trio: Clust
     )
 
 
+@pytest.mark.row("I1")
 def test_a_peer_that_goes_and_returns_is_told_by_file(trio: Cluster, folder: Path) -> None:
     once, twice = make_file(folder / "once.bin", 2 * MIB), make_file(folder / "two.bin", 2 * MIB)
     one = trio.client.put(once.path).last["file_id"]
@@ -186,6 +190,7 @@ def test_a_peer_that_goes_and_returns_is_told_by_file(trio: Cluster, folder: Pat
         assert order.index("peer.down") < order.index("file.unavailable")
 
 
+@pytest.mark.row("I1")
 def test_a_restarted_tracker_tells_what_is_not_complete_once(trio: Cluster, folder: Path) -> None:
     source = make_file(folder / "kept.bin", 2 * MIB)
     file_id = trio.client.put(source.path).last["file_id"]

@@ -170,6 +170,7 @@ def test_a_writer_through_a_mapping_that_never_rests(bench: Cluster, on_disk: Pa
 # -- an upload that is stopped ---------------------------------------------------------------
 
 
+@pytest.mark.row("U7")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_upload_goes_on_where_it_was(number: signal.Signals, bench: Cluster, folder: Path) -> None:
     """U7"""
@@ -227,6 +228,7 @@ def test_a_small_file_stays_undivided_when_its_peer_dies(bench: Cluster, folder:
     assert bench.client.info(source.path.name)["health"] == "complete"
 
 
+@pytest.mark.row("U6")
 def test_an_upload_waits_with_too_few_peers_left(
     tmp_path_factory: pytest.TempPathFactory, folder: Path
 ) -> None:

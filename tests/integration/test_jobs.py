@@ -66,6 +66,7 @@ def source(bench: Cluster, folder: Path) -> Source:
 # -- steering ---------------------------------------------------------------------------
 
 
+@pytest.mark.row("D6")
 def test_a_running_download_is_paused_and_goes_on(bench: Cluster, folder: Path, out: Path) -> None:
     """D6, from another process; and a job is listed as SPEC "Data" has it."""
     source, client = fresh(folder, 8 * MIB), bench.client
@@ -173,6 +174,7 @@ def test_a_download_that_was_killed_is_not_the_one_that_runs_now(
     assert sha256_of(target) == (source if same else other).sha256
 
 
+@pytest.mark.row("D6")
 def test_a_waiting_download_is_cancelled(bench: Cluster, source: Source, out: Path) -> None:
     """D6: nothing is left, and its command says so with an exit code of its own."""
     client = bench.client
@@ -207,6 +209,7 @@ def test_several_jobs_at_once(bench: Cluster, source: Source, out: Path) -> None
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.row("D4")
 def test_without_auto_resume_it_waits_for_the_command(bench: Cluster, source: Source, out: Path) -> None:
     """D4"""
     client = bench.client
@@ -243,6 +246,7 @@ def test_what_a_person_sees(bench: Cluster, source: Source, out: Path) -> None:
     assert "zchunk: cancelled; nothing of " in ended.stderr
 
 
+@pytest.mark.row("I2")
 def test_from_python(bench: Cluster, source: Source, out: Path) -> None:
     """I2"""
     bench.kill("B")
@@ -268,6 +272,7 @@ def test_from_python(bench: Cluster, source: Source, out: Path) -> None:
 # -- processes that are gone, or hang ------------------------------------------------------
 
 
+@pytest.mark.row("D6")
 def test_a_killed_download_is_noticed_at_once_and_resumed(bench: Cluster, source: Source, out: Path) -> None:
     """D6, D7: no chunk that was kept is fetched again."""
     client = bench.client
@@ -307,6 +312,7 @@ def test_an_interrupted_download_says_how_to_go_on(bench: Cluster, source: Sourc
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.row("D6")
 def test_a_download_that_hangs_is_told_from_one_that_is_gone(
     bench: Cluster, source: Source, out: Path
 ) -> None:
@@ -379,6 +385,7 @@ def failed(client: Client, job_id: str, reason: str) -> Event:
     return job
 
 
+@pytest.mark.row("D10")
 @needs_mount
 def test_a_disk_too_small_is_said_at_once_and_resumed(bench: Cluster, source: Source, folder: Path) -> None:
     client = bench.client
@@ -396,6 +403,7 @@ def test_a_disk_too_small_is_said_at_once_and_resumed(bench: Cluster, source: So
         assert jobs(client)[error["job_id"]]["state"] == "complete"
 
 
+@pytest.mark.row("D10")
 @needs_mount
 def test_a_disk_that_fills_up_in_the_middle(bench: Cluster, source: Source, folder: Path) -> None:
     client = bench.client
@@ -415,6 +423,7 @@ def test_a_disk_that_fills_up_in_the_middle(bench: Cluster, source: Source, fold
         assert sha256_of(disk / "copy") == source.sha256
 
 
+@pytest.mark.row("D10")
 def test_a_folder_that_goes_away_in_the_middle(bench: Cluster, source: Source, out: Path) -> None:
     client = bench.client
     bench.kill("B")
@@ -434,6 +443,7 @@ def test_a_folder_that_goes_away_in_the_middle(bench: Cluster, source: Source, o
     assert sha256_of(out / "copy") == source.sha256
 
 
+@pytest.mark.row("D10")
 def test_a_folder_that_may_not_be_written_any_more(
     tmp_path_factory: pytest.TempPathFactory, folder: Path, out: Path
 ) -> None:

@@ -54,6 +54,7 @@ def _ends_by_event(process: Process) -> None:
     assert process.result().expect(0).seconds < _LEASE_S / 2
 
 
+@pytest.mark.row("U2")
 def test_an_upload_waits_for_the_nodes_to_say_hello(started: Cluster, folder: Path) -> None:
     source = make_file(folder / "early.bin", 2 * MIB)
     put = started.client.start("put", "--yes", source.path)

@@ -20,6 +20,7 @@ def start_node(cluster: Cluster, home: Path, *words: str) -> Result:
     return result
 
 
+@pytest.mark.row("S2")
 def test_a_token_for_one_join(bench: Cluster, folder: Path) -> None:
     token = bench.token("client", "--once")
     first, second = Client(bench, folder / "1"), Client(bench, folder / "2")
@@ -50,6 +51,7 @@ def test_a_node_remembers_its_options(folder: Path) -> None:
         start_node(cluster, home, "--name", "other").expect(2)
 
 
+@pytest.mark.row("S2")
 def test_an_expired_token(bench: Cluster, folder: Path) -> None:
     token = bench.token("client", "--expires", "1s")
     made_by = time.time()
@@ -96,6 +98,7 @@ def test_a_name_that_is_no_text_or_cannot_be_shown(bench: Cluster, folder: Path,
     assert result.stderr.rstrip("\n").isprintable()
 
 
+@pytest.mark.row("S2")
 def test_an_observer_looks_and_does_nothing(bench: Cluster, folder: Path) -> None:
     source = make_file(folder / "observed.bin", 2000)
     bench.client.put(source.path)
@@ -113,6 +116,7 @@ def test_an_observer_looks_and_does_nothing(bench: Cluster, folder: Path) -> Non
     assert "no.bin" not in bench.client.names()
 
 
+@pytest.mark.row("S2")
 def test_a_client_is_no_node(bench: Cluster, folder: Path) -> None:
     for role in ("client", "observer"):
         result = start_node(bench, folder / role, "--join", bench.token(role), "--name", "Z")

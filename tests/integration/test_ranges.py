@@ -67,6 +67,7 @@ def received(file: io.BufferedReader) -> int:
 # -- zchunk cat --------------------------------------------------------------------------
 
 
+@pytest.mark.row("D11")
 def test_cat_is_the_slice(bench: Cluster, source: Source) -> None:
     plain, rng = source.path.read_bytes(), random.Random(11)
     ranges = [(CHUNK - 1, 2), *((rng.randrange(SIZE), rng.randrange(1, MIB)) for _ in range(2))]
@@ -112,6 +113,7 @@ def test_cat_without_a_holder(bench: Cluster, api: zchunk.Client, source: Source
 # -- zchunk.Client.open ------------------------------------------------------------------
 
 
+@pytest.mark.row("D11")
 def test_a_file_object_reads_what_is_asked_for_and_fetches_no_more(
     api: zchunk.Client, source: Source
 ) -> None:
@@ -137,6 +139,7 @@ def test_a_file_object_reads_what_is_asked_for_and_fetches_no_more(
         file.read(1)
 
 
+@pytest.mark.row("I2")
 def test_a_file_object_is_copied_whole_each_chunk_once(
     api: zchunk.Client, source: Source, folder: Path
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_file_object_is_copied_whole_each_chunk_once(
         assert file.read() == source.path.read_bytes()
 
 
+@pytest.mark.row("D11")
 def test_a_zip_file_is_read_in_place(api: zchunk.Client, folder: Path) -> None:
     path = folder / "many.zip"
     with zipfile.ZipFile(path, "w") as archive:

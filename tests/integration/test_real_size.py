@@ -108,6 +108,7 @@ def check_got(result: Result, file: Published, target: Path) -> None:
 # -- 1: a 1 GB upload is split correctly (U1, U3) -------------------------------------------
 
 
+@pytest.mark.row("T1")
 def test_upload_is_split_correctly(lab: Cluster, published: Published) -> None:
     file, source, done = published, published.source, published.put.last
     assert done["event"] == "done"
@@ -126,6 +127,7 @@ def test_upload_is_split_correctly(lab: Cluster, published: Published) -> None:
     assert {row["chunk_hash"] for row in info["chunks"]} == set(file.hashes)
 
 
+@pytest.mark.row("D1")
 def test_every_holder_keeps_the_manifest_that_the_id_is_made_of(lab: Cluster, published: Published) -> None:
     """D1, R4"""
     file_id = published.info["file_id"]
@@ -160,11 +162,13 @@ def as_planned(cluster: Cluster, file: Published) -> dict[str, list[int]]:
     return per_peer
 
 
+@pytest.mark.row("U4", "T2")
 def test_chunks_lie_as_planned_round_robin(lab: Cluster, published: Published) -> None:
     per_peer = as_planned(lab, published)
     assert [indexes[:2] for indexes in sorted(per_peer.values())] == [[0, 3], [1, 4], [2, 5]]
 
 
+@pytest.mark.row("U4", "T2")
 def test_chunks_lie_as_planned_contiguous(lab: Cluster, runs: Published) -> None:
     for indexes in as_planned(lab, runs).values():
         assert indexes == list(range(indexes[0], indexes[-1] + 1)), "one run per peer"
@@ -173,6 +177,7 @@ def test_chunks_lie_as_planned_contiguous(lab: Cluster, runs: Published) -> None
 # -- 3: a full download with all peers up (D3, D5) ------------------------------------------
 
 
+@pytest.mark.row("D3", "T3")
 def test_full_download(lab: Cluster, stranger: Client, published: Published, folder: Path) -> None:
     target = folder / "copy.bin"
     result = stranger.get(published.name, target, deadline_s=LONG_S)
@@ -220,6 +225,7 @@ def without(cluster: Cluster, name: str) -> Iterator[str]:
         cluster.restart(name)
 
 
+@pytest.mark.row("D2", "T4")
 def test_partial_download_is_kept_and_only_the_rest_is_fetched(
     lab: Cluster, runs: Published, folder: Path
 ) -> None:
@@ -246,6 +252,7 @@ def test_partial_download_is_kept_and_only_the_rest_is_fetched(
     assert plan["job_id"] == error["job_id"], "the same job goes on"
 
 
+@pytest.mark.row("D4", "T5")
 def test_a_waiting_download_goes_on_when_the_peer_is_back(
     lab: Cluster, runs: Published, folder: Path
 ) -> None:
@@ -272,6 +279,7 @@ def test_a_waiting_download_goes_on_when_the_peer_is_back(
 # -- 6: every chunk's hash is valid (S1, D8) ------------------------------------------------
 
 
+@pytest.mark.row("D8", "T6")
 def test_every_chunk_is_valid_and_a_flipped_bit_is_never_written(
     lab: Cluster, published: Published, folder: Path
 ) -> None:
@@ -302,6 +310,7 @@ def test_every_chunk_is_valid_and_a_flipped_bit_is_never_written(
 # -- 7: a peer lost while being sent to (U6) ------------------------------------------------
 
 
+@pytest.mark.row("U6", "T7")
 def test_a_peer_lost_while_being_sent_to(lab: Cluster, folder: Path) -> None:
     source = make_file(folder / "lost.bin", 1024 * MIB)
     put = lab.client.start("put", "--yes", source.path)
@@ -338,6 +347,7 @@ def half_way(event: Event) -> bool:
     return event.get("event") == "progress" and event["chunks_completed"] > 10
 
 
+@pytest.mark.row("D7")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_download_keeps_what_it_has(
     number: signal.Signals, lab: Cluster, published: Published, folder: Path
@@ -362,6 +372,7 @@ def test_an_interrupted_download_keeps_what_it_has(
     assert again.last["bytes_received"] <= most, "what is kept is not fetched again"
 
 
+@pytest.mark.row("D9")
 def test_a_download_goes_on_while_the_tracker_is_away(
     lab: Cluster, published: Published, folder: Path
 ) -> None:

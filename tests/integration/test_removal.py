@@ -21,6 +21,7 @@ def await_freed(cluster: Cluster, hashes: Sequence[str]) -> None:
     wait_for(lambda: not held(cluster, hashes), PATIENCE_S, "the chunks have left the folders")
 
 
+@pytest.mark.row("R7")
 def test_rm_frees_the_chunks(bench: Cluster, folder: Path) -> None:
     source = make_file(folder / "freed.bin", 3 * MIB)
     file_id = bench.client.put(source.path, "--replicas", "2").last["file_id"]
@@ -37,6 +38,7 @@ def test_rm_frees_the_chunks(bench: Cluster, folder: Path) -> None:
     assert sha256_of(folder / "copy") == source.sha256
 
 
+@pytest.mark.row("R7")
 def test_what_another_file_uses_stays(bench: Cluster, folder: Path) -> None:
     source = make_file(folder / "shared.bin", 2 * MIB)
     client = bench.client

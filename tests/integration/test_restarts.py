@@ -129,6 +129,7 @@ def test_a_node_goes_on_with_an_empty_disk_where_that_is_said(
         cluster.restart("A")
 
 
+@pytest.mark.row("R8")
 def test_a_disk_that_is_unplugged_is_waited_for_by_name(bench: Cluster, folder: Path) -> None:
     """The node runs, its store is away (SPEC R8): nothing is asked there, nothing is lost."""
     source = make_file(folder / "unplugged.bin", 4 * MIB)

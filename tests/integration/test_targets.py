@@ -375,6 +375,7 @@ def test_nothing_unverified_goes_to_stdout(bench: Cluster, source: Source) -> No
     assert "complete" not in said
 
 
+@pytest.mark.row("D5")
 def test_what_is_not_the_whole_that_was_promised_is_said(bench: Cluster, folder: Path) -> None:
     source = fresh(folder, 200_000)
     liar = bench.join("wrong digest", prefix=(sys.executable, wrongdigest.__file__))

@@ -113,6 +113,7 @@ def check(cluster: Cluster, source: Source, folder: Path) -> None:
 # -- run again with other peers (U7) -----------------------------------------------------------
 
 
+@pytest.mark.row("U7")
 @pytest.mark.parametrize("change", ["same", "one fewer", "one more"])
 def test_a_killed_upload_sends_only_what_is_missing(change: str, quad: Cluster, folder: Path) -> None:
     source = fresh(folder, SIZE)
@@ -154,6 +155,7 @@ def test_it_goes_through_at_once_where_the_file_fits_only_once(
         assert cluster.client.put(other.path, code=8).last["code"] == "no_space"
 
 
+@pytest.mark.row("U7")
 def test_a_version_or_copy_sends_only_new_chunks_whatever_peers_the_plan_names(
     quad: Cluster, folder: Path
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_version_or_copy_sends_only_new_chunks_whatever_peers_the_plan_names(
     check(quad, version, folder)
 
 
+@pytest.mark.row("U7")
 def test_the_same_file_sends_nothing_when_a_node_has_joined(quad: Cluster, folder: Path) -> None:
     source = fresh(folder, SIZE)
     quad.stop("A")
@@ -194,6 +197,7 @@ def waiting_pair(cluster: Cluster, source: Source) -> tuple[Process, Event]:
     return put, put.until("waiting")
 
 
+@pytest.mark.row("U6")
 def test_an_upload_goes_on_when_its_peer_is_back_and_its_copies_count(
     tmp_path_factory: pytest.TempPathFactory, folder: Path
 ) -> None:
@@ -212,6 +216,7 @@ def test_an_upload_goes_on_when_its_peer_is_back_and_its_copies_count(
         check(cluster, source, folder)
 
 
+@pytest.mark.row("U6")
 def test_ctrl_c_leaves_a_waiting_upload_resumable(
     tmp_path_factory: pytest.TempPathFactory, folder: Path
 ) -> None:
@@ -269,6 +274,7 @@ def killed_node(cluster: Cluster, source: Source, put: Process, rng: Random) -> 
     return ran
 
 
+@pytest.mark.row("U6")
 @pytest.mark.parametrize("fault", [killed_uploader, frozen_uploader, killed_node])
 def test_at_any_moment_the_file_ends_complete(fault: Fault, quad: Cluster, folder: Path) -> None:
     """U6, U7: at drawn moments over the whole length of the upload. ZCHUNK_ROUNDS=100 runs more."""

@@ -33,6 +33,7 @@ def wrong_bytes(part: Path, source: Source) -> list[int]:
     return [i for i, piece in pieces.items() if any(piece) and piece != source.piece(i * CHUNK, CHUNK)]
 
 
+@pytest.mark.row("D8")
 def test_the_file_comes_from_the_other_holder(cluster: Cluster, folder: Path) -> None:
     source = make_file(folder / "twice.bin", 4 * MIB)
     file_id = cluster.client.put(source.path, "--replicas", "2").last["file_id"]
@@ -54,6 +55,7 @@ def test_the_file_comes_from_the_other_holder(cluster: Cluster, folder: Path) ->
     ), "a person is told, too"
 
 
+@pytest.mark.row("D8")
 def test_where_nobody_else_has_it_the_download_ends(cluster: Cluster, folder: Path) -> None:
     source = make_file(folder / "once.bin", 4 * MIB)
     file_id = cluster.client.put(source.path).last["file_id"]

@@ -47,6 +47,7 @@ def ended_at_the_last_step(cluster: Cluster, name: str) -> list[SimNode]:
     return holding
 
 
+@pytest.mark.row("R7")
 def test_what_an_upload_left_that_was_never_committed_is_freed(cluster: Cluster) -> None:
     up(cluster)
     holding = ended_at_the_last_step(cluster, "dead")
@@ -84,6 +85,7 @@ def test_a_file_is_known_to_be_one_by_its_event(cluster: Cluster) -> None:
     assert all(node.store.manifests() for node in cluster.nodes)
 
 
+@pytest.mark.row("R8")
 @pytest.mark.parametrize("known", [True, False], ids=["file", "upload"])
 def test_a_tracker_with_an_older_database_makes_nobody_drop_a_manifest(cluster: Cluster, known: bool) -> None:
     """Also of one that is not known to be a file's: who can tell?"""

@@ -120,6 +120,7 @@ def test_the_story_comes_by_every_call(places: list[Site]) -> None:
     assert {call for _, call, _, _ in places} == set(CALLS)
 
 
+@pytest.mark.row("D8")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_what_is_refused_once_at_any_place_costs_nothing(root: Path, places: list[Site], part: int) -> None:
     rng, hits = Random(f"errors {SEED} {part}"), 0

@@ -90,6 +90,7 @@ def stored(cluster: Cluster) -> int:
 # -- what others see --------------------------------------------------------------------------
 
 
+@pytest.mark.row("S3")
 @pytest.mark.parametrize("hide_name", [False, True])
 def test_what_lies_on_other_disks_is_no_plaintext_and_no_digest_of_it(
     root: Path, monkeypatch: pytest.MonkeyPatch, hide_name: bool
@@ -148,6 +149,7 @@ def interrupted(cluster: Cluster, path: Path) -> None:
     cluster.run(lambda: all(cluster.is_quiet(node) for node in cluster.nodes), "the nodes to give up")
 
 
+@pytest.mark.row("S3")
 @pytest.mark.parametrize("seed", range(10))
 def test_an_unchanged_file_goes_on_with_its_key_and_sends_only_what_is_missing(
     root: Path, monkeypatch: pytest.MonkeyPatch, encryptions: Any, seed: int
@@ -179,6 +181,7 @@ def changed(cluster: Cluster, path: Path, how: str) -> None:
 CHANGES = ["in each chunk", "grown", "shorter", "moved"]
 
 
+@pytest.mark.row("S3")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("how", CHANGES)
 def test_a_file_that_changed_meanwhile_uses_no_nonce_for_two_plaintexts(
@@ -234,6 +237,7 @@ def test_a_crash_after_the_commit_is_the_same_file(root: Path, monkeypatch: pyte
 # -- downloads ------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("S3")
 @pytest.mark.parametrize("seed", range(12))
 def test_on_a_faulty_network_with_a_reader_that_is_killed(
     root: Path, monkeypatch: pytest.MonkeyPatch, encryptions: Any, seed: int

@@ -55,6 +55,7 @@ def leftovers(root: Path) -> list[str]:
     return sorted(path.name for path in root.glob("copy*"))
 
 
+@pytest.mark.row("D6")
 @pytest.mark.parametrize("seed", range(40))
 def test_a_paused_download_asks_nobody_and_then_ends_well(root: Path, seed: int) -> None:
     cluster, client, path = begun(root, seed)
@@ -84,6 +85,7 @@ def test_a_paused_download_asks_nobody_and_then_ends_well(root: Path, seed: int)
     assert leftovers(root) == ["copy"]
 
 
+@pytest.mark.row("D6")
 @pytest.mark.parametrize("seed", range(40))
 def test_a_cancelled_download_leaves_nothing(root: Path, seed: int) -> None:
     cluster, client, _ = begun(root, seed)
@@ -175,6 +177,7 @@ def test_a_pause_taken_back_before_the_disk_was_looked_at_is_none(root: Path) ->
     assert not [event for event in got.events if event["event"] in ("paused", "continued")]
 
 
+@pytest.mark.row("D4")
 @pytest.mark.parametrize("seed", range(5))
 def test_without_auto_resume_a_waiting_download_goes_on_when_it_is_told(root: Path, seed: int) -> None:
     """D4: the peer's return is told, and nothing is asked of it until then."""

@@ -373,6 +373,7 @@ def _failing_seed(root: Path, mutation: Mutation) -> tuple[int, BaseException]:
     pytest.fail(f"survives {MUTANT_SEEDS} seeds of {mutation.story.__name__}: what would notice it?")
 
 
+@pytest.mark.row("D8")
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_without_the_guard_some_seed_fails_and_with_it_passes(root: Path, name: str) -> None:
     mutation = MUTATIONS[name]
@@ -383,6 +384,7 @@ def test_without_the_guard_some_seed_fails_and_with_it_passes(root: Path, name: 
     _run(root, mutation.story, seed)
 
 
+@pytest.mark.row("U6")
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
 def test_the_stories_pass(root: Path, story: Story) -> None:
     for seed in range(STORY_SEEDS):

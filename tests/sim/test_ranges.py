@@ -125,6 +125,7 @@ def lies(node: SimNode) -> None:
     node.store.read_block = wrong
 
 
+@pytest.mark.row("D11")
 def test_only_the_chunks_that_are_needed_are_asked_for_and_each_once(root: Path) -> None:
     reads = Reads(*held(root))
     for index in (7, COUNT - 1, 0, 7):
@@ -156,6 +157,7 @@ def test_what_was_read_last_is_in_memory_and_what_was_read_long_ago_is_not(root:
     assert sum(reads.reader.received_from.values()) == before + CHUNK
 
 
+@pytest.mark.row("D11")
 def test_a_node_that_lies_is_found_out_and_another_is_asked(root: Path) -> None:
     reads = Reads(*held(root, replicas=2))
     for index in range(COUNT):
@@ -271,6 +273,7 @@ def test_the_end_gives_all_memory_back(root: Path) -> None:
     assert reads.begin(1) == [(None, None)]
 
 
+@pytest.mark.row("D11")
 @pytest.mark.parametrize("seed", range(25))
 def test_whatever_happens_the_bytes_are_right(root: Path, seed: int) -> None:
     """Random places, in order and not, over a bad network, while nodes come and go."""

@@ -74,6 +74,7 @@ def struck(root: Path, seed: int) -> Counter[tuple[str, str]]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.row("D8")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_refused_history(root: Path, seed: int) -> None:
     _STRUCK[seed] = struck(root, seed)

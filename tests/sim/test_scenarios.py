@@ -175,6 +175,7 @@ class History:
         assert all(counts[what] for what in ("lost", "doubled", "reordered")), f"no faults: {counts}"
 
 
+@pytest.mark.row("U6", "D3", "D8", "D9", "S1")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_history(root: Path, seed: int) -> None:
     History(root, seed).run()

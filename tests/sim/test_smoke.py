@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.sim.cluster import CHUNK, Cluster
 from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.errors import NotYetStored
 from zchunk.protocol.messages import Commit
 
 
+@pytest.mark.row("U3", "R7")
 def test_put_get_remove_on_a_quiet_network(root: Path) -> None:
     cluster = Cluster(root, seed=1)
     client = cluster.client()

@@ -78,6 +78,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
+@pytest.mark.row("U3", "U7")
 @pytest.mark.parametrize("away", [False, True], ids=["same peers", "other peers"])
 def test_a_file_with_1_percent_changed_costs_one_pass_here_and_that_1_percent_there(
     root: Path, read_bytes: Counter[str], away: bool
@@ -112,6 +113,7 @@ def test_the_same_file_again_is_hashed_here_and_nowhere_else(root: Path) -> None
     assert hashing.counts == {"sha256": 2 * size, "blake3": 2 * size}
 
 
+@pytest.mark.row("U7")
 def test_an_undivided_file_goes_on_where_it_began(root: Path) -> None:
     """U1, U7: its first peer has less free by then, and the plan prefers another."""
     settings: dict[str, dict[str, Any]] = {
@@ -182,6 +184,7 @@ def waiting_upload(cluster: Cluster, size: int) -> tuple[SimClient, Outcome, dic
     return client, outcome, next(e for e in outcome.events if e["event"] == "waiting")
 
 
+@pytest.mark.row("U6")
 def test_a_waiting_upload_says_for_whom_since_when_and_for_how_much(root: Path) -> None:
     cluster = Cluster(root, 9, nodes=2)
     _, _, event = waiting_upload(cluster, 40 * CHUNK)
@@ -222,6 +225,7 @@ def test_the_promise_of_an_upload_that_died_ends(root: Path) -> None:
     assert len(promises) == 0
 
 
+@pytest.mark.row("U6")
 def test_a_waiting_upload_polls_nobody_and_goes_on_by_the_event(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -318,6 +318,7 @@ def test_a_database_password_is_never_shown() -> None:
     assert "hunter2" not in refusal(None, environ={"ZCHUNK_TRACKER__DATABASE": "mysql://root:hunter2@host/x"})
 
 
+@pytest.mark.row("S2")
 def test_transport_is_curve_unless_it_is_given_as_plain() -> None:
     assert load(None, environ={}).security.transport == "curve"
     assert load(None, environ={"ZCHUNK_SECURITY__TRANSPORT": "plain"}).security.transport == "plain"
@@ -393,6 +394,7 @@ def test_a_lease_lasts_two_and_a_half_heartbeats(heartbeat: float, lease: float)
         assert "lease_s" in refusal(None, overrides)
 
 
+@pytest.mark.row("U3")
 @pytest.mark.parametrize("chunk_size", [65536, 1048576, 67108864])
 def test_any_allowed_chunk_size_goes_with_the_other_defaults(chunk_size: int) -> None:
     assert load(None, {"chunking": {"chunk_size": chunk_size}}, {}).chunking.chunk_size == chunk_size

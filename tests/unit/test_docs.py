@@ -56,14 +56,6 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text()
 EVENTS = (DOCS / "events.md").read_text()
-SPEC_ROWS = [
-    *(f"U{n}" for n in range(1, 10)),
-    *(f"D{n}" for n in range(1, 12)),
-    *(f"I{n}" for n in range(1, 6)),
-    *(f"S{n}" for n in range(1, 5)),
-    *(f"R{n}" for n in range(1, 10)),
-    *(f"T{n}" for n in range(1, 8)),
-]
 
 # -- reading the documents --------------------------------------------------------------
 
@@ -127,6 +119,7 @@ def test_records_have_exactly_their_fields(record: type[Record]) -> None:
     assert names(text) == list(record.__struct_fields__)
 
 
+@pytest.mark.row("S2")
 def test_roles_are_those_of_the_tracker() -> None:
     rows = dict(table(chapter(PROTOCOL, "Identity")))
     handlers = _handlers()
@@ -205,6 +198,7 @@ def test_configuration_keys_are_those_of_the_shipped_file_with_their_defaults() 
 # -- the manifest --------------------------------------------------------------------------------
 
 
+@pytest.mark.row("U3", "D1")
 def test_the_manifest_example_is_what_the_code_computes() -> None:
     contents = (b"a" * 65536, b"bcd")
     rows = tuple(
@@ -223,6 +217,7 @@ def test_the_manifest_example_is_what_the_code_computes() -> None:
 # -- events ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("I1")
 def test_the_published_topics_are_documented_and_no_other() -> None:
     rooms = Path(core.__file__).parent
     source = "".join(path.read_text() for path in rooms.rglob("*.py"))
@@ -270,6 +265,7 @@ def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SimpleNa
     transport.close()
 
 
+@pytest.mark.row("I1", "S2")
 def test_the_subscriber_example_follows_a_real_tracker(cluster: SimpleNamespace, tmp_path: Path) -> None:
     code = fenced(EVENTS, "python subscriber")
     command = [sys.executable, "-c", code, str(cluster.home)]
@@ -297,26 +293,6 @@ def test_the_subscriber_example_follows_a_real_tracker(cluster: SimpleNamespace,
     member = yaml.safe_load(joined.partition(" ")[2])
     assert names(TOPICS["member.joined"]) == list(member)
     assert sorted(member["member"]) == sorted(MemberRecord.__struct_fields__)
-
-
-# -- rows ---------------------------------------------------------------------------------------------
-
-
-def test_every_row_of_the_specification_is_in_rows() -> None:
-    text = (DOCS / "rows.md").read_text()
-    assert re.findall(r"^\| ([UDISRT]\d+) ", text, flags=re.MULTILINE) == SPEC_ROWS
-
-
-def test_every_test_that_rows_names_exists() -> None:
-    text = (DOCS / "rows.md").read_text()
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
-    assert named
-    missing = [f"{file}::{test}" for file, test in named if not _has(ROOT / file, test)]
-    assert not missing
-
-
-def _has(file: Path, test: str) -> bool:
-    return file.exists() and re.search(rf"def {test}\(", file.read_text()) is not None
 
 
 # -- what documents may not say -------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def distinct(holders: Sequence[Sequence[str]]) -> set[str]:
 # -- every plan -----------------------------------------------------------------------
 
 
+@pytest.mark.row("U4")
 @given(roomy | short_of_room)
 def test_each_chunk_has_as_many_copies_as_asked_on_different_peers(case: Case) -> None:
     plan = planned(case)
@@ -116,6 +117,7 @@ def test_no_peer_is_filled_over_its_free_space_by_chunks_of_many_sizes(
     assert all(len(set(row)) == case["replicas"] for row in plan.assignment)
 
 
+@pytest.mark.row("U4")
 @given(roomy | short_of_room)
 def test_a_file_lies_on_at_least_min_peers_peers(case: Case) -> None:
     plan = planned(case)
@@ -149,6 +151,7 @@ def test_chunks_of_a_peer_are_the_rows_it_stands_in(case: Case) -> None:
 # -- round_robin and contiguous -------------------------------------------------------
 
 
+@pytest.mark.row("U4")
 @given(cases(even_strategies))
 def test_copies_are_even_to_within_one(case: Case) -> None:
     counts = copies(planned(case))
@@ -178,6 +181,7 @@ def test_primaries_are_even_to_within_one(case: Case) -> None:
     assert max(each) - min(each) <= 1
 
 
+@pytest.mark.row("U4")
 @given(cases(st.just("contiguous")) | cases(st.just("contiguous"), tight=True))
 def test_contiguous_gives_each_peer_one_run_of_primaries(case: Case) -> None:
     primaries = [row[0] for row in planned(case).assignment]
@@ -193,6 +197,7 @@ def test_contiguous_replicas_are_the_runs_shifted_by_peers(case: Case) -> None:
         assert row == tuple((row[0] + shift) % len(plan.peers) for shift in range(case["replicas"]))
 
 
+@pytest.mark.row("U4")
 @given(cases(st.just("round_robin")))
 def test_round_robin_deals_primaries_in_turn(case: Case) -> None:
     plan = planned(case)
@@ -226,6 +231,7 @@ def ideal_shares(total: float, weights: list[float], caps: list[int], low: list[
     return shares
 
 
+@pytest.mark.row("U4")
 @given(cases(st.just("balanced")) | cases(st.just("balanced"), tight=True))
 def test_balanced_is_within_one_chunk_of_the_share_by_free_space_and_load(case: Case) -> None:
     case = {**case, "min_peers": 1, "sizes": [UNIT] * len(case["sizes"])}
@@ -300,6 +306,7 @@ def test_balanced_uses_min_peers_peers_even_if_one_has_nearly_all_the_room() -> 
 # -- refusals -------------------------------------------------------------------------
 
 
+@pytest.mark.row("U2")
 @given(roomy, st.integers(1, 5))
 def test_too_few_peers_are_refused_with_who_is_online_and_how_many_it_takes(case: Case, more: int) -> None:
     online = [peer.name for peer in case["candidates"]]
@@ -315,6 +322,7 @@ def test_too_few_peers_are_refused_with_who_is_online_and_how_many_it_takes(case
     assert caught.value.details == {"online": online, "needed": needed}
 
 
+@pytest.mark.row("U2")
 def test_the_message_for_too_few_peers() -> None:
     with pytest.raises(TooFewPeers) as caught:
         place(strategy="balanced", sizes=[1], candidates=peers_with(9), replicas=1, min_peers=2)
@@ -399,6 +407,7 @@ def test_a_file_without_chunks_belongs_to_the_own_peer_or_the_one_with_most_room
 # -- files under the threshold --------------------------------------------------------
 
 
+@pytest.mark.row("U1")
 @given(roomy | short_of_room, st.integers(0, 9))
 def test_a_whole_file_lies_undivided_on_the_own_peer_then_those_with_most_room(case: Case, own: int) -> None:
     sizes, peers, replicas = case["sizes"], case["candidates"], case["replicas"]
@@ -445,12 +454,14 @@ def missing(case: Case) -> Placement:
         raise
 
 
+@pytest.mark.row("R1")
 @given(unfinished() | unfinished(tight=True))
 def test_missing_copies_are_made_up_to_the_number_asked(case: Case) -> None:
     for row, held in zip(missing(case).assignment, case["held"], strict=True):
         assert len(row) == len(set(row)) == max(0, case["replicas"] - len(held))
 
 
+@pytest.mark.row("R1")
 @given(unfinished() | unfinished(tight=True))
 def test_no_new_copy_goes_to_a_peer_that_holds_the_chunk(case: Case) -> None:
     for row, held in zip(missing(case).holders(), case["held"], strict=True):
@@ -500,6 +511,7 @@ def test_a_complete_file_needs_nothing(case: Case) -> None:
     assert (again.peers, set(again.assignment)) == ((), {()})
 
 
+@pytest.mark.row("U6")
 @given(cases(even_strategies))
 def test_after_a_peer_was_lost_the_whole_file_is_even_among_the_rest(case: Case) -> None:
     """U6: what was confirmed counts, what went down is sent to the others."""
@@ -544,6 +556,7 @@ def test_missing_copies_without_room_are_refused() -> None:
 holder_lists = st.lists(st.sets(st.sampled_from("abcdef"), max_size=3), max_size=12)
 
 
+@pytest.mark.row("U9")
 @given(holder_lists, st.sets(st.sampled_from("abcdefg")))
 def test_lost_are_the_chunks_with_no_holder_left(holders: list[set[str]], off: set[str]) -> None:
     assert lost_without(holders, off) == sum(not row - off for row in holders)
@@ -557,6 +570,7 @@ def test_the_consequence_of_each_peer_is_what_is_lost_without_it(holders: list[s
     ]
 
 
+@pytest.mark.row("U9")
 @given(roomy)
 def test_the_consequence_of_a_plan_names_its_peers(case: Case) -> None:
     plan = place(**case)

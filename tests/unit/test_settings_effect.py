@@ -183,6 +183,7 @@ def test_every_key_is_observed() -> None:
     assert sorted(OBSERVATIONS) == sorted(KEYS)
 
 
+@pytest.mark.row("S2")
 @pytest.mark.parametrize(("section", "key"), KEYS, ids=lambda name: name)
 def test_a_key_has_an_effect(root: Path, section: str, key: str) -> None:
     observation = OBSERVATIONS[section, key]

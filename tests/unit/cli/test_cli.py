@@ -140,6 +140,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last_json(result)["code"] == "interrupted"
 
 
+@pytest.mark.row("S4")
 def test_no_terminal_escape_of_a_message_reaches_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, NotFound("no \x1b[31mred\nfile\u202e"))
     result = run("ls", "--json")

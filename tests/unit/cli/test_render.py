@@ -47,6 +47,7 @@ def peer(peer_id: str, name: str = "", status: str = "up") -> PeerRecord:
 # -- safe text ----------------------------------------------------------------------------------
 
 
+@pytest.mark.row("S4")
 def test_hostile_names_are_escaped() -> None:
     shown = visible(HOSTILE)
     assert shown.isprintable()
@@ -108,6 +109,7 @@ def missing(name: str, chunks: int, seen: str | None) -> dict[str, Any]:
     return {"peer_id": A, "name": name, "chunks": chunks, "last_seen": seen}
 
 
+@pytest.mark.row("D4")
 def test_for_whom_a_download_waits_in_local_time() -> None:
     moment = datetime.now(timezone.utc)
     clock = moment.astimezone().strftime("%H:%M")
@@ -390,6 +392,7 @@ def view(rows: Sequence[tuple[int, ...]], replicas: int, **changed: Any) -> Plan
     return PlanView(**(fields | changed))
 
 
+@pytest.mark.row("U9")
 def test_what_stays_readable_with_one_copy() -> None:
     first, hint = render.consequence_lines(view(ONE_COPY, 1))
     assert "4 to 5 of 7 chunks stay readable" in first
@@ -409,6 +412,7 @@ def test_what_stays_readable_of_a_file_on_one_peer() -> None:
     assert line == "While PC-b is off, no part of the file is readable."
 
 
+@pytest.mark.row("U9")
 def test_the_dialog_names_peers_shares_and_consequence(capsys: pytest.CaptureFixture[str]) -> None:
     render.plan_dialog(view(ONE_COPY, 1, name="a\nb"))
     out, err = capsys.readouterr()
@@ -483,6 +487,7 @@ def test_the_map_names_the_earliest_live_holder_then_the_lowest_id() -> None:
     }
 
 
+@pytest.mark.row("R9")
 @pytest.mark.parametrize(("down", "health"), [((), "complete"), ((A,), "degraded"), ((A, B), "unavailable")])
 def test_health(down: tuple[str, ...], health: str) -> None:
     assert files.health(located([[(A, 1), (B, 1)], [(B, 1), (C, 1)]], replicas=2, down=down)) == health

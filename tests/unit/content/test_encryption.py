@@ -122,6 +122,7 @@ def test_a_chunk_of_several_pieces_is_that_of_one() -> None:
     assert ciphers.decrypt(key, nonce, b"bound", memoryview(into)) == plain
 
 
+@pytest.mark.row("S3")
 @given(plain=st.binary(min_size=1, max_size=300), bit=st.integers(0, 10_000))
 def test_any_flipped_bit_of_a_chunk_is_refused(plain: bytes, bit: int) -> None:
     key = FileKey(b"f" * 32)
@@ -132,6 +133,7 @@ def test_any_flipped_bit_of_a_chunk_is_refused(plain: bytes, bit: int) -> None:
         key.open_chunk(3, CHUNK, flipped(digest, bit), memory(stored))
 
 
+@pytest.mark.row("S3")
 @pytest.mark.parametrize(
     ("index", "chunk_size", "key"),
     [(4, CHUNK, b"f"), (3, 2 * CHUNK, b"f"), (3, CHUNK, b"g")],
@@ -161,6 +163,7 @@ def encryptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[bytes, b
     assert all(len(inputs) == 1 for inputs in used.values()), "a nonce served two plaintexts"
 
 
+@pytest.mark.row("S3")
 def test_whatever_differs_has_its_own_nonce(
     encryptions: dict[tuple[bytes, bytes], set[bytes]], secret: Secret
 ) -> None:
@@ -277,6 +280,7 @@ def test_secrets_stay_out_of_logs() -> None:
         assert "kkk" not in repr(thing)
 
 
+@pytest.mark.row("S3")
 @given(data=st.data())
 def test_a_manifest_that_others_made_up_is_refused(data: st.DataObject) -> None:
     """Whoever has no key can change nothing: not the name, the order or number of chunks, nor
@@ -392,6 +396,7 @@ def head_parts(**change: Any) -> list[Any]:
     return [change.get("version", 1), [lock[key] for key in ("kind", "salt", "log2_n", "r", "p")], b"w" * 48]
 
 
+@pytest.mark.row("S3")
 @pytest.mark.parametrize(
     "change",
     [

@@ -23,6 +23,7 @@ def test_one_who_asks_has_so_many_requests_and_the_others_theirs() -> None:
     assert outstanding.requests == 4
 
 
+@pytest.mark.row("S4")
 def test_one_who_asks_holds_so_many_bytes_but_may_always_have_one_request() -> None:
     outstanding = Outstanding()
     first = outstanding.begin("A", 2 * MAX_BYTES)

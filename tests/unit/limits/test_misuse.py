@@ -17,6 +17,7 @@ from zchunk.errors import (
 from zchunk.limits.misuse import BURST, PER_SECOND, Misuse
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("kind", [MalformedMessage, UnknownMessage, UnsupportedVersion, NotAllowed])
 def test_nonsense_is_refused_so_often_and_then_too_much(kind: type[ZchunkError]) -> None:
     misuse = Misuse()

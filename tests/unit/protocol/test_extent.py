@@ -47,6 +47,7 @@ def test_unknown_types_and_early_ends_are_refused(data: bytes) -> None:
         extent.check(data, 1000)
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize(
     "inside",
     [

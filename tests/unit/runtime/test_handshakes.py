@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import pytest
+
 from zchunk.clock import ManualClock
 from zchunk.runtime.handshakes import BURST, HOLD_S, PER_SECOND, Handshakes
 from zchunk.runtime.loop import Loop
@@ -36,6 +38,7 @@ class Rig:
         self.loop.timed.on_time(self.loop.clock.monotonic())
 
 
+@pytest.mark.row("S4")
 def test_those_above_a_burst_wait_and_are_all_decided_in_their_order() -> None:
     rig = Rig()
     for _ in range(int(BURST)):

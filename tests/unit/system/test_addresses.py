@@ -99,6 +99,7 @@ def test_what_is_formatted_parses_to_the_same(host: str, port: int) -> None:
     assert parse(str(address)) == parse(address.tcp) == address
 
 
+@pytest.mark.row("S4")
 @given(st.text(max_size=100))
 @example("0" * 28 + "\x1f" * 10 + "\U00012544" * 9)
 def test_any_text_is_an_address_or_a_one_line_refusal(text: str) -> None:

@@ -69,6 +69,7 @@ def doubts(cluster: Cluster, name: str) -> bytes:
     return bytes(reply.hashes)
 
 
+@pytest.mark.row("D8")
 def test_a_report_of_corruption_is_told_and_changes_no_location(cluster: Cluster) -> None:
     """Only the named node's own answer does, or a second member."""
     distributed(cluster)
@@ -89,6 +90,7 @@ def test_a_report_of_corruption_is_told_and_changes_no_location(cluster: Cluster
     assert len(cluster.events) == told, "the same member again is no news"
 
 
+@pytest.mark.row("D8")
 def test_reports_by_two_members_take_the_location_away(cluster: Cluster) -> None:
     distributed(cluster)
     cluster.ask("client", report())
@@ -133,6 +135,7 @@ def test_a_node_learns_of_its_doubtful_chunks_whenever_it_asks(cluster: Cluster)
     assert doubts(cluster, "B") == b""
 
 
+@pytest.mark.row("D8")
 def test_a_node_that_found_its_chunk_whole_voids_the_reports(cluster: Cluster) -> None:
     distributed(cluster)
     cluster.ask("client", report())
@@ -221,6 +224,7 @@ def lasting(cluster: Cluster, seconds: float, *names: str) -> None:
             cluster.ask(name, beat())
 
 
+@pytest.mark.row("I1")
 def test_a_peer_that_goes_and_comes_changes_the_health_of_its_files(cluster: Cluster) -> None:
     file_id = distributed(cluster)
     lasting(cluster, LEASE + 1, "A", "B")

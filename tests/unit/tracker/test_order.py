@@ -114,6 +114,7 @@ def test_numbers_rise_by_one_and_ticks_repeat_the_last(cluster: Cluster) -> None
     assert [event.seq for event in cluster.core.events.history] == numbers
 
 
+@pytest.mark.row("R8")
 def test_a_node_without_its_disk_is_no_holder_and_takes_nothing(cluster: Cluster) -> None:
     cluster.up("A", "B")
     cluster.ask("A", beat(1, store_online=False))

@@ -204,6 +204,7 @@ def test_members_take_turns_at_what_they_may_ask_much_of(cluster: Cluster, quest
     assert [work.reads for work in cluster.works] == [True]
 
 
+@pytest.mark.row("U7")
 def test_holders_that_are_up_are_found_chunk_by_chunk(cluster: Cluster) -> None:
     """U7: of any file, or of none."""
     cluster.up("A", "B", "C")

@@ -204,6 +204,7 @@ def test_a_join_that_cannot_be(cluster: Cluster, who: str, name: str, code: str)
 # -- limits on what a member makes the tracker hold (SPEC S4) ---------------------------------
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize(
     "greedy",
     [
@@ -239,6 +240,7 @@ def test_more_digests_than_a_message_may_have_are_refused(cluster: Cluster, kind
     assert cluster.answer("A", request_id).code == "malformed"  # type: ignore[union-attr]
 
 
+@pytest.mark.row("S4")
 def test_commits_that_wait_are_so_many_of_a_member_and_then_refused_at_once(cluster: Cluster) -> None:
     cluster.up("A", "B")
     for number in range(200):

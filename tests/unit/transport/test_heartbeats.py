@@ -38,6 +38,7 @@ print("alive")
 """
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("kind", ["router", "publisher"])
 def test_a_flood_that_nobody_reads_and_that_goes_ends_no_server(kind: str) -> None:
     command = [sys.executable, "-c", _SCRIPT, kind]

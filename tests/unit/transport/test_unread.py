@@ -64,6 +64,7 @@ def line() -> Iterator[Line]:
     transport.close()
 
 
+@pytest.mark.row("S4")
 def test_who_does_not_read_is_full_after_so_many_bytes(line: Line) -> None:
     taken = line.fill(0)
     assert OPTIONS.unread_bytes <= taken <= OPTIONS.unread_bytes + SOCKETS

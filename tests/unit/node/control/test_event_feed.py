@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -180,6 +181,7 @@ HAPPENINGS = (
 )
 
 
+@pytest.mark.row("I1")
 @given(
     happenings=st.lists(st.sampled_from(HAPPENINGS), max_size=60),
     rng=st.randoms(use_true_random=False),

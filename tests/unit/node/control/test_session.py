@@ -595,6 +595,7 @@ def test_a_new_tracker_run_is_followed_by_its_snapshot() -> None:
     assert session.peers == {A: peer(A, "up", 2), B: peer(B)}
 
 
+@pytest.mark.row("D9")
 @pytest.mark.parametrize(
     ("before", "incarnation", "kept"), [("up", 1, True), ("down", 1, False), ("up", 2, False)]
 )

@@ -81,6 +81,7 @@ def test_the_journal_is_not_believed(target: Path, file: File, job_path: Path) -
     assert job_at(job_path).completed == frozenset()
 
 
+@pytest.mark.row("D7")
 @pytest.mark.parametrize("seed", range(20))
 def test_scan_finds_the_chunk_with_a_flipped_bit(
     target: Path, file: File, part_path: Path, seed: int
@@ -97,6 +98,7 @@ def test_scan_finds_the_chunk_with_a_flipped_bit(
         assert again.scan() == set(range(file.count)) - {position // SIZE}
 
 
+@pytest.mark.row("D7")
 def test_scan_costs_one_blake3_of_what_was_written_and_no_sha256(
     target: Path, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +322,7 @@ def test_a_journal_that_cannot_be_is_none(part: PartFile, job_path: Path, change
     assert load_job(job_path) is None
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("seed", range(50))
 def test_a_journal_with_a_flipped_bit_never_raises_and_never_lies_about_the_file(
     part: PartFile, file: File, job_path: Path, seed: int

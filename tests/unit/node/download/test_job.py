@@ -44,6 +44,7 @@ MIB = 1024**2
 # -- the usual course -------------------------------------------------------------------------
 
 
+@pytest.mark.row("D3")
 def test_a_chunk_is_begun_asked_for_checked_written_and_then_held() -> None:
     job = make([[A]])
     assert job.start(0.0) == [BeginChunk(0, 1), *blocks(A, 0)]
@@ -74,6 +75,7 @@ def test_all_kept_is_only_verified() -> None:
     assert make([[A], [B]], held={0, 1}).start(0.0) == [StateChanged(JobState.VERIFYING), AllHeld()]
 
 
+@pytest.mark.row("D3")
 def test_every_source_is_asked_at_once() -> None:
     job = make([[A], [B], [C]], budget=100 * CHUNK)
     assert {ask.peer_id for ask in requests(job.start(0.0))} == {A, B, C}
@@ -198,6 +200,7 @@ def test_a_doubled_check_or_write_changes_nothing() -> None:
 # -- pause, resume, cancel, failure -----------------------------------------------------------
 
 
+@pytest.mark.row("D6")
 def test_pause_drops_what_is_in_flight_and_resume_asks_again() -> None:
     job = make([[A]])
     job.start(0.0)
@@ -252,6 +255,7 @@ ENDS: list[tuple[Callable[[DownloadJob], list[Action]], JobState]] = [
 ]
 
 
+@pytest.mark.row("D6")
 @pytest.mark.parametrize(("end", "state"), ENDS)
 def test_an_ended_job_stays_ended(end: Callable[[DownloadJob], list[Action]], state: JobState) -> None:
     job = make([[A], [B], [C]], up=[A, B])
@@ -286,6 +290,7 @@ def test_a_failure_says_why() -> None:
     assert job.fail(error, 1.0) == [DropChunk(0, 1), StateChanged(JobState.FAILED), Failed(error)]
 
 
+@pytest.mark.row("D5")
 def test_chunks_whose_bytes_on_disk_were_wrong_are_fetched_again() -> None:
     job = make([[A], [A]])
     settle(job, job.start(0.0))
@@ -399,6 +404,7 @@ def test_memory_is_not_taken_from_chunks_that_wait_for_one_that_comes_soon(rate:
     assert job.cannot_wait(0, 2.1), "it takes too long"
 
 
+@pytest.mark.row("D3")
 def test_chunks_do_not_wait_in_memory_for_a_slow_peer_that_holds_up_a_fast_one() -> None:
     job = waited_for(0.4, 1.0)
     assert job.cannot_wait(0, 0.1)

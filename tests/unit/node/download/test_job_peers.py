@@ -81,6 +81,7 @@ def test_a_lost_peers_late_answer_changes_nothing(ending: Callable[..., list[Act
     assert job.waiting_since == SLOW
 
 
+@pytest.mark.row("D4")
 @pytest.mark.parametrize("ending", [None, *LATE[:3]])
 @pytest.mark.parametrize("incarnation", [1, 2])
 def test_the_lost_peer_is_asked_again_when_it_is_back(
@@ -97,6 +98,7 @@ def test_the_lost_peer_is_asked_again_when_it_is_back(
     assert AllHeld() in settle(job, requests(again))
 
 
+@pytest.mark.row("D2")
 @pytest.mark.parametrize("ending", [None, *LATE[:3]])
 def test_another_holder_takes_over_at_once(ending: Callable[..., list[Action]] | None) -> None:
     job = make([[A, B]], up=[A])
@@ -184,6 +186,7 @@ def test_a_chunk_that_is_not_there_is_taken_elsewhere_and_the_tracker_is_asked()
     assert job.on_time(1.0) == [Relocate()]
 
 
+@pytest.mark.row("D3")
 def test_faster_sources_get_more() -> None:
     job = make([[A, B]] * 40, up=[A, B], budget=100 * CHUNK)
     waiting: list[tuple[float, int, Action]] = [(0.0, i, a) for i, a in enumerate(job.start(0.0))]
@@ -210,6 +213,7 @@ def test_faster_sources_get_more() -> None:
 # -- waiting, resuming, the tracker -----------------------------------------------------------
 
 
+@pytest.mark.row("D2", "D4")
 def test_the_job_waits_for_the_missing_peer_without_asking_anyone() -> None:
     job = make([[A], [B], [B]], up=[A])
     actions = settle(job, job.start(0.0), now=7.0)
@@ -261,6 +265,7 @@ def test_a_chunk_without_any_holder_waits_until_the_tracker_names_one() -> None:
     assert requests(job.located([[A]], 1.0)) == blocks(A, 0)
 
 
+@pytest.mark.row("D4")
 def test_without_auto_resume_the_job_waits_until_it_is_told() -> None:
     job = make([[A], [B]], up=[A], auto_resume=False)
     settle(job, job.start(0.0))
@@ -372,6 +377,7 @@ def practised(took_a: float, took_b: float) -> DownloadJob:
     return job
 
 
+@pytest.mark.row("D3")
 def test_a_chunk_whose_source_is_overdue_is_asked_of_a_second_holder_too() -> None:
     job = practised(1.0, 1.0)
     source = job.status(0)[1]
@@ -384,6 +390,7 @@ def test_a_chunk_whose_source_is_overdue_is_asked_of_a_second_holder_too() -> No
     assert job.on_time(5.0) == [], "one hedge is enough"
 
 
+@pytest.mark.row("D3")
 @pytest.mark.parametrize("winner", [1, 2])
 def test_the_first_answer_wins_and_the_other_does_no_harm(winner: int) -> None:
     job = practised(1.0, 1.0)

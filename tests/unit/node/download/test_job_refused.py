@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from tests.unit.node.download.downloads import (
     CHUNK,
     SLOW,
@@ -49,6 +51,7 @@ def corrupt(job: DownloadJob, chunk: int, now: float = SLOW) -> list[Action]:
     return job.verified(chunk, False, now)
 
 
+@pytest.mark.row("D8")
 def test_a_corrupt_chunk_is_dropped_reported_and_taken_from_another_holder() -> None:
     job = make([[A, B]], up=[A, B])
     job.start(0.0)
@@ -188,6 +191,7 @@ def test_a_corrupt_chunk_waits_for_its_other_holder_that_is_down() -> None:
     assert Resumed(B) in job.peer_up(B, 1, 1.0)
 
 
+@pytest.mark.row("D8")
 def test_a_peer_with_two_corrupt_chunks_is_asked_only_for_what_nobody_else_has() -> None:
     job = make([[A, B], [A, B], [A, B], [A]], up=[A], budget=2 * CHUNK)
     job.start(0.0)

@@ -97,6 +97,7 @@ def test_the_target_is_replaced_at_once(target: Path, file: File) -> None:
     assert target.read_bytes() == file.data
 
 
+@pytest.mark.row("D5")
 def test_finish_is_durable_step_by_step(
     part: PartFile, file: File, monkeypatch: pytest.MonkeyPatch, part_path: Path
 ) -> None:
@@ -287,12 +288,14 @@ def test_long_names_that_begin_alike_do_not_meet(tmp_path: Path, file: File) -> 
     assert names(tmp_path) == []
 
 
+@pytest.mark.row("D10")
 @pytest.mark.parametrize(("number", "kind"), [(errno.EACCES, NotAllowed), (errno.EROFS, NotAllowed)])
 def test_no_permission_is_said(target: Path, file: File, number: int, kind: type[ZchunkError]) -> None:
     with replaced(os, "open", oserror(number)), pytest.raises(kind, match="permitted"):
         open_part(target, file.manifest, JOB_ID)
 
 
+@pytest.mark.row("D10")
 def test_a_disk_too_small_is_said_at_the_start_and_the_job_kept(
     target: Path, file: File, part_path: Path, job_path: Path
 ) -> None:
@@ -308,6 +311,7 @@ def test_a_disk_too_small_is_said_at_the_start_and_the_job_kept(
         assert again.job_id == JOB_ID
 
 
+@pytest.mark.row("D10")
 def test_a_disk_that_fills_up_in_between_keeps_the_job(target: Path, file: File, job_path: Path) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     write(part, file, 0)
@@ -390,6 +394,7 @@ def test_a_part_removed_meanwhile_is_said(target: Path, file: File, part_path: P
     assert how == "gone" or part_path.read_bytes() == b"mine"
 
 
+@pytest.mark.row("D10")
 @pytest.mark.parametrize(
     ("replaces", "message"), [(True, "is a folder, not a file"), (False, "was created by another program")]
 )

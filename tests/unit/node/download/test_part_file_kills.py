@@ -68,6 +68,7 @@ def die_at(step: int) -> None:
         setattr(syscalls, name, dying(getattr(syscalls, name)))
 
 
+@pytest.mark.row("D7")
 @pytest.mark.parametrize("renames", [True, False])
 def test_killed_at_any_disk_call_the_next_run_keeps_what_was_verified(
     tmp_path: Path, file: File, monkeypatch: pytest.MonkeyPatch, renames: bool

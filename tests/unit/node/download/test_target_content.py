@@ -133,6 +133,7 @@ def test_names_are_made_safe(name: str, safe: str) -> None:
     assert safe_target_name(name) == safe
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("seed", range(300))
 def test_any_name_becomes_one_that_can_be_a_file(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)

@@ -390,6 +390,7 @@ GARBAGE = {
 }
 
 
+@pytest.mark.row("D6")
 @pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE)
 def test_garbage_costs_its_own_connection(said: bytes, rig: Rig) -> None:
     run = rig.start()
@@ -435,6 +436,7 @@ def dead(rig: Rig) -> JobRecord:
     return run
 
 
+@pytest.mark.row("D6")
 def test_a_dead_process_is_noticed_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     run, desk = dead(rig), rig.desk
     monkeypatch.setattr(jobs_desk, "SHOW_S", 3600.0)

@@ -220,6 +220,7 @@ def kept(target: Path) -> PartFile:
     return part
 
 
+@pytest.mark.row("D6")
 @pytest.mark.parametrize("state", ["running", "waiting", "paused", "verifying"])
 def test_a_job_whose_process_died_is_paused_with_what_its_journal_has(
     state: str, target: Path, kept: PartFile

@@ -12,6 +12,7 @@ from zchunk.node.reading.read_ahead import ChunkWindow, ReadAhead, chunks_of, ro
 SIZE, CHUNK = 25, 10
 
 
+@pytest.mark.row("D11")
 @pytest.mark.parametrize(
     ("offset", "length", "chunks"),
     [

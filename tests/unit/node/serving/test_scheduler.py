@@ -925,6 +925,7 @@ def test_one_chunk_offered_again_and_again_is_answered_for_the_last_few() -> Non
     assert waiting.asks == list(range(1000))[-MAX_ASKS:]
 
 
+@pytest.mark.row("S4")
 def test_a_chunk_in_single_bytes_ends_early() -> None:
     """S4: a table of 64 million blocks would take gigabytes."""
     incoming = Incoming(2**30)

@@ -28,6 +28,7 @@ def test_the_first_store_is_remembered_with_its_highest_commit(stores: Stores, s
     assert (again.store_id, again.commit_number) == ("cluster", 9)
 
 
+@pytest.mark.row("R8")
 @pytest.mark.parametrize(("store_id", "number"), [("other", 100), ("cluster", 8)])
 def test_a_foreign_or_older_store_is_refused(
     stores: Stores, store: ChunkStore, store_id: str, number: int
@@ -41,6 +42,7 @@ def test_a_foreign_or_older_store_is_refused(
         again.seen_store(store_id, number)
 
 
+@pytest.mark.row("R8")
 def test_a_foreign_store_trashes_nothing(stores: Stores, store: ChunkStore) -> None:
     store.seen_store("cluster", 9)
     put(store, Chunk(1))

@@ -344,6 +344,7 @@ def test_rebuild_index_repairs_rows_while_the_store_runs(stores: Stores, store: 
     assert held.sha256 not in store.garbage(BIG)
 
 
+@pytest.mark.row("R8")
 def test_unplugged_while_it_is_opened_makes_no_chunk_corrupt(stores: Stores, store: ChunkStore) -> None:
     stores.crash(store)
     path = placed(stores, Chunk(1))

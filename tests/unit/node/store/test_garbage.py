@@ -31,6 +31,7 @@ from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.system import disk
 
 
+@pytest.mark.row("R7")
 def test_a_lease_lasts_24_hours_and_is_renewed(stores: Stores, store: ChunkStore) -> None:
     chunk, now = Chunk(1), stores.clock.wall()
     put(store, chunk)
@@ -115,6 +116,7 @@ def test_trash_moves_durably_and_the_numbers_follow(
     assert again.hashes() == [chunks[2].sha256]
 
 
+@pytest.mark.row("R7")
 def test_trash_skips_what_was_leased_or_referenced_meanwhile(stores: Stores, store: ChunkStore) -> None:
     now = stores.clock.wall()
     leased, named, loose = Chunk(1), Chunk(2), Chunk(3)
@@ -137,6 +139,7 @@ def test_a_trashed_chunk_can_come_again(stores: Stores, store: ChunkStore) -> No
     assert len(files_below(stores.root / "trash")) == 1
 
 
+@pytest.mark.row("S4")
 @pytest.mark.parametrize("store_id", ["", "../../etc", "a/b", ".", "x" * 65, "a\0", "ä"])
 def test_a_store_id_that_is_none_never_becomes_a_path(
     stores: Stores, store: ChunkStore, store_id: str
@@ -150,6 +153,7 @@ def test_a_store_id_that_is_none_never_becomes_a_path(
     assert store.count == 1
 
 
+@pytest.mark.row("R7")
 def test_purge_takes_only_whole_days_before(stores: Stores, store: ChunkStore) -> None:
     now = stores.clock.wall()
     trashed(store, stores, Chunk(1, 1000), days=-2)

@@ -40,6 +40,7 @@ from zchunk.system import disk
 # -- manifests --------------------------------------------------------------------------------
 
 
+@pytest.mark.row("R4")
 def test_a_manifest_is_kept_durably(stores: Stores, store: ChunkStore) -> None:
     made = manifest_of(Chunk(1, 65536), Chunk(2))
     bring(store, made)
@@ -135,6 +136,7 @@ def test_a_chunk_named_twice_is_one_reference(stores: Stores, store: ChunkStore)
     assert store.garbage(BIG) == []
 
 
+@pytest.mark.row("D1")
 @pytest.mark.parametrize("file_id", ["0" * 64, "../../x", "", "index.sqlite"])
 def test_a_manifest_under_a_wrong_id_is_refused(stores: Stores, store: ChunkStore, file_id: str) -> None:
     before = files_below(stores.root)

@@ -91,6 +91,7 @@ def test_put_is_durable_step_by_step(store: ChunkStore, monkeypatch: pytest.Monk
     assert "sync chunks" not in calls
 
 
+@pytest.mark.row("S1")
 @pytest.mark.parametrize("seed", range(20))
 def test_a_flipped_bit_is_refused_by_the_prefilter_alone(
     stores: Stores, store: ChunkStore, seed: int
@@ -106,6 +107,7 @@ def test_a_flipped_bit_is_refused_by_the_prefilter_alone(
     assert not store.has(chunk.sha256)
 
 
+@pytest.mark.row("S1")
 def test_the_sha256_decides(store: ChunkStore) -> None:
     chunk, other = Chunk(1), Chunk(2)
     with pytest.raises(ChunkCorrupt, match="SHA-256"):
@@ -114,6 +116,7 @@ def test_the_sha256_decides(store: ChunkStore) -> None:
     assert store.flag is None
 
 
+@pytest.mark.row("U7")
 def test_a_chunk_that_is_there_is_only_leased(stores: Stores, store: ChunkStore) -> None:
     chunk = Chunk(1)
     put(store, chunk)

@@ -12,6 +12,7 @@ from zchunk.content import hashing
 from zchunk.node.store.chunk_store import ChunkStore
 
 
+@pytest.mark.row("R2")
 @pytest.mark.parametrize("seed", range(20))
 def test_verify_finds_any_flipped_bit(stores: Stores, store: ChunkStore, seed: int) -> None:
     chunk = Chunk(seed)

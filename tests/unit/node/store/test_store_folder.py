@@ -157,6 +157,7 @@ def offline_calls(store: ChunkStore, chunk: Chunk, file_id: str) -> list[Callabl
     ]
 
 
+@pytest.mark.row("R8")
 @pytest.mark.parametrize("call", range(18))
 def test_offline_every_path_refuses_and_changes_nothing(stores: Stores, store: ChunkStore, call: int) -> None:
     chunk, trashed = Chunk(1), Chunk(2)

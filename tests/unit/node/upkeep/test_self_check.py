@@ -135,6 +135,7 @@ def test_a_chunk_that_is_whole_is_said_to_be(node: Node) -> None:
     assert not node.asked
 
 
+@pytest.mark.row("D8")
 def test_a_damaged_chunk_goes_to_the_trash_before_it_is_said_to_be_lost(node: Node) -> None:
     good, bad = node.put(1), node.put(2)
     node.damage(bad)

@@ -70,6 +70,7 @@ def test_an_empty_file_is_stored_at_once() -> None:
     assert make([]).start(0.0) == [StateChanged(UploadState.STORED), AllStored()]
 
 
+@pytest.mark.row("U7")
 def test_what_a_node_has_is_not_sent() -> None:
     job = make([[A]])
     job.start(0.0)
@@ -289,6 +290,7 @@ def test_a_lost_peers_late_answer_changes_nothing(ending: Ending) -> None:
     assert job.chunks_completed == 0
 
 
+@pytest.mark.row("U6")
 @pytest.mark.parametrize("ending", [None, *LATE])
 def test_what_was_only_there_is_sent_elsewhere_by_a_new_plan(ending: Ending | None) -> None:
     job = make([[A]])
@@ -312,6 +314,7 @@ def test_a_peer_that_is_back_before_the_new_plan_is_offered_the_chunk_again(inca
     assert AllStored() in job.offered(A, 0, 2, True, 2.0)
 
 
+@pytest.mark.row("U6")
 def test_copies_of_a_peer_that_is_back_count_and_are_not_sent_again() -> None:
     job = make([[A], [B]])
     job.start(0.0)

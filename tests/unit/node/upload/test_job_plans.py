@@ -70,6 +70,7 @@ def test_a_place_that_was_lost_while_the_plan_was_made_is_planned_once_more() ->
     assert of(Replan, job.replanned([0], [[C]], 2.0)) == [Replan((0,), ((C,),), ())]
 
 
+@pytest.mark.row("U6")
 def test_with_too_few_peers_the_job_waits_for_one() -> None:
     job = make([[A]], up=[A])
     begin_sending(job)
@@ -163,6 +164,7 @@ def test_another_error_of_a_plan_ends_the_upload() -> None:
     assert job.deadline() is None
 
 
+@pytest.mark.row("U5")
 def test_a_copy_lost_before_the_commit_reopens_the_job() -> None:
     job = make([[A]])
     take(job, of(SendBlock, begin_sending(job)))
@@ -182,6 +184,7 @@ def test_the_loss_of_a_peer_that_holds_nothing_is_no_news() -> None:
     assert of(Replan, actions) == []
 
 
+@pytest.mark.row("U6")
 @pytest.mark.parametrize(("chunks", "again"), [([1], [1]), (None, [0, 1])])
 def test_copies_that_the_tracker_does_not_know_are_offered_again(
     chunks: list[int] | None, again: list[int]
@@ -196,6 +199,7 @@ def test_copies_that_the_tracker_does_not_know_are_offered_again(
     assert job.doubted(None, 3.0) == [], "it is being mended already"
 
 
+@pytest.mark.row("U6")
 def test_a_holder_that_cannot_keep_the_file_is_replaced() -> None:
     job = stored(([A, B], [A, B]), replicas=2)
     assert job.given_up(B, 1.0) == [
@@ -232,6 +236,7 @@ def test_what_was_hashed_meanwhile_is_asked_together() -> None:
     assert job.found([0], [[]], 0.0) == [FindHolders((1, 2)), OfferChunk(A, 0, 1)]
 
 
+@pytest.mark.row("U7")
 def test_a_live_holder_is_a_chunks_place_and_nothing_is_sent() -> None:
     job = make([[A], [B]], kind=UploadJob)
     job.start(0.0)
@@ -278,6 +283,7 @@ def test_each_copy_goes_to_a_holder_of_its_own() -> None:
     assert {o.peer_id for o in of(OfferChunk, job.found([1], [[D]], 0.0))} == {B, D}
 
 
+@pytest.mark.row("U4")
 def test_the_file_still_comes_to_lie_on_enough_peers() -> None:
     """All of it is on C; on C alone it may not be."""
     job = make([[A], [B], [A], [B]], min_peers=2, kind=UploadJob)
@@ -371,6 +377,7 @@ def test_a_chunk_does_not_wait_for_a_twin_that_is_put_off() -> None:
     assert job.read(1, 0.0, twin=0) == [FindHolders((1,))]
 
 
+@pytest.mark.row("U1")
 def test_an_undivided_file_goes_whole_to_where_most_of_it_is() -> None:
     """U1: it lies on one peer, whatever others have of it."""
     job = make([[A]] * 4, undivided=True, kind=UploadJob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,7 @@ PEERS = st.sampled_from("abcdef")
 ROWS = st.lists(st.sets(PEERS, min_size=1, max_size=3), min_size=1, max_size=12)
 
 
+@pytest.mark.row("U4")
 @given(rows=ROWS, held=st.lists(st.sets(PEERS), min_size=12, max_size=12), min_peers=st.integers(1, 4))
 def test_any_moves_keep_enough_peers_and_no_peer_gets_a_chunk_twice(
     rows: list[set[str]], held: list[set[str]], min_peers: int

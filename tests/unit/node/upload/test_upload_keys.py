@@ -68,6 +68,7 @@ def test_a_file_that_is_published_gets_a_new_key_the_next_time(keys: UploadKeys,
     assert key_of(keys, source, SECRET) != first
 
 
+@pytest.mark.row("S3")
 def test_what_is_kept_is_no_key(keys: UploadKeys, source: Path) -> None:
     key = key_of(keys, source, SECRET)
     (path,) = kept(keys)

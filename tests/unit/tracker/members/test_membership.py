@@ -217,6 +217,7 @@ def test_a_look_reads_the_file_only_when_it_changed(
     assert reads.count(listed) == 1
 
 
+@pytest.mark.row("S2")
 def test_a_revocation_by_another_process_is_seen_by_refresh(
     listed: Membership, path: Path, clock: ManualClock
 ) -> None:
@@ -316,6 +317,7 @@ def test_joining_again_is_the_same_member(listed: Membership) -> None:
     assert entry.used_by == (first.peer_id,)
 
 
+@pytest.mark.row("S2")
 def test_a_token_for_one_serves_the_one_again_and_no_other(listed: Membership) -> None:
     first = listed.join(ONCE, key(1), "A", NOW)
     assert listed.join(ONCE, key(1), "A", NOW) == first
@@ -354,6 +356,7 @@ def test_a_token_is_open_until_it_is_used_up_or_expires(listed: Membership) -> N
     assert entry.state(LATER) == "expired"
 
 
+@pytest.mark.row("S2")
 def test_an_unknown_token_is_refused(listed: Membership) -> None:
     with pytest.raises(
         TokenRefused,
@@ -377,6 +380,7 @@ def test_a_tokens_own_key_becomes_no_member(listed: Membership, token: bytes) ->
     assert not listed.listed.members
 
 
+@pytest.mark.row("S2")
 @pytest.mark.parametrize(("late_ms", "refused"), [(-1, False), (0, True), (DAY, True)])
 def test_a_token_ends_when_it_expires(listed: Membership, late_ms: int, refused: bool) -> None:
     if not refused:
@@ -475,6 +479,7 @@ def test_a_member_can_be_added_without_a_token(listed: Membership, clock: Manual
     assert listed.add_member(key(2), "A", "client").role == "client"
 
 
+@pytest.mark.row("S2")
 def test_a_revoked_key_cannot_come_back_by_a_token(listed: Membership) -> None:
     member = listed.join(TOKEN, key(1), "A", NOW)
     revoked = listed.revoke(member.peer_id).member

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,7 @@ def test_nothing_is_looked_at_before_the_first_moment() -> None:
     assert health.next(LIVE, FIRST) == Slice(LIVE, ("f",))
 
 
+@pytest.mark.row("I1")
 def test_each_change_has_its_topic_and_is_told_once() -> None:
     health, now = begun(), 10.0
     course = [
@@ -278,6 +280,7 @@ STEP = st.tuples(
 )
 
 
+@pytest.mark.row("I1")
 @given(st.lists(STEP, max_size=60))
 def test_whatever_changes_in_whatever_order_the_last_told_is_true(steps: list[tuple[str, str, int]]) -> None:
     world = World()

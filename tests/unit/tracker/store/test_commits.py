@@ -36,6 +36,7 @@ def test_a_commit_makes_the_file_visible_as_it_is(store: TrackerStore) -> None:
     assert store.commit_number == 1
 
 
+@pytest.mark.row("U1")
 def test_a_normal_upload_lies_on_one_peer(store: TrackerStore) -> None:
     """SPEC U1."""
     record, _ = commit(store, stored(store, make("f", [1, 2]), [A]), distributed=False)
@@ -64,6 +65,7 @@ def test_an_empty_file_has_no_chunks_and_no_holders(store: TrackerStore) -> None
     assert store.health_counts(manifest.file_id, [A]) == HealthCounts(0, 0, 0)
 
 
+@pytest.mark.row("U5")
 def test_a_commit_without_a_confirmed_copy_of_each_chunk_is_refused(store: TrackerStore) -> None:
     """SPEC U5: all or nothing."""
     manifest = make("f", range(40))
@@ -77,6 +79,7 @@ def test_a_commit_without_a_confirmed_copy_of_each_chunk_is_refused(store: Track
     assert store.commit_number == 0
 
 
+@pytest.mark.row("U5")
 @pytest.mark.parametrize("why", ["down", "damaged"])
 def test_copies_that_cannot_be_read_now_do_not_count(store: TrackerStore, why: str) -> None:
     manifest = stored(store, make("f", [1, 2]))
@@ -92,6 +95,7 @@ def test_live_peers_that_never_registered_are_no_matter(store: TrackerStore) -> 
     assert commit(store, stored(store, make("f", [1, 2])), live={A, B, D})[1] is False
 
 
+@pytest.mark.row("U5")
 def test_a_distributed_file_on_too_few_peers_is_refused(store: TrackerStore) -> None:
     """SPEC U4: at least min_peers different peers, of those that are up."""
     manifest = stored(store, make("f", [1, 2, 3]), [A])
@@ -127,6 +131,7 @@ def test_equal_chunks_each_count_as_a_chunk(store: TrackerStore) -> None:
     assert holders(store.locate(manifest.file_id)) == [[(A, 1), (B, 2)]] * 3
 
 
+@pytest.mark.row("U7")
 def test_committing_again_is_the_same_file_whatever_is_up(store: TrackerStore) -> None:
     """SPEC U7, and a client that never saw the first answer."""
     manifest = stored(store, make("f", [1, 2]))

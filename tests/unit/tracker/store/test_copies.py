@@ -46,6 +46,7 @@ def walk(store: TrackerStore, live: list[str]) -> tuple[dict[str, tuple[int, int
     return found, slices
 
 
+@pytest.mark.row("R9")
 @pytest.mark.parametrize("bound", [1, 3, 12, 4000])
 @pytest.mark.parametrize("live", [[A, B, C], [B], []], ids=["all", "one", "none"])
 def test_the_walk_finds_for_every_file_what_the_store_says_of_it(

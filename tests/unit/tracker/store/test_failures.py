@@ -114,6 +114,7 @@ def test_a_lost_table_is_a_storage_failure_on_one_line(store: TrackerStore) -> N
     assert len(store.peers()) == 3
 
 
+@pytest.mark.row("S4")
 def test_numbers_beyond_the_database_are_the_senders_mistake(store: TrackerStore) -> None:
     with pytest.raises(MalformedMessage):
         register(store, A, capacity=2**64 - 1)

@@ -64,6 +64,7 @@ def test_a_file_that_is_not_there_is_not_found(store: TrackerStore, call: Any) -
         call(store, "f" * 64)
 
 
+@pytest.mark.row("R9")
 def test_health_counts(store: TrackerStore) -> None:
     manifest = make("f", [1, 2, 3])
     store.add_holdings(A, digests([1, 2, 3]), 1)

@@ -87,6 +87,7 @@ def test_an_exact_name_wins_over_the_beginning_of_an_id(store: TrackerStore) -> 
     assert store.resolve(target.file_id[:63], unique=True) == almost
 
 
+@pytest.mark.row("D1")
 @pytest.mark.parametrize("change", [str, str.upper])
 def test_64_hex_digits_are_an_id_and_no_name(store: TrackerStore, change: Callable[[str], str]) -> None:
     target = put(store, "f", 1, 30)

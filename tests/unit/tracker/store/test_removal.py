@@ -13,6 +13,7 @@ from zchunk.errors import (
 from zchunk.tracker.store.store import Removals, TrackerStore
 
 
+@pytest.mark.row("R4")
 def test_a_removed_file_is_gone_and_stays_known_as_removed(store: TrackerStore) -> None:
     manifest = stored(store, make("f", [1, 2]))
     commit(store, manifest)
@@ -61,6 +62,7 @@ def test_removals_are_told_in_order_and_paged(store: TrackerStore) -> None:
     assert store.removals(11) == Removals([], 11, False)
 
 
+@pytest.mark.row("R7")
 def test_release_frees_only_what_no_committed_file_names(store: TrackerStore) -> None:
     """SPEC R7."""
     one, two = make("one", [1, 2]), make("two", [2, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from zchunk.transport.guard.rules import MIB, Guard, Limits, Seen
 
 LIMITS = Limits(
@@ -25,6 +27,7 @@ def test_within_the_limits_nobody_ends() -> None:
     assert not numbers(guard, [seen(n) for n in range(4)] + [seen(9, "b", 3 * MIB)])
 
 
+@pytest.mark.row("S4")
 def test_of_an_address_the_oldest_that_said_nothing_end() -> None:
     guard = Guard(LIMITS)
     assert not numbers(guard, [seen(1), seen(2)], {1: 10}, now=1)
