@@ -158,6 +158,7 @@ class PlannedUpload:
         )
 
     def abandon(self) -> None:
+        """Drops the plan: others may use the space that it reserved."""
         self._source.close()
         self._client.ask(Abandon(upload_id=self.plan.upload_id), 1.0)
 
@@ -643,7 +644,7 @@ class Client:
 
     def events(self, since: int | None = None) -> Iterator[dict[str, Any]]:
         """The events of the cluster from now on, endlessly: dicts with `topic`, `epoch`, `seq`,
-        `time` (ISO 8601, the tracker's clock) and the topic's fields (docs/events.md).
+        `time` (ISO 8601, the tracker's clock) and the topic's fields (docs/reference/events.md).
 
         `since`: start after that event of the tracker's present run; 0 starts with the oldest one that
         it keeps. Lost events are fetched; a dict with the topic `missed` reports those that the tracker

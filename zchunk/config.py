@@ -197,7 +197,7 @@ class Chunking(_Section, frozen=True):
 
 
 class Tracker(_Section, frozen=True):
-    """Read by `zchunk tracker` alone, but for the times, which nodes are told."""
+    """For `zchunk tracker`. Nodes get the two times from it."""
 
     bind: Annotated[str, Meta(description=_BIND), _Rule(after=_bind_tracker)] = "*:7700"
     #: None: the port after that of `bind`.

@@ -29,7 +29,7 @@ class ZchunkError(Exception):
         self.details = details
 
     def to_json(self) -> dict[str, Any]:
-        """The `{"event": "error", ...}` object of SPEC "Machine-readable output"."""
+        """The object that `--json` prints: `{"event": "error", "code", "exit_code", "message", ...}`."""
         known = {
             "event": "error",
             "code": self.code,
@@ -63,44 +63,49 @@ class StorageUnavailable(ZchunkError):
 
 
 class Unreadable(ZchunkError):
-    """A chunk is held but cannot be read now, which does not mean that it is damaged: it is kept,
-    and read again later."""
+    """The node holds the chunk and cannot read it now (its disk, descriptors, memory or rights): it is
+    neither damaged nor lost."""
 
     code = "unreadable"
     retryable = True
 
 
 class StoreOffline(ZchunkError):
-    """A node's store lost its marker file (disk unplugged): nothing is read or deleted."""
+    """The disk with a node's chunks is unplugged, or the node is stopping: nothing is read or deleted."""
 
     code = "store_offline"
     retryable = True
 
 
 class PeerUnreachable(ZchunkError):
+    """No connection to a peer, or no answer in time."""
+
     code = "peer_unreachable"
     retryable = True
 
 
 class Busy(ZchunkError):
-    """The other side is at its limit; asking again later helps."""
+    """At a limit, or another program has the tracker's database locked; try again after a pause."""
 
     code = "busy"
     retryable = True
 
 
 class MalformedMessage(ZchunkError):
-    """Bytes that are not a valid message: the other side's mistake."""
+    """Not a message of this protocol, or one that contradicts itself."""
 
     code = "malformed"
 
 
 class UnknownMessage(ZchunkError):
+    """An unknown type, or one this side does not answer."""
+
     code = "unknown_message"
 
 
 class OutputLost(ZchunkError):
-    """A command's result could not be written to stdout."""
+    """A command only: its result could not be written to standard output (`no_space` where that is
+    why)."""
 
     code = "output_lost"
 
@@ -119,20 +124,21 @@ class StaleIncarnation(ZchunkError):
 
 
 class NotYetStored(ZchunkError):
-    """A commit names chunks that no live peer has confirmed."""
+    """A commit names chunks without a confirmed copy on a peer that is up."""
 
     code = "not_yet_stored"
     retryable = True
 
 
 class OpenDoor(ZchunkError):
-    """A process's check of its own ports: they accept an unknown key, or could not be checked."""
+    """A process's check of its own ports: one accepted an unknown key, or could not be checked. The
+    process ends."""
 
     code = "open_door"
 
 
 class ForeignStore(ZchunkError):
-    """A deletion ordered by another or an older tracker store (SPEC R8)."""
+    """A deletion ordered by another or an older tracker store."""
 
     code = "foreign_store"
 
@@ -141,24 +147,32 @@ class ForeignStore(ZchunkError):
 
 
 class InvalidUsage(ZchunkError):
+    """A wrong argument."""
+
     code = "usage"
     exit_code = 2
 
 
 class ConfigError(InvalidUsage):
+    """A wrong configuration."""
+
     code = "config"
 
 
 class TargetExists(InvalidUsage):
+    """The target has other content."""
+
     code = "target_exists"
 
 
 class AmbiguousName(InvalidUsage):
+    """A name or prefix that several files have."""
+
     code = "ambiguous_name"
 
 
 class NameTaken(InvalidUsage):
-    """Another peer has this name; `details["suggestion"]` is free."""
+    """Another node has this name; `details["suggestion"]` is free."""
 
     code = "name_taken"
 
@@ -197,6 +211,8 @@ class KeyNeeded(InvalidUsage):
 
 
 class TooFewPeers(ZchunkError):
+    """Fewer peers than it takes."""
+
     code = "too_few_peers"
     exit_code = 3
     retryable = True
@@ -210,17 +226,23 @@ class PeersUnsure(TooFewPeers):
 
 
 class PartialDownload(ZchunkError):
+    """A download ended with chunks missing; the part is kept."""
+
     code = "partial"
     exit_code = 4
     retryable = True
 
 
 class IntegrityError(ZchunkError):
+    """Content that does not match its hashes."""
+
     code = "integrity"
     exit_code = 5
 
 
 class ChunkCorrupt(IntegrityError):
+    """The bytes of a chunk do not match its hash."""
+
     code = "chunk_corrupt"
 
 
@@ -231,21 +253,30 @@ class FileChanged(IntegrityError):
 
 
 class ManifestInvalid(IntegrityError):
+    """No canonical manifest, or not that of the file id."""
+
     code = "manifest_invalid"
 
 
 class TrackerUnreachable(ZchunkError):
+    """The tracker does not answer."""
+
     code = "tracker_unreachable"
     exit_code = 6
     retryable = True
 
 
 class NotAllowed(ZchunkError):
+    """No member, revoked, or a role that may not do this; also a key that was refused in the
+    handshake."""
+
     code = "not_allowed"
     exit_code = 7
 
 
 class TokenRefused(NotAllowed):
+    """A token that is unknown, damaged, expired, withdrawn or used up."""
+
     code = "token_refused"
 
 
@@ -256,13 +287,13 @@ class NotJoined(NotAllowed):
 
 
 class TransportMismatch(NotAllowed):
-    """One side encrypts (`transport: curve`) and the other does not."""
+    """One side uses curve, the other plain (never sent: the connecting side finds it out)."""
 
     code = "transport_mismatch"
 
 
 class WrongServer(NotAllowed):
-    """The process that listens there is another one: it has another key, or is not zchunk."""
+    """What listens there has another key than it should, or is another program (never sent)."""
 
     code = "wrong_server"
 
@@ -274,16 +305,22 @@ class WrongKey(NotAllowed):
 
 
 class UnsupportedVersion(NotAllowed):
+    """Another version of protocol or of a store."""
+
     code = "unsupported_version"
 
 
 class NoSpace(ZchunkError):
+    """No room."""
+
     code = "no_space"
     exit_code = 8
     retryable = True
 
 
 class NotFound(ZchunkError):
+    """No such file, chunk or peer."""
+
     code = "not_found"
     exit_code = 9
 
@@ -296,6 +333,8 @@ class Cancelled(ZchunkError):
 
 
 class Interrupted(ZchunkError):
+    """Stopped by the user; resumable."""
+
     code = "interrupted"
     exit_code = 130
     retryable = True

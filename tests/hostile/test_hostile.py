@@ -1,5 +1,5 @@
 """A hostile peer at the size that a test has time for: the victim stays small, and others are
-served. The full size is `python -m tests.hostile.rig` (docs/hostile.md)."""
+served. The full size is `python -m tests.hostile.rig` (docs/reports/hostile.md)."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ def test_a_tracker_that_was_set_up_anew(folder: Path, start_s: float) -> None:
         cluster.start_tracker()
         line = shut_out(cluster.client.run("ls", code=None), start_s, "wrong_server")
         assert "another key" in line
-        assert "docs/security.md" in line
+        assert "docs/guide/security.md" in line
         wait_for(lambda: "another key" in node.process.stderr, PATIENCE_S, "the node says why it is alone")
         assert node.process.end() == 0
 

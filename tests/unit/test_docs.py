@@ -1,6 +1,7 @@
-"""docs/ says what the code does: messages, error codes, settings, the manifest, examples.
+"""docs/ says what the code does: the pages of docs/reference are current, names and links exist,
+examples work.
 
-What is compared is named in docs/protocol.md and docs/events.md by fixed forms: a heading
+What is compared is named in protocol.md and events.md by fixed forms: a heading
 with a type or topic in backticks, tables whose first cell is a name in backticks, fenced
 blocks with a word behind the fence.
 """
@@ -19,9 +20,14 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from blake3 import blake3
+from pages import commands, python_api
+from pages import events as event_pages
+from pages import messages as message_pages
+from pages.__main__ import FILLERS, pages
+from pages.template import fill
 
 from zchunk import config
-from zchunk.clock import Now, SystemClock
+from zchunk.clock import SystemClock
 from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest, parse
 from zchunk.errors import BY_CODE
 from zchunk.node.control.join import join
@@ -35,27 +41,19 @@ from zchunk.protocol.messages import (
     FileRecord,
     MemberRecord,
     PeerRecord,
-    Record,
-    ReportHeld,
     Request,
 )
 from zchunk.runtime.loop import LoopThread
-from zchunk.tracker import core
 from zchunk.tracker.home import make_token
 from zchunk.tracker.members import gate
-from zchunk.tracker.members.member_list import Member as TrackerMember
-from zchunk.tracker.members.member_list import MemberList
 from zchunk.tracker.process import Tracker
-from zchunk.tracker.records import health_fields, held_fields
-from zchunk.tracker.requests.presence import Timing
-from zchunk.tracker.rules import health
-from zchunk.tracker.state.store_mark import StoreMark
 from zchunk.transport.zeromq import ZmqTransport
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PROTOCOL = (DOCS / "protocol.md").read_text()
-EVENTS = (DOCS / "events.md").read_text()
+REFERENCE = DOCS / "reference"
+PROTOCOL = (REFERENCE / "protocol.md").read_text()
+EVENTS = (REFERENCE / "events.md").read_text()
 
 # -- reading the documents --------------------------------------------------------------
 
@@ -91,14 +89,39 @@ _RECORDS = (PeerRecord, MemberRecord, FileRecord)
 MESSAGES = sections(PROTOCOL)
 TOPICS = sections(EVENTS)
 
-# -- messages -----------------------------------------------------------------------------
+# -- what is generated ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", FILLERS)
+def test_a_page_is_as_the_code_is(page: str) -> None:
+    """Else run scripts/reference."""
+    path = REFERENCE / f"{page}.md"
+    assert path.read_text() == pages()[path]
+
+
+def test_what_the_page_says_of_a_field_is_its_comment() -> None:
+    listed = {row[0]: row[1:] for row in table(MESSAGES["inventory"])}
+    assert list(listed) == ["page", "last", "hashes"]
+    assert listed["last"] == ["bool", "the last page"]
+    assert listed["hashes"][0] == "payload"
+
+
+def test_an_event_with_other_fields_than_the_template_names_makes_no_page() -> None:
+    template = "### `file.removed`\n{{fields\nfile_id: which\n}}"
+    with pytest.raises(ValueError, match="commit_number"):
+        fill(template, event_pages.FILLERS)
 
 
 def test_every_message_has_a_section_and_every_section_a_message() -> None:
     assert sorted(MESSAGES) == sorted(BY_TYPE)
 
 
-@pytest.mark.parametrize("kind", sorted(BY_TYPE))
+@pytest.mark.parametrize("kind", sorted(k for k, cls in BY_TYPE.items() if issubclass(cls, Request)))
+def test_a_request_names_its_answer(kind: str) -> None:
+    assert f"Answer: `{BY_TYPE[kind].REPLY.TYPE}`." in MESSAGES[kind]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind, cls in BY_TYPE.items() if cls.__struct_fields__))
 def test_a_message_has_exactly_its_fields_payload_last_in_frame_order(kind: str) -> None:
     cls = BY_TYPE[kind]
     listed = names(MESSAGES[kind])
@@ -108,39 +131,27 @@ def test_a_message_has_exactly_its_fields_payload_last_in_frame_order(kind: str)
     assert listed[len(listed) - len(payload) :] == payload
 
 
-@pytest.mark.parametrize("kind", sorted(k for k, cls in BY_TYPE.items() if issubclass(cls, Request)))
-def test_a_request_names_its_answer(kind: str) -> None:
-    assert f"Answer: `{BY_TYPE[kind].REPLY.TYPE}`." in MESSAGES[kind]  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("record", _RECORDS)
-def test_records_have_exactly_their_fields(record: type[Record]) -> None:
-    text = chapter(PROTOCOL, "Records").split(f"{record.__name__}, ")[1].split("\n\n")[1]
-    assert names(text) == list(record.__struct_fields__)
-
-
 @pytest.mark.row("S2")
 def test_roles_are_those_of_the_tracker() -> None:
     rows = dict(table(chapter(PROTOCOL, "Identity")))
-    handlers = _handlers()
-    only_nodes = {kind for kind, roles in handlers.items() if roles == {"node"}}
-    everyone = {kind for kind, roles in handlers.items() if "observer" in roles}
+    asked = message_pages.handlers()
+    only_nodes = {kind for kind, roles in asked.items() if roles == {"node"}}
+    everyone = {kind for kind, roles in asked.items() if "observer" in roles}
     assert set(re.findall(r"`(\w+)`", rows["client"])) == only_nodes
     assert set(re.findall(r"`(\w+)`", rows["observer"])) == everyone
+    assert {"hello", "stored", "release"} <= only_nodes
+    assert {"list_files", "get_events"} <= everyone
 
 
-def _handlers() -> dict[str, frozenset[str]]:
-    """What the tracker answers -> who may ask."""
-    made = core.TrackerCore(
-        members=SimpleNamespace(listed=MemberList()),
-        peers=(),
-        timing=Timing(1.0, 3.0),
-        epoch="",
-        mark=StoreMark("", 0),
-        events_at=(),
-        now=Now(0.0, 0),
-    )
-    return {request.TYPE: roles for request, (roles, _) in made._handlers.items()}
+def test_every_public_method_of_the_client_says_what_it_does() -> None:
+    assert not python_api.undocumented()
+
+
+def test_every_command_is_on_its_page() -> None:
+    text = (REFERENCE / "commands.md").read_text()
+    for context in commands.contexts()[1:]:
+        assert f"\n## {context.command_path}\n" in text
+    assert "--min-peers" in text
 
 
 # -- names in backticks --------------------------------------------------------------------
@@ -180,21 +191,6 @@ def test_names_in_backticks_exist(text: str) -> None:
     assert not used - _known()
 
 
-# -- tables ----------------------------------------------------------------------------------
-
-
-def test_error_codes_are_those_of_the_code_with_exit_code_and_retryable() -> None:
-    rows = {row[0]: (int(row[1]), row[2] == "yes") for row in table(chapter(PROTOCOL, "Error codes"))}
-    assert rows == {code: (cls.exit_code, cls.retryable) for code, cls in BY_CODE.items()}
-
-
-def test_configuration_keys_are_those_of_the_shipped_file_with_their_defaults() -> None:
-    shipped = yaml.load((ROOT / "config.yaml").read_text(), yaml.BaseLoader)
-    defaults = {f"{section}.{key}": value for section, keys in shipped.items() for key, value in keys.items()}
-    rows = {row[0]: row[1] for row in table(chapter(PROTOCOL, "Configuration keys and the protocol"))}
-    assert rows == {key: "[]" if value == [] else value for key, value in defaults.items()}
-
-
 # -- the manifest --------------------------------------------------------------------------------
 
 
@@ -219,24 +215,7 @@ def test_the_manifest_example_is_what_the_code_computes() -> None:
 
 @pytest.mark.row("I1")
 def test_the_published_topics_are_documented_and_no_other() -> None:
-    rooms = Path(core.__file__).parent
-    source = "".join(path.read_text() for path in rooms.rglob("*.py"))
-    published = set(re.findall(r'(?:events\.publish|self\._event)\("([a-z.]+)"', source))
-    for pair in re.findall(r'topic = "([a-z.]+)" if .* else "([a-z.]+)"', source):
-        published |= set(pair)
-    assert {*published, *health.TOPICS} == set(TOPICS)
-
-
-@pytest.mark.parametrize("topic", health.TOPICS)
-def test_the_fields_of_a_files_health_are_documented(topic: str) -> None:
-    copies = health.Copies("f" * 64, "f", 2, 10, 0, 1)
-    assert names(TOPICS[topic]) == list(health_fields(copies))
-
-
-def test_the_fields_of_held_memory_are_documented() -> None:
-    report = ReportHeld(member="10.0.0.7", purpose="downloads", size=1, budget=2, seconds=3.0)
-    node = TrackerMember("f" * 32, b"k" * 32, "A", "node", 0, False)
-    assert names(TOPICS["budget.held"]) == list(held_fields(node, report, None))
+    assert event_pages.published() == set(TOPICS)
 
 
 @pytest.fixture(params=["curve", "plain"])
@@ -298,7 +277,31 @@ def test_the_subscriber_example_follows_a_real_tracker(cluster: SimpleNamespace,
 # -- what documents may not say -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]*)[^)]*\)", path.read_text()):
-        assert not target or (DOCS / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        if anchor:
+            assert anchor in anchors(page.read_text()), f"{target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """Of headings, as they are on the usual pages for Markdown."""
+    plain = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r"^#{1,4} (.*)$", plain, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def files(folder: Path) -> list[Path]:
+    return [*folder.rglob("*.py"), *(path for path in folder.glob("*") if path.is_file())]
+
+
+def test_pages_that_code_and_scripts_name_exist() -> None:
+    texts = [path.read_text() for folder in ("zchunk", "scripts", "tests") for path in files(ROOT / folder)]
+    named = {page for text in texts for page in re.findall(r"\bdocs/[\w/-]+\.md", text)}
+    assert named
+    assert not [page for page in sorted(named) if not (ROOT / page).exists()]

@@ -28,7 +28,7 @@ from zchunk.version import __version__
 log = logging.getLogger(__name__)
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
-_EXIT_CODES = """\b
+EXIT_CODES = """\b
 Exit codes:
   0  done                              6  tracker unreachable
   1  unexpected error or disk failure  7  not allowed
@@ -146,7 +146,7 @@ def _from_os(error: OSError) -> ZchunkError:
     return as_ours(error)
 
 
-@click.group(cls=Program, context_settings=_CONTEXT, epilog=_EXIT_CODES)
+@click.group(cls=Program, context_settings=_CONTEXT, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="zchunk")
 @everywhere(from_environment=True)
 def cli() -> None:

@@ -34,7 +34,7 @@ def events(invocation: Invocation, topics: tuple[str, ...], since: int | None) -
     """Follow the events of the cluster, until Ctrl-C.
 
     With --json, prints one object per line: topic, epoch, seq, time and the topic's own
-    fields (docs/events.md). No event is skipped: lost ones are fetched from the tracker, and a
+    fields (docs/reference/events.md). No event is skipped: lost ones are fetched from the tracker, and a
     line with the topic `missed` reports those that it no longer has.
     """
     # Ctrl-C is how following ends.

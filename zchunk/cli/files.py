@@ -496,7 +496,7 @@ def _unknown_text(names: Sequence[str]) -> str:
     return (
         f"{render.count_text(len(names), 'node')} {hold} chunks of files that this tracker does not know:"
         f" {', '.join(names)}; its database was lost, replaced or restored from an older copy"
-        " (docs/deployment.md, What to back up)"
+        " (docs/guide/deployment.md, What to back up)"
     )
 
 

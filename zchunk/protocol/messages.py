@@ -1,4 +1,4 @@
-"""Every message between zchunk processes, defined once. docs/protocol.md describes them.
+"""Every message between zchunk processes, defined once; docs/reference/protocol.md has the conversations.
 
 Each class is frozen and checked: one that breaks its field types or limits cannot be built,
 on either side (msgspec.ValidationError).
@@ -9,6 +9,9 @@ but as frames of their own behind it, in the order of their definition. Requests
 Units: bytes for sizes, seconds for durations, milliseconds since 1970 UTC for
 `*_ms`. Tables are columns of little-endian integers (`columns.py`), since a file may
 have 100,000 chunks.
+
+The comments in front of fields are their meanings in docs/reference/protocol.md (scripts/reference).
+This file is long because no message is anywhere else.
 """
 
 from __future__ import annotations
@@ -169,8 +172,12 @@ class ErrorReply(Message, frozen=True):
     """The request was refused or failed; `code` is one of errors.BY_CODE."""
 
     TYPE: ClassVar[str] = "error"
+    #: one of the table "Error codes"; treat an unknown one as `unexpected`
     code: Annotated[str, Meta(max_length=64)]
+    #: one line for people: what happened, to which peer or file, what to do; up to 4,000 characters are
+    #: sent
     message: Annotated[str, Meta(max_length=4096)]
+    #: facts for programs, by code; may be empty
     details: Facts
 
     def __post_init__(self) -> None:
@@ -193,22 +200,34 @@ class PeerRecord(Record, frozen=True):
     connects there expects `public_key` (None where the tracker knows none)."""
 
     peer_id: PeerId
+    #: unique among nodes
     name: Label
+    #: always `node`
     role: Role
+    #: `up`, `down`, `left` (it said goodbye), `offline-store` (up, but its disk is offline), `revoked`
+    #: (it may still run); `draining` is reserved and not sent yet
     status: Status
+    #: the number of the node's start; higher is newer
     incarnation: Count
+    #: where its ROUTER is, `tcp://host:port`, to be tried in order
     endpoints: Addresses
+    #: maximum bytes of chunks that it stores
     capacity: Count
+    #: bytes of chunks it would still take, as of its last heartbeat
     free: Count
+    #: how many it holds, as of its last heartbeat
     chunks: Count
+    #: its last hello or heartbeat
     last_seen_ms: Millis
+    #: its present CURVE key, which a connecting socket must expect; nil where the tracker knows none
     public_key: HexId | None = None
-    #: files that it keeps the manifests of, and the tracker does not know (see `Heartbeat`)
+    #: files that it holds chunks of and the tracker does not know, as of its last heartbeat
     files_unknown: Count = 0
-    #: it is `down` only as far as is known: the tracker has just started, or the node is saying
-    #: hello. Whether it is up shows within a lease: an event follows
+    #: its status is `down` only as far as is known: the tracker has just started and the node has a lease
+    #: to say hello, or it is saying hello now. A `peer.up` or `peer.down` follows
     unsure: bool = False
-    #: why it takes no chunks at present, and what to do; empty where it takes them
+    #: why it takes no chunks at present, and what to do: its disk failed, or is mounted read-only, say.
+    #: It serves those it has. Empty where it takes chunks
     refuses: Reason = ""
 
 
@@ -218,23 +237,35 @@ class MemberRecord(Record, frozen=True):
     peer_id: PeerId
     name: Label
     role: Role
+    #: the key it has now
     public_key: HexId
+    #: no socket admits the key
     revoked: bool
 
 
 class FileRecord(Record, frozen=True):
     """FileInfo of SPEC "Data" without its per-chunk lists."""
 
+    #: SHA-256 of the manifest's canonical bytes
     file_id: HexId
+    #: any text: it is data, never a path
     name: Name
+    #: bytes of the file
     size: Count
+    #: SHA-256 of the whole content; nil for an encrypted file
     sha256: Hash | None
     chunk_size: Count
+    #: 0 for an empty file
     chunks_count: Count
+    #: copies of each chunk that were asked for
     replicas: Count
+    #: uploaded as a distributed file
     is_chunked: bool
+    #: its copies lay on 2 peers or more when it was committed
     is_distributed: bool
+    #: how few peers together held all chunks then
     minimum_peers_required: Count
+    #: when it was committed
     created_at_ms: Millis
 
 
@@ -259,10 +290,13 @@ Peers = Annotated[tuple[PeerRecord, ...], Meta(max_length=10_000)]
 
 class Joined(Message, frozen=True):
     TYPE: ClassVar[str] = "joined"
+    #: yours from now on
     peer_id: PeerId
     name: Label
     role: Role
+    #: the tracker's store, see "Garbage"
     store_id: Annotated[str, Meta(max_length=64)]
+    #: addresses of the PUB socket, to be tried in order
     events: Addresses
 
 
@@ -271,7 +305,9 @@ class Join(Request, frozen=True):
 
     TYPE: ClassVar[str] = "join"
     REPLY: ClassVar[type[Message]] = Joined
+    #: the newcomer's own key, which it keeps for good
     public_key: Key
+    #: printable; unique among nodes that are not revoked
     name: Label
 
 
@@ -287,7 +323,9 @@ class Members(Message, frozen=True):
     """A page of the allow list, by peer id; ask again with `next_page` unless it is ""."""
 
     TYPE: ClassVar[str] = "members"
+    #: by peer id, revoked ones too; up to 1,000 are sent
     members: Annotated[tuple[MemberRecord, ...], Meta(max_length=2_000)]
+    #: empty at the end
     next_page: Annotated[str, Meta(max_length=64)]
 
 
@@ -296,6 +334,7 @@ class GetMembers(Request, frozen=True):
 
     TYPE: ClassVar[str] = "get_members"
     REPLY: ClassVar[type[Message]] = Members
+    #: empty for the first page, else the `next_page` before
     page: Annotated[str, Meta(max_length=64)]
 
 
@@ -303,6 +342,8 @@ class KeyKnown(Message, frozen=True):
     """Whose key it is, or None: nobody's, or that of a member who was cut off."""
 
     TYPE: ClassVar[str] = "key_known"
+    #: the member whose present key it is; nil for an unknown key, a replaced one, and that of a revoked
+    #: member
     member: MemberRecord | None
 
 
@@ -311,6 +352,7 @@ class CheckKey(Request, frozen=True):
 
     TYPE: ClassVar[str] = "check_key"
     REPLY: ClassVar[type[Message]] = KeyKnown
+    #: the key
     public_key: Key
 
 
@@ -320,6 +362,7 @@ class RotateKey(Request, frozen=True):
 
     TYPE: ClassVar[str] = "rotate_key"
     REPLY: ClassVar[type[Message]] = Ok
+    #: the new key
     public_key: Key
 
 
@@ -330,14 +373,24 @@ class Welcome(Message, frozen=True):
     keeps it, and says it from then on."""
 
     TYPE: ClassVar[str] = "welcome"
+    #: random id of this run of the tracker; compare for equality only
     epoch: Annotated[str, Meta(max_length=64)]
+    #: the last event's number
     seq: Count
+    #: send heartbeats this often
     heartbeat_interval_s: Period
+    #: how long a node counts as up without one
     lease_s: Period
     store_id: Annotated[str, Meta(max_length=64)]
+    #: raised by each commit and each removal
     commit_number: Count
+    #: the addresses of you that others get
     endpoints: Addresses
+    #: send your inventory now
     inventory_wanted: bool
+    #: the number by which this start is known. Higher than the hello's where the tracker has seen newer
+    #: starts and none of them is up, as after a home was restored from a backup: keep it, and send it
+    #: from now on
     incarnation: Count
 
 
@@ -353,16 +406,28 @@ class Hello(Request, frozen=True):
 
     TYPE: ClassVar[str] = "hello"
     REPLY: ClassVar[type[Message]] = Welcome
+    #: raised by one at each start of the process, kept on disk; the same for all hellos of one start,
+    #: unless a `welcome` gives another
     incarnation: Count
+    #: 16 random hex digits of each process: two that run from copies of one home differ in it
     instance: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
+    #: what the node's ROUTER is bound to: a host, or `*`
     bound: Address
+    #: its port
     port: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+    #: addresses that its owner wants announced, `host` or `host:port`; they replace all others
     advertise: Addresses
+    #: the machine's own addresses, for a wildcard
     interfaces: Addresses
+    #: as in PeerRecord
     capacity: Count
     free: Count
+    #: how many chunks it holds
     chunks: Count
+    #: the sum of the SHA-256 of all chunks it holds, as 256-bit big-endian numbers, modulo 2^256; 32 zero
+    #: bytes for none
     inventory_digest: Hash
+    #: as in PeerRecord
     refuses: Reason
 
 
@@ -372,8 +437,11 @@ class Inventory(Request, frozen=True):
 
     TYPE: ClassVar[str] = "inventory"
     REPLY: ClassVar[type[Message]] = Ok
+    #: 0, 1, 2, ... each after the answer to the one before
     page: Count
+    #: the last page
     last: bool
+    #: SHA-256 digests, 32 bytes each, ascending over all pages
     hashes: Payload
 
 
@@ -382,6 +450,7 @@ class Beat(Message, frozen=True):
 
     TYPE: ClassVar[str] = "beat"
     epoch: Annotated[str, Meta(max_length=64)]
+    #: the last event's number: a subscriber that does not receive it shortly after has lost events
     seq: Count
 
 
@@ -394,12 +463,19 @@ class Heartbeat(Request, frozen=True):
 
     TYPE: ClassVar[str] = "heartbeat"
     REPLY: ClassVar[type[Message]] = Beat
+    #: the node's; 0 for a client
     incarnation: Count
     free: Count
     chunks: Count
-    load: Rate  # bytes per second served and stored lately
+    #: bytes per second served and stored lately; not used by the tracker yet
+    load: Rate
+    #: false while the disk with the node's chunks is offline: its status becomes `offline-store`,
+    #: published as `peer.updated`, and no client is sent there. A client sends true
     store_online: bool
+    #: how many files that the node keeps manifests of this tracker does not know, by `find_files`. A
+    #: change is published as `peer.updated`
     files_unknown: Count
+    #: as in PeerRecord. Such a node gets no place in a plan. A change is published as `peer.updated`
     refuses: Reason
 
 
@@ -408,6 +484,7 @@ class Goodbye(Request, frozen=True):
 
     TYPE: ClassVar[str] = "goodbye"
     REPLY: ClassVar[type[Message]] = Ok
+    #: an older one changes nothing
     incarnation: Count
 
 
@@ -416,11 +493,15 @@ class Snapshot(Message, frozen=True):
 
     TYPE: ClassVar[str] = "snapshot"
     epoch: Annotated[str, Meta(max_length=64)]
+    #: events up to this one are in `peers`
     seq: Count
+    #: where the PUB socket is now, as in `joined`; it may have moved since you joined
     events: Addresses
+    #: every node that ever registered
     peers: Peers
-    #: peers of which a tracker that has just started does not know yet whether they are up:
-    #: a `peer.up` or `peer.down` follows for each
+    #: ids of peers of which a tracker that has just started does not know yet whether they are up;
+    #: `peers` calls them `down`. A `peer.up` or `peer.down` follows for each; a member that knew one as
+    #: up, in the same incarnation, continues to use it meanwhile
     unsure: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
 
 
@@ -450,8 +531,12 @@ class EventList(Message, frozen=True):
     more when the last one is below it. Of another epoch than was asked for: none."""
 
     TYPE: ClassVar[str] = "event_list"
+    #: the tracker's present run; where it is not the one asked for, `events` is empty
     epoch: Annotated[str, Meta(max_length=64)]
+    #: the last event of this run; ask again while the last one you got is below it
     seq: Count
+    #: in order: maps of `topic`, `seq`, `time_ms` and `fields`; 500 are sent at once. Where the first is
+    #: not `since` + 1, those before it are gone
     events: EventRecords
 
 
@@ -461,7 +546,9 @@ class GetEvents(Request, frozen=True):
 
     TYPE: ClassVar[str] = "get_events"
     REPLY: ClassVar[type[Message]] = EventList
+    #: the run whose events you want
     epoch: Annotated[str, Meta(max_length=64)]
+    #: those with a higher seq
     since: Count
 
 
@@ -476,8 +563,12 @@ class Planned(Message, frozen=True):
     TYPE: ClassVar[str] = "planned"
     strategy: Strategy
     distributed: bool
+    #: the width of `assignment`
     replicas: Copies
+    #: those that get something; for an empty file the one that keeps its manifest
     peers: Peers
+    #: u16 column: for each chunk of the request `replicas` indexes into `peers`, 0xFFFF where no new copy
+    #: is due
     assignment: Payload
 
 
@@ -492,17 +583,29 @@ class Plan(Request, frozen=True):
 
     TYPE: ClassVar[str] = "plan"
     REPLY: ClassVar[type[Message]] = Planned
+    #: random, one per upload
     upload_id: UploadId
+    #: bytes of the file
     size: Count
+    #: must be what the manifest will say
     chunk_size: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+    #: spread it; else all of it is stored on one peer (with replicas: on each of that many peers)
     distribute: bool
+    #: copies of each chunk, on different peers
     replicas: Copies
+    #: a distributed file is refused with fewer
     min_peers: Copies
     strategy: Strategy
+    #: the client's own node: preferred for a file that is not distributed
     own_peer: PeerId | None
+    #: peers that just refused
     avoid: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
+    #: see `held`
     held_peers: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
+    #: empty: the whole file. Else a u32 column: a new plan for these chunks only
     only: Payload
+    #: with `only`: for each of these chunks `replicas` entries (u16) into `held_peers`, 0xFFFF for none:
+    #: the copies that stay
     held: Payload
 
 
@@ -512,7 +615,9 @@ class Stored(Request, frozen=True):
 
     TYPE: ClassVar[str] = "stored"
     REPLY: ClassVar[type[Message]] = Ok
+    #: the upload for which they were stored
     upload_id: UploadId
+    #: SHA-256 digests, 32 bytes each
     hashes: Payload
 
 
@@ -521,6 +626,7 @@ class Committed(Message, frozen=True):
 
     TYPE: ClassVar[str] = "committed"
     file: FileRecord
+    #: the same file was there before; `replicas`, `min_peers` and `is_chunked` may have risen
     already: bool
 
 
@@ -532,10 +638,14 @@ class Commit(Request, frozen=True):
     TYPE: ClassVar[str] = "commit"
     REPLY: ClassVar[type[Message]] = Committed
     upload_id: UploadId
+    #: recorded with the file
     replicas: Copies
     min_peers: Copies
+    #: recorded as `is_chunked`
     distribute: bool
+    #: SHA-256 of the manifest: what is damaged on its way is refused
     file_id: HexId
+    #: the canonical bytes
     manifest: Payload
 
 
@@ -562,8 +672,12 @@ class ChunksFound(Message, frozen=True):
     into `peers`)."""
 
     TYPE: ClassVar[str] = "chunks_found"
+    #: holders, all of them up
     peers: Peers
+    #: u16 column, one entry for each digest asked about, in that order: how many holders are named (up to
+    #: 32)
     holder_counts: Payload
+    #: u16 column, chunk after chunk, the earliest stored first: indexes into `peers`
     holder_peers: Payload
 
 
@@ -573,6 +687,7 @@ class FindChunks(Request, frozen=True):
 
     TYPE: ClassVar[str] = "find_chunks"
     REPLY: ClassVar[type[Message]] = ChunksFound
+    #: SHA-256 digests, 32 bytes each, up to 4,096
     hashes: Payload
 
 
@@ -586,10 +701,16 @@ class Located(Message, frozen=True):
 
     TYPE: ClassVar[str] = "located"
     file: FileRecord
+    #: all holders, up or not
     peers: Peers
+    #: the canonical bytes. Check that their SHA-256 is `file.file_id`, and that this is the id, or begins
+    #: with the digits, or the file has the name, that you asked for
     manifest: Payload
+    #: u16 column, one entry for each chunk: how many copies are known
     holder_counts: Payload
+    #: u16 column, chunk after chunk, the earliest stored first: indexes into `peers`
     holder_peers: Payload
+    #: u64 column, beside `holder_peers`: when each copy was stored, in milliseconds
     holder_times: Payload
 
 
@@ -599,7 +720,11 @@ class Locate(Request, frozen=True):
 
     TYPE: ClassVar[str] = "locate"
     REPLY: ClassVar[type[Message]] = Located
+    #: 64 hex digits, in either case: the file of that id, and no other, also where an earlier file has
+    #: them for a name. Else an exact name (of several files of that name the one that was committed
+    #: last), else the first 8 or more hex digits of an id
     name_or_id: Name
+    #: refuse a name that several files have
     unique: bool
 
 
@@ -607,19 +732,23 @@ class Files(Message, frozen=True):
     """A page of the listing, newest first; ask again with `next_page` unless it is ""."""
 
     TYPE: ClassVar[str] = "files"
+    #: newest first: in the order of their commits, independent of the clock; up to 1,000 are sent
     files: Annotated[tuple[FileRecord, ...], Meta(max_length=2_000)]
+    #: empty at the end
     next_page: Annotated[str, Meta(max_length=200)]
 
 
 class ListFiles(Request, frozen=True):
     TYPE: ClassVar[str] = "list_files"
     REPLY: ClassVar[type[Message]] = Files
+    #: empty for the first page, else the `next_page` before
     page: Annotated[str, Meta(max_length=200)]
 
 
 class Removed(Message, frozen=True):
     TYPE: ClassVar[str] = "removed"
     file_id: HexId
+    #: of the removal; the same when asked again
     commit_number: Count
 
 
@@ -642,6 +771,7 @@ class Released(Message, frozen=True):
     TYPE: ClassVar[str] = "released"
     store_id: Annotated[str, Meta(max_length=64)]
     commit_number: Count
+    #: those that no committed file names: the tracker no longer counts on them here
     hashes: Payload
 
 
@@ -650,6 +780,7 @@ class Release(Request, frozen=True):
 
     TYPE: ClassVar[str] = "release"
     REPLY: ClassVar[type[Message]] = Released
+    #: SHA-256 digests, 32 bytes each
     hashes: Payload
 
 
@@ -658,14 +789,18 @@ class Removals(Message, frozen=True):
 
     TYPE: ClassVar[str] = "removals"
     store_id: Annotated[str, Meta(max_length=64)]
+    #: what to ask from next
     commit_number: Count
+    #: removed since, oldest first; not those committed again meanwhile; up to 1,000 are sent
     file_ids: Annotated[tuple[HexId, ...], Meta(max_length=10_000)]
+    #: ask again at once
     more: bool
 
 
 class GetRemovals(Request, frozen=True):
     TYPE: ClassVar[str] = "get_removals"
     REPLY: ClassVar[type[Message]] = Removals
+    #: the commit number up to which removals are known
     since: Count
 
 
@@ -675,9 +810,13 @@ class FilesFound(Message, frozen=True):
     only from this store, at this or a higher commit number."""
 
     TYPE: ClassVar[str] = "files_found"
+    #: the tracker's store
     store_id: Annotated[str, Meta(max_length=64)]
+    #: its commit number at that moment
     commit_number: Count
+    #: those that are files, 32 bytes each
     file_ids: Payload
+    #: those that were files and were removed. The number of those that are neither goes into the heartbeats
     removed: Payload
 
 
@@ -688,6 +827,7 @@ class FindFiles(Request, frozen=True):
 
     TYPE: ClassVar[str] = "find_files"
     REPLY: ClassVar[type[Message]] = FilesFound
+    #: file ids, 32 bytes each, up to 4,096
     file_ids: Payload
 
 
@@ -696,6 +836,8 @@ class Doubts(Message, frozen=True):
     copy was reported corrupt. It checks them and answers each by `lost` or `whole`."""
 
     TYPE: ClassVar[str] = "doubts"
+    #: SHA-256 digests, 32 bytes each, ascending: up to 1,000 chunks. With 1,000 of them there may be
+    #: more: ask again when these are answered
     hashes: Payload
 
 
@@ -713,6 +855,7 @@ class Whole(Request, frozen=True):
 
     TYPE: ClassVar[str] = "whole"
     REPLY: ClassVar[type[Message]] = Ok
+    #: SHA-256 digests, 32 bytes each. Of chunks that it is not known to hold, nothing is recorded
     hashes: Payload
 
 
@@ -721,6 +864,7 @@ class Lost(Request, frozen=True):
 
     TYPE: ClassVar[str] = "lost"
     REPLY: ClassVar[type[Message]] = Ok
+    #: SHA-256 digests, 32 bytes each
     hashes: Payload
 
 
@@ -731,7 +875,9 @@ class ReportCorrupt(Request, frozen=True):
 
     TYPE: ClassVar[str] = "report_corrupt"
     REPLY: ClassVar[type[Message]] = Ok
+    #: the sender of the bytes
     peer_id: PeerId
+    #: the chunk
     sha256: Hash
 
 
@@ -742,10 +888,14 @@ class ReportHeld(Request, frozen=True):
 
     TYPE: ClassVar[str] = "report_held"
     REPLY: ClassVar[type[Message]] = Ok
+    #: its peer id; in plain transport its address
     member: Label
     purpose: Annotated[str, Meta(pattern=r"^(downloads|uploads)\Z")]
+    #: bytes that it keeps
     size: Count
+    #: bytes that there are for all
     budget: Count
+    #: since it settled something
     seconds: Rate
 
 
@@ -756,6 +906,7 @@ class Block(Message, frozen=True):
     """Bytes of a chunk; the receiver verifies the whole chunk before it counts."""
 
     TYPE: ClassVar[str] = "block"
+    #: the bytes; not verified by the sender
     data: Payload
 
 
@@ -766,9 +917,12 @@ class GetBlock(Request, frozen=True):
 
     TYPE: ClassVar[str] = "get_block"
     REPLY: ClassVar[type[Message]] = Block
+    #: the chunk
     sha256: Hash
     offset: Count
+    #: at most 16,777,216
     length: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+    #: payload bytes this connection has settled so far
     received: Count
 
 
@@ -776,6 +930,7 @@ class Acknowledged(Message, frozen=True):
     """`busy`: requests of this connection wait here for memory that other members have."""
 
     TYPE: ClassVar[str] = "acknowledged"
+    #: true: requests of this connection wait for memory that other members have now ("busy with others")
     busy: bool
 
 
@@ -785,6 +940,7 @@ class Acknowledge(Request, frozen=True):
 
     TYPE: ClassVar[str] = "acknowledge"
     REPLY: ClassVar[type[Message]] = Acknowledged
+    #: as in `get_block`
     received: Count
 
 
@@ -793,6 +949,8 @@ class Offered(Message, frozen=True):
     chunk is reserved: send its blocks."""
 
     TYPE: ClassVar[str] = "offered"
+    #: true: it is stored already and leased for this upload. False: send its blocks; also where the node
+    #: has it and cannot read it: what comes replaces it
     have: bool
 
 
@@ -802,8 +960,11 @@ class Offer(Request, frozen=True):
     TYPE: ClassVar[str] = "offer"
     REPLY: ClassVar[type[Message]] = Offered
     upload_id: UploadId
+    #: SHA-256 of its bytes
     sha256: Hash
+    #: BLAKE3 of its bytes
     blake3: Hash
+    #: of the chunk, at most 67,108,864
     size: Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 
 
@@ -811,6 +972,7 @@ class BlockTaken(Message, frozen=True):
     """`stored`: that was the last block missing; the chunk is verified and durable."""
 
     TYPE: ClassVar[str] = "block_taken"
+    #: true: that was the last block missing, and the chunk is verified and durable
     stored: bool
 
 
@@ -822,6 +984,7 @@ class PutBlock(Request, frozen=True):
     upload_id: UploadId
     sha256: Hash
     offset: Count
+    #: at least 1 byte; no overlap with another block, but the same block once more does no harm
     data: Payload
 
 
@@ -831,7 +994,9 @@ class PutManifest(Request, frozen=True):
     TYPE: ClassVar[str] = "put_manifest"
     REPLY: ClassVar[type[Message]] = Ok
     upload_id: UploadId
+    #: SHA-256 of the manifest
     file_id: HexId
+    #: the canonical bytes
     manifest: Payload
 
 
@@ -864,16 +1029,28 @@ class Job(Message, frozen=True):
     TYPE: ClassVar[str] = "job"
     job_id: JobId
     state: JobStateName
+    #: a waiting job continues by itself when its peer is back
     auto_resume: bool
+    #: chunks that are to be asked for
     pending: Count
+    #: chunks that are being received, checked or written
     downloading: Count
+    #: chunks that are verified and at their place
     completed: Count
+    #: chunks that every holder known turned out not to have whole
     failed: Count
+    #: down, and wanted chunks are nowhere else
     missing_peers: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
+    #: their names
     missing_names: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=10_000)]
+    #: since when it waits
     waiting_since_ms: Millis | None
+    #: for `chunk_peer`
     peers: Annotated[tuple[PeerId, ...], Meta(max_length=10_000)]
+    #: u16 column, one entry for each chunk: 0 pending, 1 downloading, 2 completed, 3 failed. Empty above
+    #: 1,000 chunks
     chunk_status: Payload
+    #: u16 column beside it: indexes into `peers`, 0xFFFF for none
     chunk_peer: Payload
 
 
@@ -892,13 +1069,15 @@ class SteerJob(Request, frozen=True):
 
 class Event(Message, frozen=True):
     """One published fact. `topic` is also the frame that subscriptions match;
-    `fields` are described per topic in docs/events.md. A `tick` repeats the last seq."""
+    `fields` are described per topic in docs/reference/events.md. A `tick` repeats the last seq."""
 
     TYPE: ClassVar[str] = "event"
     topic: Annotated[str, Meta(max_length=64)]
     epoch: Annotated[str, Meta(max_length=64)]
+    #: one more for each event; a `tick` repeats the last one
     seq: Count
     time_ms: Millis
+    #: by topic, see [events.md](events.md)
     fields: Facts
 
     def __post_init__(self) -> None:

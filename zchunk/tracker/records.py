@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
 
-from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord, ReportHeld
+from zchunk.protocol.messages import FileRecord, MemberRecord, PeerRecord, ReportCorrupt, ReportHeld
 from zchunk.tracker.members.member_list import Member
 from zchunk.tracker.rules.health import Copies
 
@@ -86,6 +86,19 @@ def file_fields(record: FileRecord) -> dict[str, Any]:
         "size": record.size,
         "chunks_count": record.chunks_count,
         "is_distributed": record.is_distributed,
+    }
+
+
+def removed_fields(file_id: str, commit_number: int) -> dict[str, Any]:
+    return {"file_id": file_id, "commit_number": commit_number}
+
+
+def corrupt_fields(member: str, report: ReportCorrupt, members: int) -> dict[str, Any]:
+    return {
+        "peer_id": report.peer_id,
+        "sha256": report.sha256.hex(),
+        "reported_by": member,
+        "reports": members,
     }
 
 

@@ -318,7 +318,7 @@ def test_a_body_that_does_not_fit_is_refused() -> None:
 
 
 def test_the_sealed_form_is_a_disk_format_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/protocol.md, "Encrypted files", written down once more, with nothing of ours in it."""
+    """docs/reference/protocol.md, "Encrypted files", written down once more, with nothing of ours in it."""
     drawn = iter([b"s" * 16, b"f" * 32])
     monkeypatch.setattr(encryption, "secrets", SimpleNamespace(token_bytes=lambda length: next(drawn)))
     head, key = new_key(KEY)

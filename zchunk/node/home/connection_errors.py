@@ -45,5 +45,5 @@ def closed_door(
         )
     return WrongServer(
         f"{who} is not the one that this PC knows: it has another key, or is another program"
-        " (docs/security.md: when a tracker's key is lost)"
+        " (docs/guide/security.md: when a tracker's key is lost)"
     )

@@ -76,7 +76,7 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """DownloadJob of SPEC "Data", and what people want to know besides."""
+    """A download job, as `zchunk jobs --json` prints it."""
 
     job_id: str
     file_id: str

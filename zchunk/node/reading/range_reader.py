@@ -39,7 +39,7 @@ from zchunk.system.buffers import Buffer
 log = logging.getLogger(__name__)
 
 #: Of a chunk that comes alone, the second block is read while the first is sent: with larger ones
-#: a read takes longer (docs/performance.md).
+#: a read takes longer (docs/reports/performance.md).
 _BLOCK_MAX = 2 * 1024**2
 
 #: The chunk's plain bytes, valid until the next `need`; or why there are none; or neither: this

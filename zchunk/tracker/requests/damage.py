@@ -16,7 +16,7 @@ from zchunk.limits.rate_limit import RateLimit
 from zchunk.protocol.columns import split_hashes
 from zchunk.protocol.messages import MAX_DOUBTS, Doubts, GetDoubts, Lost, Ok, ReportCorrupt, ReportHeld, Whole
 from zchunk.tracker.actions import Action, Ask, Work
-from zchunk.tracker.records import held_fields
+from zchunk.tracker.records import corrupt_fields, held_fields
 from zchunk.tracker.requests.handlers import STORING, WRITING, Handlers
 from zchunk.tracker.rules.health import FileHealth
 from zchunk.tracker.rules.reports import ENOUGH, CorruptReports
@@ -110,8 +110,8 @@ class DamageRequests:
         members = self._corrupt.add(member, report.peer_id, report.sha256)
         if not members:
             return []
-        fields = {"peer_id": report.peer_id, "sha256": report.sha256.hex(), "reported_by": member}
-        told: list[Action] = [self._events.publish("chunk.corrupt", {**fields, "reports": members}, now)]
+        fields = corrupt_fields(member, report, members)
+        told: list[Action] = [self._events.publish("chunk.corrupt", fields, now)]
         return told if members < ENOUGH else [*told, self._unavailable_work(report)]
 
     def _unavailable_work(self, report: ReportCorrupt) -> Work:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from zchunk.clock import Now
 from zchunk.protocol.messages import FileRecord, Files, ListFiles, Locate, Located, Remove, Removed
 from zchunk.tracker.actions import Action, Ask
+from zchunk.tracker.records import removed_fields
 from zchunk.tracker.requests.handlers import READING, WRITING, Handlers
 from zchunk.tracker.rules.health import FileHealth
 from zchunk.tracker.state.event_log import EventLog
@@ -71,7 +72,7 @@ class FileRequests:
             actions = ask.reply(Removed(file_id=file_id, commit_number=commit_number))
             if fresh:
                 self._health.removed(file_id)
-                fields = {"file_id": file_id, "commit_number": commit_number}
+                fields = removed_fields(file_id, commit_number)
                 actions.append(self._events.publish("file.removed", fields, now))
             return actions
 

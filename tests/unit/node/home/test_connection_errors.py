@@ -30,5 +30,5 @@ def test_each_says_who_and_what_to_do_in_one_line(
     assert not error.retryable
     assert WHO in error.message
     assert says in error.message
-    assert ("docs/security.md" if link is Link.STRANGE else "zchunk token") in error.message
+    assert ("docs/guide/security.md" if link is Link.STRANGE else "zchunk token") in error.message
     assert "\n" not in error.message

@@ -1,0 +1,42 @@
+"""Writes docs/reference; with --check says which pages are not as the code is, and changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pages import commands, config, errors, events, messages, python_api
+from pages.template import fill
+
+TEMPLATES = Path(__file__).parent
+TARGET = TEMPLATES.parents[1] / "docs" / "reference"
+FILLERS = {
+    "commands": commands.FILLERS,
+    "config": config.FILLERS,
+    "errors": errors.FILLERS,
+    "events": events.FILLERS,
+    "protocol": messages.FILLERS,
+    "python": python_api.FILLERS,
+}
+
+
+def pages() -> dict[Path, str]:
+    """Each page as it should be."""
+    return {
+        TARGET / f"{name}.md": fill((TEMPLATES / f"{name}.md").read_text(), fillers)
+        for name, fillers in FILLERS.items()
+    }
+
+
+def main() -> None:
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv[1:]:
+        sys.exit("".join(f"{path} is not current: run scripts/reference\n" for path in stale))
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for path in stale:
+        path.write_text(pages()[path])
+        print(f"wrote {path.relative_to(TARGET.parents[1])}")
+
+
+if __name__ == "__main__":
+    main()
