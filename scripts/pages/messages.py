@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -14,7 +15,9 @@ import msgspec.inspect as shapes
 from pages.config import effects
 from pages.template import Filler, code, table
 from zchunk.clock import MAX_WALL_MS, Now
-from zchunk.protocol import messages
+from zchunk.node.bulk.peer_connections import BULK
+from zchunk.node.control import plane
+from zchunk.protocol import messages, wire
 from zchunk.protocol.messages import (
     BY_TYPE,
     MAX_COUNT,
@@ -26,6 +29,7 @@ from zchunk.protocol.messages import (
     Record,
     Request,
 )
+from zchunk.tracker import process
 from zchunk.tracker.core import TrackerCore
 from zchunk.tracker.members.member_list import MemberList
 from zchunk.tracker.requests.presence import Timing
@@ -168,6 +172,29 @@ def roles() -> str:
     return table(["role", "requests"], rows)
 
 
+# -- sockets ------------------------------------------------------------------------------
+
+
+def sockets() -> str:
+    """Limits, in the words of libzmq."""
+    node = replace(BULK, max_frame_bytes=wire.MAX_REQUEST_FRAME_BYTES)
+    rows = {
+        "tracker's ROUTER": process.CONTROL,
+        "tracker's PUB": process.EVENTS,
+        "node's ROUTER": node,
+        "DEALER to the tracker": plane.CONTROL,
+        "SUB to the tracker": replace(plane.CONTROL, linger_ms=0),
+        "DEALER to a node": BULK,
+    }
+    return table(
+        ["socket", "MAXMSGSIZE", "SNDHWM", "RCVHWM", "LINGER"],
+        [
+            [name, str(at.max_frame_bytes), str(at.send_mark), str(at.receive_mark), f"{at.linger_ms} ms"]
+            for name, at in rows.items()
+        ],
+    )
+
+
 # -- holes --------------------------------------------------------------------------------
 
 
@@ -184,6 +211,7 @@ def _answer(heading: str, _: str) -> str:
 FILLERS: dict[str, Filler] = {
     "fields": _fields,
     "answer": _answer,
+    "sockets": lambda heading, words: sockets(),
     "roles": lambda heading, words: roles(),
     "effects": lambda heading, words: effects(words),
 }

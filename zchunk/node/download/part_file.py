@@ -17,7 +17,7 @@ writer of one target; a sync tried again after it failed; an open descriptor acr
 final rename.
 
 One thread writes (`write_chunk`); `mark` and `save` may be called from another one.
-Callers: node/transfer and the client, through their disk thread.
+Callers: the client opens it; runner.py and running_digest.py use it, through their worker threads.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ and lock), `chunk_files.py`, `manifest_folder.py`, `trash.py`, `chunk_index.py`,
 `inventory.py` (the numbers in memory), `chunk_readers.py`, `cluster_memory.py`, `verification.py`
 (whether bytes are still right), and `reconcile.py` for the time after a stop that was not
 `close()`, and for what was set apart. Not responsible for who may
-store or order what. Callers: the node's server, scrub and upload side, through its thread
-pool.
+store or order what. Callers: the chunk server, registration and upkeep of a
+node, through its worker threads.
 
 The folders are the truth, the index is their index and may be deleted. After an unclean
 stop the listing is compared with it, and chunks that no manifest needs get a lease, since
