@@ -159,10 +159,9 @@ class DistributedChunkManager:
                 source.close()
             emit(event)
 
-        def planned(answer: Planned | None, error: ZchunkError | None) -> None:
-            if answer is None:
-                assert error is not None
-                emitting(error.to_json() | {"_error": error})
+        def planned(answer: Planned | ZchunkError) -> None:
+            if isinstance(answer, ZchunkError):
+                emitting(answer.to_json() | {"_error": answer})
                 return
             try:
                 upload = self.distribute_chunks(
@@ -182,9 +181,11 @@ class DistributedChunkManager:
         offer = Offer(upload_id=upload_id, sha256=sha256, blake3=hashing.blake3(data), size=len(data))
 
         def offered(reply: Message | None, error: ZchunkError | None) -> None:
-            problem = error or expect(reply, Offered)
-            if problem is not None or (isinstance(reply, Offered) and reply.have):
-                sent(problem)
+            answer = expect(Offered, reply, error)
+            if isinstance(answer, ZchunkError):
+                sent(answer)
+            elif answer.have:
+                sent(None)
             else:
                 self._send_blocks(peer_id, sha256, memoryview(data), upload_id, sent)
 
@@ -205,9 +206,11 @@ class DistributedChunkManager:
             )
 
         def answered(at: int, reply: Message | None, error: ZchunkError | None) -> None:
-            problem = error or expect(reply, BlockTaken)
-            if problem is not None or (isinstance(reply, BlockTaken) and reply.stored):
-                sent(problem)
+            answer = expect(BlockTaken, reply, error)
+            if isinstance(answer, ZchunkError):
+                sent(answer)
+            elif answer.stored:
+                sent(None)
             elif at + 1 == len(ranges):
                 sent(Busy(f"{self.bulk.name_of(peer_id)} lost a part of the chunk; send it again"))
             else:

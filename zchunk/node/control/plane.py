@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from zchunk.errors import UnknownMessage, ZchunkError
 from zchunk.node.control.event_feed import Deliver, EventFeed, Fetch, Missed
@@ -32,7 +32,6 @@ from zchunk.node.home.connection_errors import closed_door
 from zchunk.node.home.membership import Identity
 from zchunk.protocol import wire
 from zchunk.protocol.messages import (
-    ErrorReply,
     Event,
     EventList,
     GetEvents,
@@ -49,6 +48,8 @@ from zchunk.transport.base import Arrival, Link, Received, Socket, SocketOptions
 log = logging.getLogger(__name__)
 
 CONTROL = SocketOptions(max_frame_bytes=wire.MAX_FRAME_BYTES, heartbeats=True)
+
+M = TypeVar("M", bound=Message)
 
 Answer = Callable[[Message | None, ZchunkError | None], None]
 OnPeer = Callable[[PeerRecord], None]
@@ -320,12 +321,12 @@ class ControlPlane:
     def _fetched(self, watcher: _Watcher, reply: Message | None, error: ZchunkError | None) -> None:
         if watcher not in self._watchers:
             return
-        if isinstance(reply, EventList):
-            self._feed(watcher, watcher.feed.fetched(reply))
-            return
-        problem = error or expect(reply, EventList)
-        log.info("missed events could not be fetched: %s", problem)
-        self._feed(watcher, watcher.feed.failed(problem is not None and problem.retryable))
+        events = expect(EventList, reply, error)
+        if isinstance(events, ZchunkError):
+            log.info("missed events could not be fetched: %s", events)
+            self._feed(watcher, watcher.feed.failed(events.retryable))
+        else:
+            self._feed(watcher, watcher.feed.fetched(events))
 
     def _follow(self, events_at: tuple[str, ...]) -> None:
         """A tracker that was started anew may publish elsewhere. What is missed while the
@@ -366,10 +367,20 @@ def _log_missed(missed: Missed) -> None:
     log.warning("events %d to %d of the tracker are lost", missed.first, missed.last)
 
 
-def expect(reply: Message | None, kind: type[Message]) -> ZchunkError | None:
-    """An error unless `reply` is what its request may be answered with."""
-    if isinstance(reply, kind) and not isinstance(reply, ErrorReply):
-        return None
+def expect(kind: type[M], reply: Message | None, error: ZchunkError | None) -> M | ZchunkError:
+    """What a request ended with, as an `Answer` is told: the reply, if it is of the one kind that
+    this request may be answered with, else the error."""
+    if error is not None:
+        return error
+    if isinstance(reply, kind):
+        return reply
     return UnknownMessage(
         f"an answer of type {getattr(reply, 'TYPE', None)!r} to a request for {kind.TYPE!r}"
     )
+
+
+def checked(answer: M | ZchunkError) -> M:
+    """What `expect` found, for callers that handle errors all in one place. Raises the error."""
+    if isinstance(answer, ZchunkError):
+        raise answer
+    return answer

@@ -139,16 +139,15 @@ class Fetcher(JobDriver[Action]):
         if job is None or self.ended:
             return
         now = self.now()
-        if error is None:
-            error = expect(reply, Block)
-        if error is None and len(reply.data) != ask.length:  # type: ignore[union-attr]
-            error = IntegrityError(f"{self.peer_name(ask.peer_id)} sent a block of the wrong length")
-        if error is not None:
-            self.perform(job.refused(ask.chunk, ask.attempt, error, now))
+        block = expect(Block, reply, error)
+        if isinstance(block, Block) and len(block.data) != ask.length:
+            block = IntegrityError(f"{self.peer_name(ask.peer_id)} sent a block of the wrong length")
+        if isinstance(block, ZchunkError):
+            self.perform(job.refused(ask.chunk, ask.attempt, block, now))
             return
         if job.expects(ask.chunk, ask.attempt, ask.offset, ask.length):
             view = self._buffers[ask.chunk, ask.attempt].view(ask.offset + ask.length)
-            view[ask.offset :] = reply.data  # type: ignore[union-attr]
+            view[ask.offset :] = block.data
             self.received_from[ask.peer_id] = self.received_from.get(ask.peer_id, 0) + ask.length
         self.perform(job.block(ask.chunk, ask.attempt, ask.offset, ask.length, now))
 

@@ -167,18 +167,19 @@ class NodeAccess:
 
     def _fetch_page(self, page: str) -> None:
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
-            if not isinstance(reply, Members):
+            members = expect(Members, reply, error)
+            if isinstance(members, ZchunkError):
                 self._fetching = False
-                log.info("the list of members could not be fetched: %s", error or expect(reply, Members))
-                if error is not None and error.retryable:
+                log.info("the list of members could not be fetched: %s", members)
+                if members.retryable:
                     self._fetch()
                 return
-            self._fetched += reply.members
-            if len(self._fetched) > _MOST_MEMBERS or "" < reply.next_page <= page:
+            self._fetched += members.members
+            if len(self._fetched) > _MOST_MEMBERS or "" < members.next_page <= page:
                 self._fetching, self._fetched = False, []
                 log.warning("the list of members does not end; keeping the previous list")
-            elif reply.next_page:
-                self._fetch_page(reply.next_page)
+            elif members.next_page:
+                self._fetch_page(members.next_page)
             else:
                 self._fetched_all()
 

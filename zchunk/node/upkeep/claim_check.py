@@ -92,11 +92,11 @@ class ClaimCheck:
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if asked_in != self._round:
                 return
-            problem = error or expect(reply, FilesFound)
-            if problem is not None or not isinstance(reply, FilesFound):
-                self._fail(problem)
+            page_found = expect(FilesFound, reply, error)
+            if isinstance(page_found, ZchunkError):
+                self._fail(page_found)
                 return
-            self._found(reply, lambda found: self._next(claimed, rest, files | found, reply))
+            self._found(page_found, lambda found: self._next(claimed, rest, files | found, page_found))
 
         message = FindFiles(file_ids=b"".join(map(bytes.fromhex, page)))
         self._control.request(message, _TIMEOUT_S, self._loop, answer)

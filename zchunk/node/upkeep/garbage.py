@@ -89,24 +89,24 @@ class GarbageCollector:
         self._control.request(ask, _TIMEOUT_S, self._loop, self._on_removals)
 
     def _on_removals(self, reply: Message | None, error: ZchunkError | None) -> None:
-        problem = error or expect(reply, Removals)
-        if problem is not None or not isinstance(reply, Removals):
-            self._end(problem)
+        removals = expect(Removals, reply, error)
+        if isinstance(removals, ZchunkError):
+            self._end(removals)
             return
 
         def work() -> list[bytes]:
             # First whether this tracker may order anything here (SPEC R8).
             seen = self._store.commit_number
-            self._store.seen_store(reply.store_id, max(seen, reply.commit_number))
-            for file_id in reply.file_ids:
+            self._store.seen_store(removals.store_id, max(seen, removals.commit_number))
+            for file_id in removals.file_ids:
                 self._store.forget_manifest(file_id)
             now = self._clock.wall()
             self._store.purge_trash(now - self._trash_keep_s)
-            return [] if reply.more else self._store.garbage(now)[:_BATCH]
+            return [] if removals.more else self._store.garbage(now)[:_BATCH]
 
         def then(garbage: list[bytes]) -> None:
-            self._obeyed = max(self._obeyed, reply.commit_number)
-            if reply.more:
+            self._obeyed = max(self._obeyed, removals.commit_number)
+            if removals.more:
                 self._ask_removals()
             elif garbage:
                 self._release(garbage)
@@ -131,20 +131,20 @@ class GarbageCollector:
         self._control.request(Release(hashes=b"".join(garbage)), _TIMEOUT_S, self._loop, answer)
 
     def _on_released(self, reply: Message | None, error: ZchunkError | None) -> None:
-        problem = error or expect(reply, Released)
-        if problem is not None or not isinstance(reply, Released):
-            self._end(problem)
+        answer = expect(Released, reply, error)
+        if isinstance(answer, ZchunkError):
+            self._end(answer)
             return
 
         try:
-            released = split_hashes(reply.hashes)
+            released = split_hashes(answer.hashes)
         except ZchunkError as malformed:
             self._end(malformed)
             return
 
         def work() -> list[bytes]:
-            self._store.seen_store(reply.store_id, reply.commit_number)
-            return self._store.trash(released, reply.store_id, self._clock.wall())
+            self._store.seen_store(answer.store_id, answer.commit_number)
+            return self._store.trash(released, answer.store_id, self._clock.wall())
 
         def then(moved: list[bytes]) -> None:
             log.info("moved %d chunks to the trash", len(moved))

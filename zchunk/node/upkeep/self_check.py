@@ -123,12 +123,12 @@ class SelfCheck:
         self._control.request(GetDoubts(), _TIMEOUT_S, self._loop, self._on_doubts)
 
     def _on_doubts(self, reply: Message | None, error: ZchunkError | None) -> None:
-        problem = error or expect(reply, Doubts)
-        if problem is not None or not isinstance(reply, Doubts):
-            self._end(problem)
+        doubts = expect(Doubts, reply, error)
+        if isinstance(doubts, ZchunkError):
+            self._end(doubts)
             return
         try:
-            doubted = split_hashes(reply.hashes)[:MAX_DOUBTS]
+            doubted = split_hashes(doubts.hashes)[:MAX_DOUBTS]
         except ZchunkError as malformed:
             self._end(malformed)
             return

@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from zchunk.errors import MalformedMessage, ZchunkError
-from zchunk.node.control.plane import ControlPlane, expect
+from zchunk.errors import ZchunkError
+from zchunk.node.control.plane import ControlPlane, checked, expect
 from zchunk.node.store.chunk_store import ChunkStore
 from zchunk.protocol.columns import split_hashes
 from zchunk.protocol.messages import MAX_FIND, FilesFound, FindFiles, Message, Welcome
@@ -115,11 +115,9 @@ class UnknownFiles:
 
 def _known(reply: Message | None, error: ZchunkError | None) -> set[str]:
     """Those that are files, or were."""
-    problem = error or expect(reply, FilesFound)
-    if problem is not None or not isinstance(reply, FilesFound):
-        raise problem or MalformedMessage("no answer")
+    found = checked(expect(FilesFound, reply, error))
     return {
         file_id.hex()
-        for file_ids in (reply.file_ids, reply.removed)
+        for file_ids in (found.file_ids, found.removed)
         for file_id in split_hashes(file_ids, MAX_FIND)
     }

@@ -16,11 +16,9 @@ from zchunk.protocol.messages import Message, PeerRecord, Plan, Planned
 
 
 class PlanRequest:
-    """`answer(planned, error)` runs once, in the bulk loop; one of both is None."""
+    """`answer`, with the plan or the error, runs once, in the bulk loop."""
 
-    def __init__(
-        self, bulk: BulkPlane, plan: Plan, answer: Callable[[Planned | None, ZchunkError | None], None]
-    ) -> None:
+    def __init__(self, bulk: BulkPlane, plan: Plan, answer: Callable[[Planned | ZchunkError], None]) -> None:
         self._bulk = bulk
         self._plan = plan
         self._answer = answer
@@ -44,13 +42,13 @@ class PlanRequest:
 
     def _answered(self, reply: Message | None, error: ZchunkError | None) -> None:
         self._asking = False
-        problem = error or expect(reply, Planned)
-        unsure = isinstance(problem, PeersUnsure)
-        if unsure and self._patience.waits(problem, self._bulk.loop.clock.monotonic()):  # type: ignore[arg-type]
+        planned = expect(Planned, reply, error)
+        now = self._bulk.loop.clock.monotonic()
+        if isinstance(planned, PeersUnsure) and self._patience.waits(planned, now):
             self._wait()
             return
         self._leave()
-        self._answer(None if problem else reply, problem)  # type: ignore[arg-type]
+        self._answer(planned)
 
     def _wait(self) -> None:
         if not self._waiting:

@@ -24,7 +24,6 @@ from zchunk.content.hashing import FileDigest
 from zchunk.content.manifest import IDENTITY, TAG_BYTES, ChunkRow, Manifest, chunk_count, chunk_length
 from zchunk.errors import (
     FileChanged,
-    IntegrityError,
     Interrupted,
     MalformedMessage,
     ManifestInvalid,
@@ -40,7 +39,7 @@ from zchunk.node.bulk.job_driver import Emit, JobDriver, Log
 from zchunk.node.bulk.location import check_answered, found_holders
 from zchunk.node.bulk.plane import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.bulk.progress import Progress
-from zchunk.node.control.plane import expect
+from zchunk.node.control.plane import checked, expect
 from zchunk.node.upload.job import (
     Action,
     AllStored,
@@ -398,19 +397,17 @@ class Upload(JobDriver[Action]):
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if self._job is None or self.ended:
                 return
-            problem = error or expect(reply, ChunksFound)
             try:
-                holders = [] if problem else found_holders(reply, len(chunks))  # type: ignore[arg-type]
-            except MalformedMessage as odd:
-                problem = odd
-            if problem is not None:
+                found = checked(expect(ChunksFound, reply, error))
+                holders = found_holders(found, len(chunks))
+            except ZchunkError as problem:
                 self.log.info(
                     "sending all chunks; it is unknown which ones the cluster already has: %s",
                     problem.message,
                 )
                 self.perform(self._job.not_found(chunks, self.now()))
                 return
-            for record in reply.peers:  # type: ignore[union-attr]
+            for record in found.peers:
                 self.bulk.learn(record)
             fit = [[record.peer_id for record in row if self._fits(record)] for row in holders]
             self.perform(self._job.found(chunks, fit, self.now()))
@@ -433,13 +430,12 @@ class Upload(JobDriver[Action]):
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if self._job is None or self.ended:
                 return
-            problem = error or expect(reply, Offered)
-            if problem is not None:
-                self._refused(action, problem)
+            offered = expect(Offered, reply, error)
+            if isinstance(offered, ZchunkError):
+                self._refused(action, offered)
                 return
-            have: bool = reply.have  # type: ignore[union-attr]
             now = self.now()
-            self.perform(self._job.offered(action.peer_id, action.chunk, action.attempt, have, now))
+            self.perform(self._job.offered(action.peer_id, action.chunk, action.attempt, offered.have, now))
 
         self.bulk.links.request(action.peer_id, offer, OFFER_TIMEOUT_S, answer)
 
@@ -456,14 +452,13 @@ class Upload(JobDriver[Action]):
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if self._job is None or self.ended:
                 return
-            problem = error or expect(reply, BlockTaken)
-            if problem is not None:
-                self._refused(action, problem)
+            taken = expect(BlockTaken, reply, error)
+            if isinstance(taken, ZchunkError):
+                self._refused(action, taken)
                 return
-            stored: bool = reply.stored  # type: ignore[union-attr]
             self.perform(
                 self._job.taken(
-                    action.peer_id, action.chunk, action.attempt, action.offset, stored, self.now()
+                    action.peer_id, action.chunk, action.attempt, action.offset, taken.stored, self.now()
                 )
             )
 
@@ -502,16 +497,16 @@ class Upload(JobDriver[Action]):
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if self._job is None or self.ended:
                 return
-            problem = error or expect(reply, Planned)
-            if problem is not None:
-                self.perform(self._job.not_replanned(action.chunks, problem, self.now()))
+            planned = expect(Planned, reply, error)
+            if isinstance(planned, ZchunkError):
+                self.perform(self._job.not_replanned(action.chunks, planned, self.now()))
                 return
             try:
-                peers = assignment(ask, reply)  # type: ignore[arg-type]
+                peers = assignment(ask, planned)
             except MalformedMessage as odd:
                 self.fail(odd)
                 return
-            for record in reply.peers:  # type: ignore[union-attr]
+            for record in planned.peers:
                 self.bulk.learn(record)
             places = [peers[index] for index in action.chunks]
             self.perform(self._job.replanned(action.chunks, places, self.now()))
@@ -636,9 +631,9 @@ class Upload(JobDriver[Action]):
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if self.ended or this_round != self._round:
                 return  # a peer went: the job starts over with what is left
-            problem = error or expect(reply, Ok)
+            problem = expect(Ok, reply, error)
             again = isinstance(problem, (PeerUnreachable, ManifestInvalid)) and self.now() < until
-            if problem is None:
+            if isinstance(problem, Ok):
                 stored(peer_id)
             elif again and tries > 1:
                 self._put_manifest(peer_id, stored, tries - 1, until)
@@ -672,27 +667,24 @@ class Upload(JobDriver[Action]):
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
             if self.ended or (this_round != self._round and not isinstance(reply, Committed)):
                 return  # refused for what the job is mending already
-            problem = error or expect(reply, Committed) or self._other_file(reply)
-            if isinstance(problem, ManifestInvalid) and tries > 1:
-                self._commit(tries - 1)  # damaged on its way
-            elif isinstance(problem, (NotYetStored, TooFewPeers)) and self._mends < _MENDS:
-                self._mends += 1
-                self._refusal, self._mend_at = problem, self.now() + _MEND_PAUSE_S
-            elif problem is not None:
-                self.fail(problem)
+            try:
+                committed = checked(expect(Committed, reply, error))
+                check_answered(commit.file_id, committed.file)
+            except ZchunkError as problem:
+                self._not_committed(problem, tries)
             else:
-                self._conclude(reply)  # type: ignore[arg-type]
+                self._conclude(committed)
 
         self.bulk.control.request(commit, TRACKER_TIMEOUT_S, self.bulk.loop, answer)
 
-    def _other_file(self, reply: Message | None) -> ZchunkError | None:
-        """Why what was committed is not this file, or None."""
-        assert self._manifest is not None
-        try:
-            check_answered(self._manifest.file_id, reply.file)  # type: ignore[union-attr]
-        except IntegrityError as error:
-            return error
-        return None
+    def _not_committed(self, problem: ZchunkError, tries: int) -> None:
+        if isinstance(problem, ManifestInvalid) and tries > 1:
+            self._commit(tries - 1)  # damaged on its way
+        elif isinstance(problem, (NotYetStored, TooFewPeers)) and self._mends < _MENDS:
+            self._mends += 1
+            self._refusal, self._mend_at = problem, self.now() + _MEND_PAUSE_S
+        else:
+            self.fail(problem)
 
     def _mend(self, now: float) -> None:
         """No peer went, and yet the tracker misses copies: a node lost them, or its report
