@@ -31,6 +31,7 @@ from zchunk.clock import SystemClock, iso_utc
 from zchunk.config import Settings
 from zchunk.config import load as load_settings
 from zchunk.content.encryption import Lock, Secret, head_of, open_manifest
+from zchunk.content.manifest import chunk_count
 from zchunk.errors import (
     ClientClosed,
     ForeignProcess,
@@ -46,6 +47,7 @@ from zchunk.errors import (
     UnknownMessage,
     ZchunkError,
 )
+from zchunk.node import views
 from zchunk.node.bulk.location import Location, location
 from zchunk.node.bulk.plane import BULK_IO_THREADS, BulkPlane
 from zchunk.node.control.event_feed import Missed
@@ -128,6 +130,19 @@ class PlannedUpload:
     @property
     def size(self) -> int:
         return self._source.size
+
+    @property
+    def chunks_count(self) -> int:
+        return chunk_count(self.size, self.plan.chunk_size)
+
+    def shares(self) -> tuple[views.PeerShare, ...]:
+        """Each peer's part."""
+        return views.peer_shares(self.plan, self.planned)
+
+    def plan_event(self) -> dict[str, Any]:
+        """The `plan` event of SPEC "Machine-readable output"."""
+        encrypted = self.options.encrypt is not None
+        return views.plan_event(self.name, self.plan, self.planned, encrypted=encrypted)
 
     def run(self, on_event: OnEvent | None = None) -> dict[str, Any]:
         """Uploads; returns the `done` event. Raises ZchunkError; Ctrl-C leaves it resumable."""

@@ -36,6 +36,7 @@ from zchunk.errors import (
     UnsupportedVersion,
     ZchunkError,
 )
+from zchunk.node import views
 from zchunk.node.bulk.location import found_holders, location
 from zchunk.node.download import part_file
 from zchunk.node.home import membership, options
@@ -297,7 +298,7 @@ def _job_record(data: bytes) -> None:
     book = jobs_records.JobBook([path.parent])
     record = book.load("j1")
     if record is not None:
-        json.dumps(jobs_records.standing(record).to_json())
+        json.dumps(views.job(jobs_records.standing(record)))
         book.save(record)
         assert book.load("j1") == record
     assert book.all() == ([record] if record is not None else [])

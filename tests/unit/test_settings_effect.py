@@ -31,7 +31,7 @@ from zchunk.errors import TrackerUnreachable, ZchunkError
 from zchunk.node.build import NodeParts, node_parts
 from zchunk.node.home.membership import Identity, Membership, save
 from zchunk.node.planes import bulk_plane
-from zchunk.node.upload.runner import assignment
+from zchunk.node.upload.assignment import assignment
 from zchunk.protocol.messages import PeerRecord, Plan, Planned
 from zchunk.runtime.loop import Loop
 from zchunk.tracker import process as tracker_process

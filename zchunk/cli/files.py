@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,7 +186,7 @@ def put(
     with invocation.client({"chunking": given}) as client:
         planned = _plan(invocation, client, file, options, wait)
         _agree(invocation, client, planned, yes)
-        job = progress.JobView(planned.size * planned.planned.replicas, _chunks_count(planned))
+        job = progress.JobView(planned.size * planned.planned.replicas, planned.chunks_count)
         done = _run_job(invocation, client, job, "put", planned.run)
     if invocation.json:
         emit_json(done)
@@ -236,7 +236,7 @@ def _agree(invocation: Invocation, client: Client, planned: PlannedUpload, yes: 
     """Show the plan and ask. Raises Interrupted where the answer is no."""
     try:
         if invocation.json:
-            emit_event(_plan_json(planned))
+            emit_event(planned.plan_event())
         else:
             render.plan_dialog(_plan_view(client, planned))
         if not yes and not agreed("Continue?", default=True):
@@ -269,52 +269,18 @@ def _show_put(done: dict[str, Any]) -> None:
 # -- what a plan says -----------------------------------------------------------------
 
 
-def _chunks_count(planned: PlannedUpload) -> int:
-    from zchunk.content.manifest import chunk_count
-
-    return chunk_count(planned.size, planned.plan.chunk_size)
-
-
-def _shares(planned: PlannedUpload) -> tuple[render.PeerShare, ...]:
-    """Each peer's part of the plan, in the order of the plan."""
-    from zchunk.consequence import consequence, describe_chunks
-    from zchunk.content.manifest import chunk_length
-    from zchunk.node.upload.runner import assignment
-
-    holders = assignment(planned.plan, planned.planned)
-    primaries: dict[str, list[int]] = {}
-    sizes: Counter[str] = Counter()
-    for index, row in enumerate(holders):
-        primaries.setdefault(row[0], []).append(index)
-        for peer_id in row:
-            sizes[peer_id] += chunk_length(planned.size, planned.plan.chunk_size, index)
-    records = {record.peer_id: record for record in planned.planned.peers}
-    return tuple(
-        render.PeerShare(
-            peer_id=part.peer_id,
-            name=records[part.peer_id].name,
-            chunks_text=describe_chunks(first := primaries.get(part.peer_id, [])),
-            chunks=part.chunks,
-            copies=part.chunks - len(first),
-            bytes=sizes[part.peer_id],
-            chunks_lost=part.chunks_lost,
-        )
-        for part in consequence(holders, list(records))
-    )
-
-
 def _plan_view(client: Client, planned: PlannedUpload) -> render.PlanView:
     return render.PlanView(
         name=planned.name,
         size=planned.size,
         chunk_size=planned.plan.chunk_size,
-        chunks_count=_chunks_count(planned),
+        chunks_count=planned.chunks_count,
         threshold=client.settings.chunking.min_file_size_for_distribution,
         distributed=planned.planned.distributed,
         strategy=planned.planned.strategy,
         replicas=planned.planned.replicas,
         online=tuple(record.name for record in client.peers() if record.status == "up"),
-        shares=_shares(planned),
+        shares=planned.shares(),
         encryption=_encryption_text(planned.options),
     )
 
@@ -328,35 +294,6 @@ def _encryption_text(options: PutOptions) -> str:
 
     by = f"the key file {secret.key_id.hex()}" if isinstance(secret, KeyFile) else "a passphrase"
     return f"with {by}; others see its size{'' if options.hide_name else ' and name'}"
-
-
-def _plan_json(planned: PlannedUpload) -> dict[str, Any]:
-    from zchunk.node.bulk.location import MAX_LISTED
-    from zchunk.node.upload.runner import assignment
-
-    shares = _shares(planned)
-    answer = planned.planned
-    event: dict[str, Any] = {
-        "event": "plan",
-        "name": planned.name,
-        "size": planned.size,
-        "encrypted": planned.options.encrypt is not None,
-        "is_chunked": answer.distributed,
-        "chunk_size": planned.plan.chunk_size,
-        "chunks_count": _chunks_count(planned),
-        "strategy": answer.strategy,
-        "replicas": answer.replicas,
-        "peers": [
-            {"peer_id": s.peer_id, "name": s.name, "chunks": s.chunks, "bytes": s.bytes} for s in shares
-        ],
-        "consequence": [
-            {"peer_id": s.peer_id, "name": s.name, "chunks": s.chunks, "chunks_lost": s.chunks_lost}
-            for s in shares
-        ],
-    }
-    if event["chunks_count"] <= MAX_LISTED:
-        event["map"] = {str(index): row[0] for index, row in enumerate(assignment(planned.plan, answer))}
-    return event
 
 
 # -- get ------------------------------------------------------------------------------
@@ -478,12 +415,14 @@ def ls(invocation: Invocation, key_file: Path | None) -> None:
     """
     key = keys_given(None, key_file).named
     with invocation.client() as client:
+        from zchunk.node import views
+
         records = client.ls()
         if key is not None:
             records = (_opened_record(client, record, key) for record in records)
         strange = [record.name for record in client.peers() if record.files_unknown]
         if invocation.json:
-            emit_json_list(file_json(record) for record in records)
+            emit_json_list(map(views.file_info, records))
         elif not render.file_table(records) and not strange:
             say("no files yet; `zchunk put FILE` uploads one")
         if strange:
@@ -510,25 +449,6 @@ def _opened_record(client: Client, record: FileRecord, key: Secret) -> FileRecor
     return record
 
 
-def file_json(record: FileRecord) -> dict[str, Any]:
-    """FileInfo of SPEC "Data" without its per-chunk lists."""
-    from zchunk.clock import iso_utc
-
-    return {
-        "file_id": record.file_id,
-        "name": record.name,
-        "size": record.size,
-        "sha256": record.sha256.hex() if record.sha256 is not None else None,
-        "created_at": iso_utc(record.created_at_ms / 1000),
-        "replicas": record.replicas,
-        "is_chunked": record.is_chunked,
-        "chunk_size": record.chunk_size,
-        "chunks_count": record.chunks_count,
-        "is_distributed": record.is_distributed,
-        "minimum_peers_required": record.minimum_peers_required,
-    }
-
-
 @click.command()
 @click.argument("name_or_id")
 @secret_options
@@ -546,65 +466,12 @@ def info(invocation: Invocation, name_or_id: str, passphrase_file: str | None, k
         where = client.locate(name_or_id, settled=True)
         if named is not None:
             where = client.opened(where, named)
+    from zchunk.node import views
+
     if invocation.json:
-        emit_json_object(info_json(where))
+        emit_json_object(views.file_details(where))
     else:
         _show_info(where)
-
-
-def health(where: Location) -> str:
-    """complete; degraded: readable with fewer copies than asked; unavailable."""
-    copies = where.live_copies()
-    if not all(copies):
-        return "unavailable"
-    return "complete" if all(count >= where.file.replicas for count in copies) else "degraded"
-
-
-def info_json(where: Location) -> dict[str, Any]:
-    """FileInfo with its per-chunk lists, and one ChunkDistribution per chunk and holder. The
-    lists are iterators: of a large file they take more memory than all the rest."""
-    return _opened_json(where) | {
-        "encryption": encryption_json(where),
-        "chunks_hashes": (row.sha256.hex() for row in where.manifest.chunks),
-        "distribution_map": where.distribution_map(),
-        "chunks": _distribution_rows(where),
-        "health": health(where),
-    }
-
-
-def _distribution_rows(where: Location) -> Iterator[dict[str, Any]]:
-    """ChunkDistribution (SPEC "Data") of each chunk and holder."""
-    from zchunk.clock import iso_utc
-
-    for index, row in enumerate(where.holders):
-        chunk_hash = where.manifest.chunks[index].sha256.hex()
-        for peer_id, stored_at in row:
-            yield {
-                "file_id": where.file.file_id,
-                "chunk_index": index,
-                "peer_id": peer_id,
-                "chunk_hash": chunk_hash,
-                "stored_at": iso_utc(stored_at / 1000),
-                "is_available": where.peers[peer_id].status == "up",
-            }
-
-
-def _opened_json(where: Location) -> dict[str, Any]:
-    """FileInfo; with the true name and SHA-256 where the manifest was opened."""
-    sha256 = where.manifest.sha256
-    known = {"name": where.manifest.name, "sha256": sha256.hex() if sha256 is not None else None}
-    return file_json(where.file) | known
-
-
-def encryption_json(where: Location) -> dict[str, Any] | None:
-    """By what an encrypted file is locked."""
-    if where.manifest.sealed is None:
-        return None
-    from zchunk.content.encryption import head_of
-
-    lock = head_of(where.manifest).lock
-    by = {"by": "passphrase"} if lock.key_id is None else {"by": "key_file", "key_id": lock.key_id.hex()}
-    return {"cipher": "AES-256-GCM", **by}
 
 
 def _encryption_rows(where: Location) -> list[tuple[str, str]]:
@@ -628,6 +495,8 @@ def _why_unavailable(where: Location, chunks: str) -> str:
 
 
 def _show_info(where: Location) -> None:
+    from zchunk.node.views import health
+
     record, sha256 = where.file, where.manifest.sha256
     per_peer = Counter(peer_id for row in where.holders for peer_id, _ in row)
     chunks = render.count_text(record.chunks_count, "chunk")

@@ -42,7 +42,9 @@ def jobs(invocation: Invocation) -> None:
     """
     found = _desk(invocation).all()
     if invocation.json:
-        emit_json([job.to_json() for job in found])
+        from zchunk.node import views
+
+        emit_json([views.job(job) for job in found])
     elif found:
         render.job_table(found)
     else:
@@ -132,7 +134,9 @@ def _each(desk: JobDesk, job_ids: Sequence[str], do: Callable[[JobRecord], None]
 
 def _told(invocation: Invocation, action: str, job: JobStatus) -> None:
     if invocation.json:
-        emit_json({"event": "done", "action": action, **job.to_json()})
+        from zchunk.node import views
+
+        emit_json({"event": "done", "action": action, **views.job(job)})
     else:
         say(_outcome(action, job))
 

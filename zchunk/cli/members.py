@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +22,7 @@ from zchunk.cli.output import emit_json
 from zchunk.errors import TrackerUnreachable
 
 if TYPE_CHECKING:
-    from zchunk.protocol.messages import PeerRecord
+    pass
 
 
 # -- join -----------------------------------------------------------------------------
@@ -172,7 +172,9 @@ def _list(invocation: Invocation) -> None:
     with invocation.client() as client:
         records = client.peers()
     if invocation.json:
-        emit_json([peer_json(record) for record in records])
+        from zchunk.node import views
+
+        emit_json([views.peer(record) for record in records])
     elif records:
         render.peer_table(records)
         for record in records:
@@ -180,21 +182,3 @@ def _list(invocation: Invocation) -> None:
                 say(f"{record.name} refuses chunks: {record.refuses}")
     else:
         say("no node has joined yet; start one with `zchunk node --join -`")
-
-
-def peer_json(record: PeerRecord) -> dict[str, Any]:
-    from zchunk.clock import iso_utc
-
-    return {
-        "peer_id": record.peer_id,
-        "name": record.name,
-        "status": record.status,
-        "unsure": record.unsure,
-        "endpoint": record.endpoints[0] if record.endpoints else None,
-        "capacity": record.capacity,
-        "free": record.free,
-        "chunks": record.chunks,
-        "last_seen": iso_utc(record.last_seen_ms / 1000) if record.last_seen_ms else None,
-        "files_unknown": record.files_unknown,
-        "refuses": record.refuses or None,
-    }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from zchunk.node.jobs.records import JobStatus
+    from zchunk.node.views import PeerShare
     from zchunk.protocol.messages import FileRecord, PeerRecord
     from zchunk.tracker.members.member_list import Member
 
@@ -247,22 +248,6 @@ def facts(rows: Sequence[tuple[str, str]], *, err: bool = False) -> None:
 
 
 # -- the upload dialog ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PeerShare:
-    """One peer's part of a plan."""
-
-    peer_id: str
-    name: str
-    #: what it takes, as a person reads it
-    chunks_text: str
-    chunks: int
-    #: of these, copies of chunks whose first holder is another peer
-    copies: int
-    bytes: int
-    #: chunks that cannot be read while it alone is off
-    chunks_lost: int
 
 
 @dataclass(frozen=True)

@@ -375,6 +375,9 @@ class FakePlan:
     def __init__(self) -> None:
         self.abandoned = 0
 
+    def plan_event(self) -> dict[str, str]:
+        return {"event": "plan"}
+
     def abandon(self) -> None:
         self.abandoned += 1
         raise ZchunkError("the tracker is gone")
@@ -382,7 +385,6 @@ class FakePlan:
 
 def test_a_declined_plan_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = FakePlan()
-    monkeypatch.setattr(files, "_plan_json", lambda planned: {"event": "plan"})
     monkeypatch.setattr(click, "confirm", lambda *args, **extra: False)
     with pytest.raises(Interrupted, match="nothing was stored"):
         files._agree(Invocation(json=True), None, plan, yes=False)  # type: ignore[arg-type]

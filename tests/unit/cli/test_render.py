@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from zchunk.cli import files, members, render
+from zchunk.cli import files, render
 from zchunk.cli.progress import MAX_ROWS, JobView, ProgressLine
-from zchunk.cli.render import PeerShare, PlanView, waiting_text
+from zchunk.cli.render import PlanView, waiting_text
 from zchunk.cli.table import print_table
 from zchunk.cli.text import visible
 from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest
+from zchunk.node import views
 from zchunk.node.bulk.location import MAX_LISTED, Location
 from zchunk.node.jobs.records import JobStatus
 from zchunk.node.manager import PutOptions
+from zchunk.node.views import PeerShare
 from zchunk.protocol import columns
 from zchunk.protocol.messages import FileRecord, PeerRecord, Plan, Planned
 
@@ -353,11 +355,15 @@ def planned(rows: Sequence[tuple[int, ...]], replicas: int, distributed: bool = 
     return SimpleNamespace(name="scan.tif", size=size, plan=plan, planned=answer, options=options)
 
 
+def upload_plan(of: Any) -> dict[str, Any]:
+    return views.plan_event(of.name, of.plan, of.planned, encrypted=False)
+
+
 ONE_COPY = [(0,), (1,), (2,), (0,), (1,), (2,), (0,)]
 
 
 def test_the_plan_in_json() -> None:
-    event = json.loads(json.dumps(files._plan_json(planned(ONE_COPY, 1))))
+    event = json.loads(json.dumps(upload_plan(planned(ONE_COPY, 1))))
     assert event["event"] == "plan"
     assert event["peers"] == [
         {"peer_id": A, "name": "PC-a", "chunks": 3, "bytes": 3 * 65536 - 5},
@@ -371,12 +377,13 @@ def test_the_plan_in_json() -> None:
 
 def test_a_large_plan_has_no_map() -> None:
     limit = MAX_LISTED
-    assert "map" in files._plan_json(planned([(0,)] * limit, 1))
-    assert "map" not in files._plan_json(planned([(0,)] * (limit + 1), 1))
+    assert "map" in upload_plan(planned([(0,)] * limit, 1))
+    assert "map" not in upload_plan(planned([(0,)] * (limit + 1), 1))
 
 
 def view(rows: Sequence[tuple[int, ...]], replicas: int, **changed: Any) -> PlanView:
-    shares = tuple(s for s in files._shares(planned(rows, replicas)) if s.chunks)
+    made = planned(rows, replicas)
+    shares = tuple(s for s in views.peer_shares(made.plan, made.planned) if s.chunks)
     fields: dict[str, Any] = {
         "name": "scan.tif",
         "size": 100,
@@ -462,7 +469,7 @@ FILE_KEYS = {
 
 
 def test_file_info_has_the_names_of_the_specification() -> None:
-    info = files.file_json(located([[(A, 1)]]).file)
+    info = views.file_info(located([[(A, 1)]]).file)
     assert set(info) == FILE_KEYS
     assert info["name"] == "x\ny"
     assert info["sha256"] == (b"s" * 32).hex()
@@ -471,7 +478,7 @@ def test_file_info_has_the_names_of_the_specification() -> None:
 
 def test_the_map_names_the_earliest_live_holder_then_the_lowest_id() -> None:
     where = located([[(A, 1), (B, 2)], [(C, 5), (B, 5)], [(A, 1)]], down=(A,))
-    info = files.info_json(where)
+    info = views.file_details(where)
     assert info["distribution_map"] == {"0": B, "1": B}
     assert set(info) == FILE_KEYS | {"chunks_hashes", "distribution_map", "chunks", "health", "encryption"}
     assert list(info["chunks_hashes"]) == [(bytes([i]) * 32).hex() for i in range(3)]
@@ -490,11 +497,11 @@ def test_the_map_names_the_earliest_live_holder_then_the_lowest_id() -> None:
 @pytest.mark.row("R9")
 @pytest.mark.parametrize(("down", "health"), [((), "complete"), ((A,), "degraded"), ((A, B), "unavailable")])
 def test_health(down: tuple[str, ...], health: str) -> None:
-    assert files.health(located([[(A, 1), (B, 1)], [(B, 1), (C, 1)]], replicas=2, down=down)) == health
+    assert views.health(located([[(A, 1), (B, 1)], [(B, 1), (C, 1)]], replicas=2, down=down)) == health
 
 
 def test_an_empty_file_is_complete() -> None:
-    assert files.health(located([])) == "complete"
+    assert views.health(located([])) == "complete"
 
 
 def test_info_as_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -524,7 +531,7 @@ def test_what_nobody_has_waits_for_no_peer(
 
 
 def test_peers_in_json() -> None:
-    assert members.peer_json(peer(A, "LAB\n1")) == {
+    assert views.peer(peer(A, "LAB\n1")) == {
         "peer_id": A,
         "name": "LAB\n1",
         "status": "up",
@@ -538,7 +545,7 @@ def test_peers_in_json() -> None:
         "refuses": None,
     }
     refusing = replace(peer(A, "LAB"), refuses="its disk is mounted read-only")
-    assert members.peer_json(refusing)["refuses"] == "its disk is mounted read-only"
+    assert views.peer(refusing)["refuses"] == "its disk is mounted read-only"
 
 
 # -- a download's peers ---------------------------------------------------------------------------

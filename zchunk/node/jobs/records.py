@@ -101,12 +101,6 @@ class JobStatus:
     def chunks_completed(self) -> int:
         return self.chunks_status["completed"]
 
-    def to_json(self) -> dict[str, Any]:
-        value = asdict(self)
-        if self.chunks_progress is None:
-            del value["chunks_progress"]
-        return value
-
 
 # -- the files ------------------------------------------------------------------------
 

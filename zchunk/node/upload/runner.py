@@ -40,6 +40,7 @@ from zchunk.node.bulk.location import check_answered, found_holders
 from zchunk.node.bulk.plane import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.bulk.progress import Progress
 from zchunk.node.control.plane import checked, expect
+from zchunk.node.upload.assignment import assignment
 from zchunk.node.upload.job import (
     Action,
     AllStored,
@@ -93,19 +94,6 @@ _MENDS = 3
 _MEND_PAUSE_S = 1.0
 #: Who holds a chunk saves sending it, but is not worth a long wait.
 _FIND_S = 3.0
-
-
-def assignment(plan: Plan, planned: Planned) -> list[list[str]]:
-    """The peer ids per chunk that answer `plan`. Raises MalformedMessage for an answer that
-    does not fit what was asked, or itself."""
-    if (planned.replicas, planned.distributed) != (plan.replicas, plan.distribute):
-        raise MalformedMessage("the tracker's plan does not match the request")
-    count = chunk_count(plan.size, plan.chunk_size)
-    rows = columns.rows(columns.unpack(2, planned.assignment), planned.replicas)
-    known = (*range(len(planned.peers)), columns.NOBODY)
-    if len(rows) != count or any(at not in known for row in rows for at in row):
-        raise MalformedMessage("the tracker's plan does not match the file")
-    return [[planned.peers[at].peer_id for at in row if at != columns.NOBODY] for row in rows]
 
 
 #: Of an upload's blocks. Each lies in memory up to three times: in its chunk's buffer, on its way,

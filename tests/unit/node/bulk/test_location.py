@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from zchunk.content.manifest import ChunkRow, Manifest
 from zchunk.errors import IntegrityError, MalformedMessage, ManifestInvalid, ZchunkError
 from zchunk.node.bulk.location import location
-from zchunk.node.upload.runner import assignment
+from zchunk.node.upload.assignment import assignment
 from zchunk.protocol import columns
 from zchunk.protocol.messages import FileRecord, Located, PeerRecord, Plan, Planned
 

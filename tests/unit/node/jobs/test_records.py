@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.errors import AmbiguousName, NoSpace, NotFound
+from zchunk.node import views
 from zchunk.node.download.part_file import PartFile, open_part
 from zchunk.node.download.runner import partial
 from zchunk.node.jobs.records import KEEP_OVER, JobBook, JobRecord, book_of, standing
@@ -309,7 +310,7 @@ DOWNLOAD_JOB |= {"missing_peers", "waiting_since", "auto_resume"}
 
 
 def test_the_json_has_the_names_of_the_specification(target: Path, kept: PartFile) -> None:
-    shown = json.loads(json.dumps(standing(record(target)).to_json()))
+    shown = json.loads(json.dumps(views.job(standing(record(target)))))
     assert set(shown) >= DOWNLOAD_JOB
     assert shown["chunks_progress"]["0"] == {"status": "completed", "peer_id": None}
     assert shown["target"] == str(target)
@@ -317,7 +318,7 @@ def test_the_json_has_the_names_of_the_specification(target: Path, kept: PartFil
 
 @pytest.mark.parametrize(("count", "listed"), [(1000, True), (1001, False)])
 def test_above_1000_chunks_the_list_is_left_out(count: int, listed: bool, target: Path) -> None:
-    shown = standing(replace(record(target), chunks_count=count)).to_json()
+    shown = views.job(standing(replace(record(target), chunks_count=count)))
     assert ("chunks_progress" in shown) is listed
     assert shown["chunks_status"]["pending"] == count
 
