@@ -20,7 +20,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -58,6 +58,8 @@ from zchunk.node.download.preparing import Preparing
 from zchunk.node.download.runner import Download
 from zchunk.node.download.target import check_regular, followed
 from zchunk.node.home.membership import check_transport, identity_of, of_home, own_node
+from zchunk.node.job_events import Downloaded
+from zchunk.node.jobs.blocking import OnEvent, run, take_pending
 from zchunk.node.jobs.control import KeptJob
 from zchunk.node.jobs.desk import JobDesk
 from zchunk.node.jobs.records import JobRecord, JobStatus, book_of
@@ -83,7 +85,7 @@ from zchunk.protocol.messages import (
     Request,
     Snapshot,
 )
-from zchunk.runtime.blocking_calls import SHUT_OUT, Call, Calls
+from zchunk.runtime.blocking_calls import Call, Calls, ShutOut
 from zchunk.runtime.loop import Loop, LoopThread, ThreadWorkers
 from zchunk.system import disk
 from zchunk.system.os_errors import check_descriptors
@@ -95,7 +97,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
-OnEvent = Callable[[dict[str, Any]], None]
 #: A passphrase or key, or what is called for it when a file turns out to be encrypted.
 Unlock = Secret | Callable[[Lock], Secret]
 
@@ -106,6 +107,26 @@ _REQUEST_S = 30.0
 DESCRIPTORS = 48
 #: `close` waits so long for the jobs of other threads to keep what they have.
 _CLOSE_S = 10.0
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """Of the tracker; one of both is None."""
+
+    message: Message | None
+    error: ZchunkError | None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An event of the cluster."""
+
+    event: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _NewsOfPeers:
+    """See `Client._news_of_peers`."""
 
 
 class PlannedUpload:
@@ -158,7 +179,7 @@ class PlannedUpload:
                     emit=call.emit,
                     encryption=encryption,
                 )
-                done = call.run(client.bulk.loop, upload.start, upload.stop, on_event)
+                done = run(call, client.bulk.loop, upload.start, upload.stop, on_event)
             if encryption is not None:
                 client.upload_keys.forget(self._source.path)
             return done
@@ -382,8 +403,8 @@ class Client:
         """Until the call is told something, or the time has come. Raises why we are shut out."""
         timeout = None if deadline is None else max(0.0, deadline - SystemClock().monotonic())
         with suppress(queue.Empty):
-            if (event := self._next_of(call, timeout))["event"] == SHUT_OUT:
-                raise event["_error"]
+            if isinstance(event := self._next_of(call, timeout), ShutOut):
+                raise event.why
 
     @contextmanager
     def _news_of_peers(self, call: Call) -> Iterator[threading.Event]:
@@ -394,7 +415,7 @@ class Client:
         def news(record: PeerRecord | None = None) -> None:
             if (record is None or not record.unsure) and not due.is_set():
                 due.set()
-                call.emit({"event": "peers"})
+                call.emit(_NewsOfPeers())
 
         stop = self.control.watch_peers(self.bulk.loop, news, news)
         try:
@@ -501,11 +522,17 @@ class Client:
         if not os.path.lexists(path):
             return None
         emit = on_event or (lambda event: None)
-        preparing = Preparing(emit, SystemClock(), job_id=None, target=str(path), size=where.manifest.size)
+        preparing = Preparing(
+            lambda event: emit(event.to_json()),
+            SystemClock(),
+            job_id=None,
+            target=str(path),
+            size=where.manifest.size,
+        )
 
         def looked_at(done: int) -> None:
             preparing.looked_at(done)
-            call.take_pending(emit)
+            take_pending(call, emit)
 
         if target_has_content(path, where.manifest, looked_at):
             remove_leftovers(path)
@@ -558,7 +585,7 @@ class Client:
             on_state=kept.state_changed,
         )
         kept.attach(download)
-        return call.run(self.bulk.loop, kept.start, kept.stop, on_event)
+        return run(call, self.bulk.loop, kept.start, kept.stop, on_event)
 
     # -- ranges ---------------------------------------------------------------------
 
@@ -671,16 +698,17 @@ class Client:
         with self._calls.call() as call:
             stop = self.control.watch_events(
                 self.control.loop,
-                lambda event: call.emit({"event": "seen", "seen": _event_dict(event)}),
-                lambda missed: call.emit({"event": "seen", "seen": _missed_dict(missed)}),
+                lambda event: call.emit(_Seen(_event_dict(event))),
+                lambda missed: call.emit(_Seen(_missed_dict(missed))),
                 since,
             )
             try:
                 while True:
                     event = self._next_of(call)
-                    if event["event"] == SHUT_OUT:
-                        raise event["_error"]
-                    yield event["seen"]
+                    if isinstance(event, ShutOut):
+                        raise event.why
+                    if isinstance(event, _Seen):
+                        yield event.event
             finally:
                 stop()
 
@@ -703,7 +731,7 @@ class Client:
         self._check_process()
 
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
-            call.emit({"event": "reply", "reply": reply, "_error": error})
+            call.emit(_Reply(reply, error))
 
         self.control.request(message, timeout_s, self.control.loop, answer)
 
@@ -711,17 +739,17 @@ class Client:
         """To what `_send` sent."""
         self._check_process()
         try:
-            while (event := call.next(timeout_s + 1.0))["event"] != "reply":
+            while not isinstance(event := call.next(timeout_s + 1.0), _Reply):
                 pass
         except queue.Empty:
             raise TrackerUnreachable(f"the tracker at {self._where()} does not answer") from None
-        if event["_error"] is not None:
-            raise event["_error"]
+        if event.error is not None:
+            raise event.error
         self._answered_once = True
-        reply: Message = event["reply"]
-        return reply
+        assert event.message is not None
+        return event.message
 
-    def _next_of(self, call: Call, timeout_s: float | None = None) -> dict[str, Any]:
+    def _next_of(self, call: Call, timeout_s: float | None = None) -> object:
         """Raises queue.Empty after the time."""
         self._check_process()
         return call.next(timeout_s)
@@ -783,17 +811,16 @@ def _chosen(target: str | Path | None, name: str) -> Path:
 
 def _done_already(where: Location, path: Path) -> dict[str, Any]:
     sha256 = where.manifest.sha256
-    return {
-        "event": "done",
-        "job_id": None,
-        "file_id": where.manifest.file_id,
-        "name": where.manifest.name,
-        "target": str(path),
-        "size": where.manifest.size,
-        "sha256": sha256.hex() if sha256 is not None else None,
-        "seconds": 0.0,
-        "bytes_received": 0,
-        "bytes_received_by_peer": {},
-        "chunks_count": len(where.manifest.chunks),
-        "already": True,
-    }
+    return Downloaded(
+        job_id=None,
+        file_id=where.manifest.file_id,
+        name=where.manifest.name,
+        target=str(path),
+        size=where.manifest.size,
+        sha256=sha256.hex() if sha256 is not None else None,
+        seconds=0.0,
+        bytes_received=0,
+        bytes_received_by_peer={},
+        chunks_count=len(where.manifest.chunks),
+        already=True,
+    ).to_json()

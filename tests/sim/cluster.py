@@ -31,6 +31,7 @@ from zchunk.node.control.plane import ControlPlane
 from zchunk.node.download.part_file import PartFile, open_part
 from zchunk.node.download.runner import Download
 from zchunk.node.home.membership import Identity, Membership
+from zchunk.node.job_events import Done, Failed, JobEvent
 from zchunk.node.manager import DistributedChunkManager, PutOptions
 from zchunk.node.planes import bulk_plane, control_plane
 from zchunk.node.registration import NodeRegistration
@@ -337,12 +338,13 @@ class Outcome:
     def settle(self, value: Any, error: ZchunkError | None) -> None:
         self.value, self.error, self.ended = value, error, True
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, told: JobEvent) -> None:
+        event = told.to_json()
         self.events.append(event)
-        if event["event"] == "done":
+        if isinstance(told, Done):
             self.settle(event, None)
-        elif event["event"] == "error":
-            self.settle(None, event["_error"])
+        elif isinstance(told, Failed):
+            self.settle(None, told.error)
 
     def expect_done(self) -> Any:
         assert self.ended, "not ended"

@@ -16,6 +16,7 @@ from tests.sim.test_encrypted import put as put_encrypted
 from zchunk.content.encryption import open_manifest
 from zchunk.errors import IntegrityError, PartialDownload, ZchunkError
 from zchunk.node.bulk.location import Location, location
+from zchunk.node.job_events import JobEvent
 from zchunk.node.reading.range_reader import Reader
 from zchunk.protocol.messages import Locate
 from zchunk.transport.memory import Faults
@@ -43,8 +44,11 @@ class Reads:
         self.reader = self.made()
         self._count_blocks()
 
+    def _emit(self, event: JobEvent) -> None:
+        self.events.append(event.to_json())
+
     def made(self) -> Reader:
-        return Reader(bulk=self.client.bulk, where=self.where, wait=self.wait, emit=self.events.append)
+        return Reader(bulk=self.client.bulk, where=self.where, wait=self.wait, emit=self._emit)
 
     def _located(self) -> Location:
         asked = self.client.ask(Locate(name_or_id=NAME, unique=False))

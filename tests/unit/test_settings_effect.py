@@ -30,6 +30,7 @@ from zchunk.config import SECTIONS, Settings, keys_of
 from zchunk.errors import TrackerUnreachable, ZchunkError
 from zchunk.node.build import NodeParts, node_parts
 from zchunk.node.home.membership import Identity, Membership, save
+from zchunk.node.job_events import Downloaded
 from zchunk.node.planes import bulk_plane
 from zchunk.node.upload.assignment import assignment
 from zchunk.protocol.messages import PeerRecord, Plan, Planned
@@ -276,6 +277,20 @@ def the_end_of_a_download_whose_peer_comes_back(world: World) -> tuple[str, bool
     return told[-1], _client_resumes(world)
 
 
+_DONE = Downloaded(
+    job_id="1",
+    file_id="f" * 64,
+    name="file",
+    size=0,
+    sha256=None,
+    seconds=0.0,
+    chunks_count=0,
+    target="/file",
+    bytes_received=0,
+    bytes_received_by_peer={},
+)
+
+
 def _client_resumes(world: World) -> bool:
     """What the Python API, and so the command, tells the download."""
     told: list[bool] = []
@@ -283,7 +298,7 @@ def _client_resumes(world: World) -> bool:
     class Told:
         def __init__(self, *, auto_resume: bool, emit: Any, **_: Any) -> None:
             told.append(auto_resume)
-            self.start = lambda: emit({"event": "done"})
+            self.start = lambda: emit(_DONE)
             self.stop = lambda: None
 
     world.patch.setattr(client_module, "Download", Told)

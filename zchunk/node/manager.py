@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import ValidationError
 
@@ -20,6 +20,7 @@ from zchunk.content.manifest import MAX_NEW_SEALED_CHUNKS, block_ranges, chunk_c
 from zchunk.errors import Busy, InvalidUsage, MalformedMessage, StoreOffline, ZchunkError
 from zchunk.node.bulk.plane import OFFER_TIMEOUT_S, BulkPlane
 from zchunk.node.control.plane import expect
+from zchunk.node.job_events import Done, Failed, JobEvent
 from zchunk.protocol.messages import BlockTaken, Message, Offer, Offered, PeerRecord, Plan, Planned, PutBlock
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class DistributedChunkManager:
         plan: Plan,
         planned: Planned,
         emit: Emit,
+        job_id: str | None = None,
         encryption: Encryption | None = None,
     ) -> Upload:
         """The upload that carries out an agreed plan; `start` it in the bulk loop. `encryption`
@@ -120,6 +122,7 @@ class DistributedChunkManager:
             planned=planned,
             keep_at=self._keep_at,
             emit=emit,
+            job_id=job_id or secrets.token_hex(8),
             encryption=encryption,
         )
 
@@ -154,21 +157,21 @@ class DistributedChunkManager:
             source.close()
             raise
 
-        def emitting(event: dict[str, Any]) -> None:
-            if event["event"] in ("done", "error"):
+        def emitting(event: JobEvent) -> None:
+            if isinstance(event, Done | Failed):
                 source.close()
             emit(event)
 
         def planned(answer: Planned | ZchunkError) -> None:
             if isinstance(answer, ZchunkError):
-                emitting(answer.to_json() | {"_error": answer})
+                emitting(Failed(job_id=None, error=answer))
                 return
             try:
                 upload = self.distribute_chunks(
                     source=source, name=name, plan=plan, planned=answer, emit=emitting
                 )
             except MalformedMessage as odd:
-                emitting(odd.to_json() | {"_error": odd})
+                emitting(Failed(job_id=None, error=odd))
             else:
                 upload.start()
 

@@ -2,7 +2,7 @@
 
 A thread that starts a job, or asks something, waits for events in its call's queue, whatever
 other threads do meanwhile. Whoever waits is told when what it waits for cannot come any more: the
-loops have ended, by a bug or because they were closed. Callers: client.py.
+loops have ended, by a bug or because they were closed. Callers: client.py; jobs/blocking.py runs a job.
 
 What may not happen here: an event of one call in the queue of another; a thread that waits for a
 loop that has ended.
@@ -13,83 +13,46 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from zchunk.errors import ZchunkError
-from zchunk.runtime.loop import Loop
 
-OnEvent = Callable[[dict[str, Any]], None]
 
-#: Events that no job tells: see `Calls.interrupt`, `shut_out` and `end`.
-INTERRUPT, SHUT_OUT, ENDED = "interrupt", "shut_out", "ended"
+@dataclass(frozen=True)
+class Interrupt:
+    """See `Calls.interrupt`."""
+
+
+@dataclass(frozen=True)
+class ShutOut:
+    """See `Calls.shut_out`."""
+
+    why: ZchunkError
+
+
+@dataclass(frozen=True)
+class Ended:
+    """See `Calls.end`."""
+
+    why: BaseException
 
 
 class Call:
     """What one thread waits for. Anybody may `emit`."""
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.emit: OnEvent = self._events.put
+        self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self.emit: Callable[[object], None] = self._events.put
 
-    def next(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """The next event. Raises queue.Empty after the time, and why the loops have ended."""
+    def next(self, timeout_s: float | None = None) -> object:
+        """The next event: what somebody emitted, `Interrupt` or `ShutOut`. Raises queue.Empty after
+        the time, and why the loops have ended."""
         event = self._events.get(timeout=timeout_s)
-        if event["event"] == ENDED:
+        if isinstance(event, Ended):
             self.emit(event)  # for whoever asks once more
-            raise event["_why"].with_traceback(None)
+            raise event.why.with_traceback(None)
         return event
-
-    def take_pending(self, on_event: OnEvent) -> None:
-        """For a thread that is busy itself before its job begins: shows what has come meanwhile.
-        Raises KeyboardInterrupt after an interrupt, and why the loops have ended or shut us out."""
-        with suppress(queue.Empty):
-            while True:
-                event = self.next(0)
-                if event["event"] == SHUT_OUT:
-                    raise event["_error"]
-                on_event(event)
-                if event["event"] == INTERRUPT:
-                    raise KeyboardInterrupt
-
-    def run(
-        self, loop: Loop, start: Callable[[], None], stop: Callable[[], None], on_event: OnEvent | None
-    ) -> dict[str, Any]:
-        """Runs a job, in `loop`, to its end; its events go to `on_event`, in this thread. Returns
-        the last one, `done`. Raises the job's error; after Ctrl-C it ends by itself, kept."""
-        loop.post(start)
-        why: ZchunkError | None = None
-        while True:
-            try:
-                event = self.next()
-                if event["event"] == "done":
-                    return event
-                error = event.pop("_error", None)
-                if event["event"] == SHUT_OUT:
-                    # The job's end comes as an event of its own; this is why.
-                    why = error
-                    loop.post(stop)
-                    continue
-                if error is not None:
-                    raise why or error
-                if event["event"] == INTERRUPT:
-                    loop.post(stop)
-                if on_event is not None:
-                    self._show(event, on_event, loop, stop)
-            except KeyboardInterrupt:
-                # Its end comes as an event: the part is saved first.
-                loop.post(stop)
-
-    def _show(self, event: dict[str, Any], on_event: OnEvent, loop: Loop, stop: Callable[[], None]) -> None:
-        """A caller whose function fails gets its exception, once the job has ended: until then
-        its target is being written to."""
-        try:
-            on_event(event)
-        except Exception:
-            loop.post(stop)
-            while self.next()["event"] not in ("done", "error"):
-                pass
-            raise
 
 
 class Calls:
@@ -134,11 +97,11 @@ class Calls:
     def interrupt(self) -> None:
         """Every job stops as by Ctrl-C, and what it has is kept."""
         for call in list(self._jobs):
-            call.emit({"event": INTERRUPT})
+            call.emit(Interrupt())
 
     def shut_out(self, why: ZchunkError) -> None:
         """Jobs stop, and end with this error; so does whoever follows events."""
-        self._emit_all({"event": SHUT_OUT, "_error": why})
+        self._emit_all(ShutOut(why))
 
     def stop_jobs(self, why: ZchunkError, timeout_s: float) -> None:
         """As `shut_out`, and no call begins any more. Waits for the jobs of other threads."""
@@ -152,11 +115,11 @@ class Calls:
         """The loops have ended: every call that is open, or begins, raises `why`."""
         with self._changed:
             self._why = self._why or why
-        self._emit_all({"event": ENDED, "_why": why})
+        self._emit_all(Ended(why))
 
     def _jobs_of_others(self) -> set[int]:
         return set(self._jobs.values()) - {threading.get_ident()}
 
-    def _emit_all(self, event: dict[str, Any]) -> None:
+    def _emit_all(self, event: object) -> None:
         for call in list(self._open):
-            call.emit(dict(event))
+            call.emit(event)

@@ -11,11 +11,12 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from logging import Logger, LoggerAdapter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from zchunk.clock import iso_utc
 from zchunk.errors import ZchunkError
 from zchunk.node.bulk.plane import BulkPlane
+from zchunk.node.job_events import JobEvent, MissingPeer, Waiting
 from zchunk.protocol.messages import PeerRecord
 from zchunk.runtime.loop import Workers
 
@@ -23,7 +24,7 @@ A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 T = TypeVar("T")
 
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[JobEvent], None]
 Log = LoggerAdapter[Logger]
 
 
@@ -78,8 +79,8 @@ class JobDriver(ABC, Generic[A]):
         """Blocking work failed."""
 
     @abstractmethod
-    def waiting_counts(self) -> dict[str, Any]:
-        """What a `waiting` event says of this job, whatever it waits for; `chunks_missing` at least."""
+    def busy_event(self, missing: tuple[MissingPeer, ...]) -> Waiting:
+        """That nothing moves because these peers serve others first."""
 
     # -- Timed --------------------------------------------------------------------------
 
@@ -95,24 +96,28 @@ class JobDriver(ABC, Generic[A]):
     def now(self) -> float:
         return self.bulk.loop.clock.monotonic()
 
+    def wall_text(self) -> str:
+        """Now, ISO 8601 UTC."""
+        return iso_utc(self.bulk.loop.clock.wall())
+
     def peer_name(self, peer_id: str) -> str:
         """For people; the beginning of its id where nothing is known of it."""
         return self.bulk.name_of(peer_id)
 
-    def missing_rows(self, missing: Mapping[str, int], why: Callable[[str], str]) -> list[dict[str, Any]]:
-        """`missing` of a `waiting` event: peer id -> how many chunks wait for it. `why` says of a
+    def missing_rows(self, missing: Mapping[str, int], why: Callable[[str], str]) -> tuple[MissingPeer, ...]:
+        """Of a `waiting` event, by peer id: how many chunks wait for each. `why` says of a
         peer that it is "offline", "unreachable", "unreadable", "refuses" or "busy". One that the
         tracker has not heard from yet is "unsure"."""
-        return [
-            {
-                "peer_id": peer_id,
-                "name": self.peer_name(peer_id),
-                "chunks": chunks,
-                "last_seen": self._last_seen(peer_id),
-                "reason": self._reason(peer_id, why),
-            }
+        return tuple(
+            MissingPeer(
+                peer_id=peer_id,
+                name=self.peer_name(peer_id),
+                chunks=chunks,
+                last_seen=self._last_seen(peer_id),
+                reason=self._reason(peer_id, why),
+            )
             for peer_id, chunks in sorted(missing.items())
-        ]
+        )
 
     def _last_seen(self, peer_id: str) -> str | None:
         record = self.bulk.peers.get(peer_id)
@@ -187,13 +192,4 @@ class JobDriver(ABC, Generic[A]):
         waits = self._following.waits_for_turn(self.bulk.busy)
         before, self._turn_told = self._turn_told, frozenset(waits)
         if waits and self._turn_told != before:
-            self.emit(
-                {
-                    "event": "waiting",
-                    "missing_peers": [],
-                    "busy_peers": sorted(waits),
-                    "missing": self.missing_rows(waits, lambda peer_id: "busy"),
-                    "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
-                    **self.waiting_counts(),
-                }
-            )
+            self.emit(self.busy_event(self.missing_rows(waits, lambda peer_id: "busy")))

@@ -17,6 +17,7 @@ from zchunk.content.encryption import opened
 from zchunk.content.manifest import TAG_BYTES
 from zchunk.errors import IntegrityError, NotFound, StorageUnavailable, ZchunkError
 from zchunk.limits.memory_shares import room_for_chunks
+from zchunk.node import job_events
 from zchunk.node.bulk.job_driver import Emit, Job, JobDriver
 from zchunk.node.bulk.location import Location, location
 from zchunk.node.bulk.plane import TRACKER_TIMEOUT_S, BulkPlane
@@ -54,9 +55,11 @@ class Fetcher(JobDriver[Action]):
     """A subclass sets `_job` (see `new_job`), and carries out what is left of its actions in
     `carry_out_own`."""
 
-    def __init__(self, *, bulk: BulkPlane, where: Location, emit: Emit) -> None:
-        """The manifest of an encrypted file was opened (content/encryption.py)."""
+    def __init__(self, *, bulk: BulkPlane, where: Location, emit: Emit, job_id: str | None = None) -> None:
+        """The manifest of an encrypted file was opened (content/encryption.py). `job_id`: of the
+        job that it is, if it is one."""
         super().__init__(bulk, emit)
+        self.job_id = job_id
         self.where = where
         self.manifest = where.manifest
         #: payload bytes per peer in this run
@@ -113,7 +116,8 @@ class Fetcher(JobDriver[Action]):
         elif isinstance(action, VerifyChunk):
             self._verify(action)
         elif isinstance(action, Resumed):
-            self.emit({"event": "resumed", "peer_id": action.peer_id, "name": self.peer_name(action.peer_id)})
+            name = self.peer_name(action.peer_id)
+            self.emit(job_events.Resumed(job_id=self.job_id, peer_id=action.peer_id, name=name))
         elif isinstance(action, Relocate):
             self._locate(TRACKER_TIMEOUT_S, self._relocated)
         elif isinstance(action, CheckRemoved):
@@ -188,13 +192,13 @@ class Fetcher(JobDriver[Action]):
         self.bulk.control.request(message, TRACKER_TIMEOUT_S, self.bulk.loop, self._reported)
         others = [peer_id for peer_id, _ in self.where.holders[action.chunk] if peer_id != action.peer_id]
         self.emit(
-            {
-                "event": "corrupt",
-                "peer_id": action.peer_id,
-                "name": self.peer_name(action.peer_id),
-                "chunk_index": action.chunk,
-                "other_holders": len(others),
-            }
+            job_events.Corrupt(
+                job_id=self.job_id,
+                peer_id=action.peer_id,
+                name=self.peer_name(action.peer_id),
+                chunk_index=action.chunk,
+                other_holders=len(others),
+            )
         )
 
     def _locate(self, timeout_s: float, answer: Answer) -> None:

@@ -4,9 +4,9 @@ as long as reading it."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from zchunk.clock import Clock
+from zchunk.node import job_events
 
 #: Somebody waits for it, but nobody counts with it.
 _EVERY_S = 0.25
@@ -15,11 +15,20 @@ _EVERY_S = 0.25
 class Preparing:
     """At once, then now and then. Called in one thread."""
 
-    def __init__(self, emit: Callable[[dict[str, Any]], None], clock: Clock, **about: Any) -> None:
-        """`about`: which file, and where; it stands in each event."""
+    def __init__(
+        self,
+        emit: Callable[[job_events.Preparing], None],
+        clock: Clock,
+        *,
+        job_id: str | None,
+        target: str,
+        size: int,
+    ) -> None:
         self._emit = emit
         self._clock = clock
-        self._about = about
+        self._job_id = job_id
+        self._target = target
+        self._size = size
         self._next = 0.0
 
     def looked_at(self, done: int) -> None:
@@ -27,4 +36,7 @@ class Preparing:
         now = self._clock.monotonic()
         if now >= self._next:
             self._next = now + _EVERY_S
-            self._emit({"event": "preparing", **self._about, "bytes_checked": done})
+            event = job_events.Preparing(
+                job_id=self._job_id, target=self._target, size=self._size, bytes_checked=done
+            )
+            self._emit(event)

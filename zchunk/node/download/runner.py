@@ -2,7 +2,7 @@
 
 Decisions are `DownloadJob`'s; how its chunks come is `Fetcher`'s. Everything here runs in
 the bulk loop; blocking work goes to its threads. What the user sees comes out as events
-(dicts, SPEC "Machine-readable output") through `emit`.
+(node/job_events.py) through `emit`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from zchunk.clock import iso_utc
 from zchunk.content import hashing
 from zchunk.content.manifest import TAG_BYTES
 from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, PartialDownload, ZchunkError
+from zchunk.node import job_events
 from zchunk.node.bulk.job_driver import Emit, Log
 from zchunk.node.bulk.location import MAX_LISTED, Location
 from zchunk.node.bulk.plane import BulkPlane
@@ -26,6 +26,7 @@ from zchunk.node.download.job import Action, AllHeld, ChunkState, Failed, JobSta
 from zchunk.node.download.part_file import PartFile
 from zchunk.node.download.preparing import Preparing
 from zchunk.node.download.running_digest import RunningDigest
+from zchunk.node.job_events import MissingPeer, Waiting
 from zchunk.protocol.messages import PeerRecord
 from zchunk.runtime import log_ids
 
@@ -56,7 +57,7 @@ class Download(Fetcher):
         `wait`: stay for missing peers; else end as partial when only they are left.
         `auto_resume`: go on by itself when one is back; else only after `resume`.
         `on_state` hears of each change of the job's state."""
-        super().__init__(bulk=bulk, where=where, emit=emit)
+        super().__init__(bulk=bulk, where=where, emit=emit, job_id=part.job_id)
         self.part = part
         #: wall time since when nothing but missing peers is left; None while it is not so
         self.waiting_since: float | None = None
@@ -68,7 +69,7 @@ class Download(Fetcher):
         self._pause_at_start = False
         self._digested_in_pause: bytes | None = None
         self._digest: RunningDigest | None = None
-        self._progress = Progress(emit, self.manifest.size, len(self.manifest.chunks))
+        self._progress = Progress(emit, part.job_id, self.manifest.size, len(self.manifest.chunks))
         self._started = 0.0
         #: when the journal is written next, and how many chunks it had the last time
         self._save_at, self._saved = 0.0, 0
@@ -111,7 +112,7 @@ class Download(Fetcher):
         looked_at(0, 0)
         return self.part.scan(looked_at)
 
-    def _emit_preparing(self, event: dict[str, Any]) -> None:
+    def _emit_preparing(self, event: job_events.Preparing) -> None:
         if not self.ended:
             self.emit(event)
 
@@ -137,7 +138,7 @@ class Download(Fetcher):
             return
         self.perform(self._job.pause(self.now()))
         self._save_journal()
-        self.emit(self._paused_event("paused"))
+        self.emit(self._paused_event(job_events.Paused))
 
     def resume(self) -> None:
         """Go on after a pause, or with peers that came back while auto-resume is off. Does
@@ -150,7 +151,7 @@ class Download(Fetcher):
         paused = self._job.state is JobState.PAUSED
         actions = self._job.resume(self.now())
         if paused:
-            self.emit(self._paused_event("continued"))
+            self.emit(self._paused_event(job_events.Continued))
         self.perform(actions)
 
     def cancel(self) -> None:
@@ -238,30 +239,25 @@ class Download(Fetcher):
         if self._digest is not None:
             self._digest.advance()
 
-    def _plan_event(self, held: set[int]) -> dict[str, Any]:
+    def _plan_event(self, held: set[int]) -> job_events.DownloadPlan:
         rows = [[peer_id for peer_id, _ in chunk] for chunk in self.where.holders]
         holding = Counter(peer_id for row in rows for peer_id in row)
         wanted = Counter(peer_id for index, row in enumerate(rows) if index not in held for peer_id in row)
-        peers = [
-            {"peer_id": r.peer_id, "name": r.name, "status": r.status}
-            | {"chunks": holding[r.peer_id], "chunks_wanted": wanted[r.peer_id]}
-            for r in self.where.peers.values()
-        ]
-        event = {
-            "event": "plan",
-            "job_id": self.part.job_id,
-            "file_id": self.manifest.file_id,
-            "name": self.manifest.name,
-            "size": self.manifest.size,
-            "target": str(self.part.target),
-            "chunks_count": len(self.manifest.chunks),
-            "chunks_kept": len(held - self.part.zeros),
-            "chunks_of_zeros": len(self.part.zeros),
-            "peers": peers,
-        }
-        if len(self.where.holders) <= MAX_LISTED:
-            event["map"] = self.where.distribution_map()
-        return event
+        return job_events.DownloadPlan(
+            job_id=self.part.job_id,
+            file_id=self.manifest.file_id,
+            name=self.manifest.name,
+            size=self.manifest.size,
+            target=str(self.part.target),
+            chunks_count=len(self.manifest.chunks),
+            chunks_kept=len(held - self.part.zeros),
+            chunks_of_zeros=len(self.part.zeros),
+            peers=tuple(
+                job_events.Source(r.peer_id, r.name, r.status, holding[r.peer_id], wanted[r.peer_id])
+                for r in self.where.peers.values()
+            ),
+            map=self.where.distribution_map() if len(self.where.holders) <= MAX_LISTED else None,
+        )
 
     def _new_digest(self) -> None:
         self._digest = RunningDigest(
@@ -349,44 +345,45 @@ class Download(Fetcher):
         else:
             self._end_if_partial(event)
 
-    def _end_if_partial(self, event: dict[str, Any]) -> None:
+    def _end_if_partial(self, event: Waiting) -> None:
         """Without waiting, unless peers may turn out to be up that the tracker has not heard from."""
-        unsure = self.is_unsure(event["missing_peers"])
+        unsure = self.is_unsure(event.missing_peers)
         if not self._hellos.waits(unsure, self.bulk.settings.tracker.lease_s, self.now()):
             self.stop(partial(event, self._chunks_text()))
 
-    def waiting_event(self) -> dict[str, Any]:
+    def waiting_event(self) -> Waiting:
         """For whom the job waits, since when, for how many chunks (SPEC D4)."""
         assert self._job is not None
-        missing = self._job.missing()
-        return {
-            "event": "waiting",
-            "missing_peers": sorted(missing),
-            "missing": self.missing_rows(missing, self._job.why_missing),
-            **self.waiting_counts(),
-            "chunks_missing": len(self._job.missing_chunks()),
-            "waiting_since": iso_utc(self.waiting_since or self.bulk.loop.clock.wall()),
-        }
+        return Waiting(
+            job_id=self.part.job_id,
+            missing=self.missing_rows(self._job.missing(), self._job.why_missing),
+            auto_resume=self._auto_resume,
+            chunks_missing=len(self._job.missing_chunks()),
+            chunks_completed=self._job.chunks_completed,
+            chunks_count=self._job.chunks_count,
+            waiting_since=iso_utc(self.waiting_since or self.bulk.loop.clock.wall()),
+        )
 
-    def waiting_counts(self) -> dict[str, Any]:
+    def busy_event(self, missing: tuple[MissingPeer, ...]) -> Waiting:
         assert self._job is not None
-        return {
-            "job_id": self.part.job_id,
-            "auto_resume": self._auto_resume,
-            "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
-            "chunks_completed": self._job.chunks_completed,
-            "chunks_count": self._job.chunks_count,
-        }
+        return Waiting(
+            job_id=self.part.job_id,
+            missing=missing,
+            auto_resume=self._auto_resume,
+            chunks_missing=self._job.chunks_count - self._job.chunks_completed,
+            chunks_completed=self._job.chunks_completed,
+            chunks_count=self._job.chunks_count,
+            waiting_since=self.wall_text(),
+            busy=True,
+        )
 
-    def _paused_event(self, name: str) -> dict[str, Any]:
-        """`paused`, or `continued` after it."""
+    def _paused_event(self, kind: type[job_events.Paused | job_events.Continued]) -> job_events.JobEvent:
         assert self._job is not None
-        return {
-            "event": name,
-            "job_id": self.part.job_id,
-            "chunks_completed": self._job.chunks_completed,
-            "chunks_count": self._job.chunks_count,
-        }
+        return kind(
+            job_id=self.part.job_id,
+            chunks_completed=self._job.chunks_completed,
+            chunks_count=self._job.chunks_count,
+        )
 
     def _on_peer(self, record: PeerRecord) -> None:
         known = self._came_back()
@@ -404,8 +401,8 @@ class Download(Fetcher):
     def _emit_back(self, known: frozenset[str]) -> None:
         """Who came back, while auto-resume is off, and is asked only after `resume`."""
         for peer_id in sorted(self._came_back() - known):
-            event = {"event": "peer_back", "job_id": self.part.job_id, "peer_id": peer_id}
-            self.emit(event | {"name": self.peer_name(peer_id)})
+            name = self.peer_name(peer_id)
+            self.emit(job_events.PeerBack(job_id=self.part.job_id, peer_id=peer_id, name=name))
 
     def kept_text(self) -> str:
         return f"; {self._chunks_text()}: `zchunk cancel {self.part.job_id}` deletes them"
@@ -490,23 +487,22 @@ class Download(Fetcher):
         self._close()
         self.emit(self._done_event())
 
-    def _done_event(self) -> dict[str, Any]:
+    def _done_event(self) -> job_events.Downloaded:
         assert self._job is not None
         assert self._digest is not None
-        return {
-            "event": "done",
-            "job_id": self.part.job_id,
-            "file_id": self.manifest.file_id,
-            "name": self.manifest.name,
-            "target": str(self.part.target),
-            "size": self.manifest.size,
-            "sha256": self.manifest.sha256.hex() if self.manifest.sha256 is not None else None,
-            "seconds": round(self.now() - self._started, 3),
-            "bytes_received": self._job.bytes_received,
-            "bytes_received_by_peer": dict(sorted(self.received_from.items())),
-            "chunks_count": self._job.chunks_count,
-            "chunks_read_back": self._digest.read_back,
-        }
+        return job_events.Downloaded(
+            job_id=self.part.job_id,
+            file_id=self.manifest.file_id,
+            name=self.manifest.name,
+            target=str(self.part.target),
+            size=self.manifest.size,
+            sha256=self.manifest.sha256.hex() if self.manifest.sha256 is not None else None,
+            seconds=round(self.now() - self._started, 3),
+            bytes_received=self._job.bytes_received,
+            bytes_received_by_peer=dict(sorted(self.received_from.items())),
+            chunks_count=self._job.chunks_count,
+            chunks_read_back=self._digest.read_back,
+        )
 
     def _end(self, error: ZchunkError, close_part: Callable[[], None] | None = None) -> None:
         """Close the part file (by default: keep it) once its threads are through, then tell
@@ -520,7 +516,7 @@ class Download(Fetcher):
             outcome = problem or error
             outcome.details.setdefault("job_id", self.part.job_id)
             outcome.details.setdefault("bytes_received", completed)
-            self.emit(outcome.to_json() | {"_error": outcome})
+            self.emit(job_events.Failed(job_id=self.part.job_id, error=outcome))
 
         # Through both threads that use the file: what they still do comes before.
         writing = self.bulk.pools.writing
@@ -545,19 +541,19 @@ class Download(Fetcher):
         self.bulk.links.acknowledge_all()
 
 
-def partial(waiting: dict[str, Any], kept: str) -> PartialDownload:
+def partial(waiting: Waiting, kept: str) -> PartialDownload:
     """The error of a download that does not wait for the peers of a `waiting` event."""
-    names = ", ".join(map(_named, waiting["missing"])) or "no known peer"
-    count = waiting["chunks_missing"]
-    how = f"`zchunk resume {waiting['job_id']}`, or the same command, continues once they can be fetched"
+    names = ", ".join(map(_named, waiting.missing)) or "no known peer"
+    count = waiting.chunks_missing
+    how = f"`zchunk resume {waiting.job_id}`, or the same command, continues once they can be fetched"
     return PartialDownload(
         f"{kept}; {count} {'waits' if count == 1 else 'wait'} for {names}: {how}",
-        missing_peers=waiting["missing_peers"],
+        missing_peers=list(waiting.missing_peers),
         chunks_missing=count,
-        chunks_completed=waiting["chunks_completed"],
-        chunks_count=waiting["chunks_count"],
+        chunks_completed=waiting.chunks_completed,
+        chunks_count=waiting.chunks_count,
     )
 
 
-def _named(row: dict[str, Any]) -> str:
-    return f"{row['name']}, which cannot read them now" if row["reason"] == "unreadable" else str(row["name"])
+def _named(row: MissingPeer) -> str:
+    return f"{row.name}, which cannot read them now" if row.reason == "unreadable" else row.name

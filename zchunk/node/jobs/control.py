@@ -32,6 +32,7 @@ from zchunk.errors import (
 from zchunk.node.bulk.location import MAX_LISTED
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.download.job import JobState
+from zchunk.node.job_events import Done, Failed, JobEvent, Waiting
 from zchunk.node.jobs.records import JobBook, JobRecord, JobStatus, identity
 from zchunk.protocol import columns, wire
 from zchunk.protocol.messages import CHUNK_STATUSES, ErrorReply, Job, Message, SteerJob
@@ -84,7 +85,7 @@ class KeptJob:
         bulk: BulkPlane,
         book: JobBook,
         record: JobRecord,
-        emit: Callable[[dict[str, Any]], None],
+        emit: Callable[[JobEvent], None],
     ) -> None:
         self.record = record
         self._bulk = bulk
@@ -148,19 +149,18 @@ class KeptJob:
 
     # -- what the download tells ------------------------------------------------------
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: JobEvent) -> None:
         """Events on their way to the user; the last one passes when its record is durable."""
-        if event["event"] == "waiting" and "busy_peers" not in event:
-            rows = event["missing"]
+        if isinstance(event, Waiting) and not event.busy:
             self.record = replace(
                 self.record,
                 state=JobState.WAITING.value,
-                missing_peers=tuple(row["peer_id"] for row in rows),
-                missing_names=tuple(row["name"] for row in rows),
-                waiting_since=event["waiting_since"],
+                missing_peers=event.missing_peers,
+                missing_names=tuple(row.name for row in event.missing),
+                waiting_since=event.waiting_since,
             )
             self._save()
-        if event["event"] in ("done", "error"):
+        if isinstance(event, Done | Failed):
             self._ended(event)
         else:
             self._emit(event)
@@ -172,8 +172,8 @@ class KeptJob:
             self.record = replace(self.record, state=state.value, waiting_since=None)
             self._save(_nothing if state is JobState.VERIFYING else None)
 
-    def _ended(self, event: dict[str, Any]) -> None:
-        error = event.get("_error")
+    def _ended(self, event: Done | Failed) -> None:
+        error = event.error if isinstance(event, Failed) else None
         state = JobState.COMPLETE if error is None else _state_after(error)
         at = iso_utc(self._bulk.loop.clock.wall())
         self._has_ended = True

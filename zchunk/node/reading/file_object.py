@@ -13,15 +13,17 @@ import errno
 import io
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zchunk.content import zeros
 from zchunk.content.manifest import Manifest
 from zchunk.errors import ZchunkError
 from zchunk.node.bulk.job_driver import Emit
+from zchunk.node.job_events import JobEvent
 from zchunk.node.reading.range_reader import Reader
 from zchunk.node.reading.read_ahead import ReadAhead, chunks_of
-from zchunk.runtime.blocking_calls import SHUT_OUT, Call
+from zchunk.runtime.blocking_calls import Call, ShutOut
 from zchunk.runtime.loop import Loop
 
 if TYPE_CHECKING:
@@ -29,9 +31,22 @@ if TYPE_CHECKING:
 
 #: Bytes that small reads of a file object are served from; larger ones go past them.
 _BUFFER = 64 * 1024
-_CLOSED = "closed"
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """By another thread: whoever reads must not wait any longer."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """To the reader's call of that number: see `range_reader.Answer`."""
+
+    number: int
+    view: memoryview | None
+    error: ZchunkError | None
 
 
 class ChunkStream:
@@ -114,7 +129,7 @@ class ChunkStream:
             return
         self.closed, self._current = True, None
         self._loop.post(self._reader.stop)
-        self.call.emit({"event": _CLOSED})
+        self.call.emit(_Closed())
         self._on_close(self)
 
     def _check_open(self) -> None:
@@ -126,17 +141,15 @@ class ChunkStream:
         while True:
             event = self.call.next()
             self._check_open()
-            if event["event"] == SHUT_OUT:
-                raise event["_error"]
-            if event["event"] != "answer":
-                if self._on_event is not None:
-                    self._on_event(event)
-            elif event["number"] == self._number:  # else of a read that was interrupted
-                if event["error"] is not None:
-                    raise event["error"]
-                if event["view"] is not None:
-                    view: memoryview = event["view"]
-                    return view
+            if isinstance(event, ShutOut):
+                raise event.why
+            if isinstance(event, JobEvent) and self._on_event is not None:
+                self._on_event(event.to_json())
+            if isinstance(event, _Answer) and event.number == self._number:  # else of an interrupted read
+                if event.error is not None:
+                    raise event.error
+                if event.view is not None:
+                    return event.view
                 self._received_before = self.bytes_received
                 self._reader = self._make_reader(self.call.emit)
                 self._need(chunks)
@@ -146,7 +159,7 @@ class ChunkStream:
         reader, number = self._reader, self._number
 
         def answer(view: memoryview | None, error: ZchunkError | None) -> None:
-            self.call.emit({"event": "answer", "number": number, "view": view, "error": error})
+            self.call.emit(_Answer(number, view, error))
 
         self._loop.post(lambda: reader.need(chunks, answer))
 

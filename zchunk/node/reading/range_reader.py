@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from zchunk.clock import iso_utc
 from zchunk.errors import NotFound, PartialDownload, ZchunkError
 from zchunk.node.bulk.job_driver import Emit, Log
 from zchunk.node.bulk.location import Location
@@ -31,6 +29,7 @@ from zchunk.node.download.job import (
     corrupt_everywhere,
     removed_meanwhile,
 )
+from zchunk.node.job_events import MissingPeer, Waiting
 from zchunk.node.reading.read_ahead import ChunkWindow, room_for
 from zchunk.protocol.messages import Message
 from zchunk.runtime import log_ids
@@ -189,32 +188,37 @@ class Reader(Fetcher):
     def _missing(self, job: DownloadJob, index: int) -> None:
         """Nobody who holds the chunk can be asked for it now."""
         missing = job.missing()
-        event: dict[str, Any] = {
-            "event": "waiting",
-            "missing_peers": sorted(missing),
-            "missing": self.missing_rows(missing, job.why_missing),
-            "chunks_missing": len(job.missing_chunks()),
-            "chunk_index": index,
-            "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
-        }
+        event = Waiting(
+            job_id=None,
+            missing=self.missing_rows(missing, job.why_missing),
+            chunks_missing=len(job.missing_chunks()),
+            chunk_index=index,
+            waiting_since=self.wall_text(),
+        )
         unsure = self.is_unsure(missing)
         stays = self._wait or self._hellos.waits(unsure, self.bulk.settings.tracker.lease_s, self.now())
         if not stays:
-            self._answer(None, self._partial(event))
+            self._answer(None, self._partial(event, index))
         elif not self._told_waiting:
             self._told_waiting = True
             self.emit(event)
 
-    def waiting_counts(self) -> dict[str, Any]:
-        return {"chunks_missing": len(self._coming)}
+    def busy_event(self, missing: tuple[MissingPeer, ...]) -> Waiting:
+        return Waiting(
+            job_id=None,
+            missing=missing,
+            chunks_missing=len(self._coming),
+            waiting_since=self.wall_text(),
+            busy=True,
+        )
 
-    def _partial(self, waiting: dict[str, Any]) -> PartialDownload:
-        names = ", ".join(row["name"] for row in waiting["missing"]) or "no known peer"
-        offset = self.manifest.offset(waiting["chunk_index"])
+    def _partial(self, waiting: Waiting, index: int) -> PartialDownload:
+        names = ", ".join(row.name for row in waiting.missing) or "no known peer"
+        offset = self.manifest.offset(index)
         return PartialDownload(
             f"{self.manifest.name!r} cannot be read from byte {offset:,} on without {names}",
-            missing_peers=waiting["missing_peers"],
-            chunk_index=waiting["chunk_index"],
+            missing_peers=list(waiting.missing_peers),
+            chunk_index=index,
             offset=offset,
         )
 

@@ -9,15 +9,15 @@ is encrypted on its way to anybody: what is offered, asked about and sent is cip
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from zchunk.clock import iso_utc
 from zchunk.content import hashing, zeros
 from zchunk.content.encryption import encrypted_row
 from zchunk.content.hashing import FileDigest
@@ -35,11 +35,13 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.limits.memory_shares import room_for_chunks
+from zchunk.node import job_events
 from zchunk.node.bulk.job_driver import Emit, JobDriver, Log
 from zchunk.node.bulk.location import check_answered, found_holders
 from zchunk.node.bulk.plane import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.bulk.progress import Progress
 from zchunk.node.control.plane import checked, expect
+from zchunk.node.job_events import MissingPeer, RefusingPeer, Waiting
 from zchunk.node.upload.assignment import assignment
 from zchunk.node.upload.job import (
     Action,
@@ -114,12 +116,14 @@ class Upload(JobDriver[Action]):
         planned: Planned,
         keep_at: Path,
         emit: Emit,
+        job_id: str,
         encryption: Encryption | None = None,
     ) -> None:
         """`plan` is what was asked, `planned` the answer that the user agreed to; `keep_at`
         the folder where the uploader keeps the manifests of its files (SPEC U4); `encryption`
         encrypts the file. Raises MalformedMessage for a plan that does not fit the file."""
         super().__init__(bulk, emit)
+        self.job_id = job_id
         self.source = source
         self.name = name
         self._plan = plan
@@ -155,7 +159,7 @@ class Upload(JobDriver[Action]):
         self._mend_at: float | None = None
         self._refusal: ZchunkError | None = None
         self._job: UploadJob | None = None
-        self._progress = Progress(emit, plan.size, count)
+        self._progress = Progress(emit, job_id, plan.size, count)
         self._started = 0.0
         self._stop_watching: Callable[[], None] | None = None
         self._handlers: dict[type[Action], Callable[[Any], None]] = {
@@ -294,7 +298,7 @@ class Upload(JobDriver[Action]):
 
     def _resumed(self, action: Resumed) -> None:
         name = self.peer_name(action.peer_id)
-        self.emit({"event": "resumed", "peer_id": action.peer_id, "name": name})
+        self.emit(job_events.Resumed(job_id=self.job_id, peer_id=action.peer_id, name=name))
 
     # -- reading and hashing, once --------------------------------------------------
 
@@ -509,32 +513,33 @@ class Upload(JobDriver[Action]):
         if action.state is UploadState.WAITING:
             self.emit(self._waiting_event())
 
-    def _waiting_event(self) -> dict[str, Any]:
+    def _waiting_event(self) -> Waiting:
         """For whom the job waits, since when, for how many chunks, and how many peers it takes."""
         assert self._job is not None
         missing, why = self._job.missing(), self._job.blocked
         own = self._refusing()
         told = _told_refusing(why) if why is not None else []
-        refusing = own + [row for row in told if row["peer_id"] not in {mine["peer_id"] for mine in own}]
-        event = {
-            "event": "waiting",
-            "missing_peers": sorted(missing),
-            "missing": self.missing_rows(missing, self._why_missing),
-            "refusing": refusing,
-            "waiting_since": iso_utc(self.bulk.loop.clock.wall()),
-            **self.waiting_counts(),
-        }
+        refusing = own + [row for row in told if row.peer_id not in {mine.peer_id for mine in own}]
+        event = self._waits_for(self.missing_rows(missing, self._why_missing))
+        event = dataclasses.replace(event, refusing=tuple(refusing))
         if why is None:
             return event
-        return {**why.details, "message": _why_it_waits(why, own, refusing), **event}
+        message = _why_it_waits(why, own, refusing)
+        return dataclasses.replace(event, message=message, details=why.details)
 
-    def waiting_counts(self) -> dict[str, Any]:
+    def busy_event(self, missing: tuple[MissingPeer, ...]) -> Waiting:
+        return dataclasses.replace(self._waits_for(missing), busy=True)
+
+    def _waits_for(self, missing: tuple[MissingPeer, ...]) -> Waiting:
         assert self._job is not None
-        return {
-            "chunks_missing": self._job.chunks_count - self._job.chunks_completed,
-            "chunks_completed": self._job.chunks_completed,
-            "chunks_count": self._job.chunks_count,
-        }
+        return Waiting(
+            job_id=self.job_id,
+            missing=missing,
+            chunks_missing=self._job.chunks_count - self._job.chunks_completed,
+            chunks_completed=self._job.chunks_completed,
+            chunks_count=self._job.chunks_count,
+            waiting_since=self.wall_text(),
+        )
 
     def _why_missing(self, peer_id: str) -> str:
         assert self._job is not None
@@ -542,15 +547,12 @@ class Upload(JobDriver[Action]):
             return "unreachable"
         return "refuses" if peer_id in self._job.refusing else "offline"
 
-    def _refusing(self) -> list[dict[str, str]]:
+    def _refusing(self) -> list[RefusingPeer]:
         """Peers that are up and take nothing, and what each said."""
         assert self._job is not None
         away = self.bulk.unreachable
         known = [p for p in self._job.refusing if p in self._reasons and p not in away]
-        return [
-            {"peer_id": peer_id, "name": self.peer_name(peer_id), "reason": self._reasons[peer_id]}
-            for peer_id in known
-        ]
+        return [RefusingPeer(peer_id, self.peer_name(peer_id), self._reasons[peer_id]) for peer_id in known]
 
     # -- manifest and commit --------------------------------------------------------
 
@@ -717,21 +719,21 @@ class Upload(JobDriver[Action]):
         self.leave()
         file = committed.file
         self.emit(
-            {
-                "event": "done",
-                "file_id": file.file_id,
-                "name": file.name,
-                "size": file.size,
-                "sha256": self._digest.digest().hex(),
-                "encrypted": self._encryption is not None,
-                "chunks_count": file.chunks_count,
-                "is_chunked": file.is_chunked,
-                "is_distributed": file.is_distributed,
-                "peers": holders,
-                "seconds": round(self.now() - self._started, 3),
-                "bytes_sent": self._job.bytes_sent,
-                "already": committed.already,
-            }
+            job_events.Uploaded(
+                job_id=self.job_id,
+                file_id=file.file_id,
+                name=file.name,
+                size=file.size,
+                sha256=self._digest.digest().hex(),
+                encrypted=self._encryption is not None,
+                chunks_count=file.chunks_count,
+                is_chunked=file.is_chunked,
+                is_distributed=file.is_distributed,
+                peers=tuple(holders),
+                seconds=round(self.now() - self._started, 3),
+                bytes_sent=self._job.bytes_sent,
+                already=committed.already,
+            )
         )
 
     def fail(self, error: ZchunkError) -> None:
@@ -743,25 +745,22 @@ class Upload(JobDriver[Action]):
         sent = self._job.bytes_sent if self._job is not None else 0
         error.details.setdefault("bytes_sent", sent)
         # Behind what the threads still do with the file.
-        self.bulk.pools.writing.submit(
-            lambda: None, lambda value, problem: self.emit(error.to_json() | {"_error": error})
-        )
+        event = job_events.Failed(job_id=self.job_id, error=error)
+        self.bulk.pools.writing.submit(lambda: None, lambda value, problem: self.emit(event))
 
 
-def _told_refusing(why: ZchunkError) -> list[dict[str, str]]:
+def _told_refusing(why: ZchunkError) -> list[RefusingPeer]:
     """As the tracker has it; it was not asked of those that are avoided."""
     rows = why.details.get("refusing")
     known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, (list, tuple)) else []
-    return [{key: str(row.get(key, "")) for key in ("peer_id", "name", "reason")} for row in known]
+    return [RefusingPeer(*(str(row.get(key, "")) for key in ("peer_id", "name", "reason"))) for row in known]
 
 
-def _why_it_waits(
-    why: ZchunkError, own: Sequence[Mapping[str, str]], refusing: Sequence[Mapping[str, str]]
-) -> str:
+def _why_it_waits(why: ZchunkError, own: Sequence[RefusingPeer], refusing: Sequence[RefusingPeer]) -> str:
     """The tracker counts those it was not told to avoid: who refuses, and which of them refused us,
     is up all the same."""
     if not own or isinstance(why, PeersUnsure):
         return why.message
     if not isinstance(why, TooFewPeers):
-        return f"{why.message}; {refusals_text([(row['name'], row['reason']) for row in own])}"
-    return f"{takers_text(why)}; {refusals_text([(row['name'], row['reason']) for row in refusing])}"
+        return f"{why.message}; {refusals_text([(row.name, row.reason) for row in own])}"
+    return f"{takers_text(why)}; {refusals_text([(row.name, row.reason) for row in refusing])}"

@@ -21,6 +21,7 @@ import pytest
 from msgspec import structs
 
 from tests.hostile import zmtp
+from tests.unit.node.jobs.test_blocking import DONE
 from tests.unit.node.jobs.test_records import JOB, MANIFEST, OTHER, PEER, begun, record
 from tests.waiting import wait_for
 from zchunk.clock import SystemClock
@@ -42,6 +43,7 @@ from zchunk.errors import (
 from zchunk.node.download import part_file
 from zchunk.node.download.job import JobState
 from zchunk.node.download.part_file import PartFile, load_job
+from zchunk.node.job_events import Failed, JobEvent, MissingPeer, Waiting
 from zchunk.node.jobs import control as jobs_control
 from zchunk.node.jobs import desk as jobs_desk
 from zchunk.node.jobs.control import KeptJob, steer
@@ -54,6 +56,16 @@ from zchunk.transport.unix_socket import MAX_BYTES, LocalClient
 from zchunk.transport.zeromq import ZmqTransport
 
 PATIENCE_S = 30.0
+
+
+def waiting(*, busy: bool = False) -> Waiting:
+    return Waiting(
+        job_id=JOB,
+        missing=(MissingPeer(PEER, "LAB-PC3", 3, None, "busy" if busy else "offline"),),
+        waiting_since="2026-01-31T14:02:06.000Z",
+        chunks_missing=3,
+        busy=busy,
+    )
 
 
 class FakeDownload:
@@ -97,8 +109,7 @@ class FakeDownload:
             self.part.abandon()
         else:
             self.part.keep()
-        event = {"event": "done"} if error is None else {**error.to_json(), "_error": error}
-        self.kept.emit(event)
+        self.kept.emit(DONE if error is None else Failed(job_id=JOB, error=error))
 
     def _order(self, order: str) -> None:
         if self.too_late:
@@ -114,7 +125,7 @@ class Rig:
     """A process that runs one job, in a thread; and a desk, as another process has it."""
 
     def __init__(self, root: Path) -> None:
-        self.events: list[dict[str, Any]] = []
+        self.events: list[JobEvent] = []
         self.target = root / "out" / "film.mkv"
         self.target.parent.mkdir(exist_ok=True)
         self.book = JobBook([root / "client" / "jobs"])
@@ -154,7 +165,7 @@ class Rig:
         self.loop.post(run)
         assert done.wait(PATIENCE_S)
 
-    def await_end(self) -> dict[str, Any]:
+    def await_end(self) -> JobEvent:
         wait_for(lambda: self.events, PATIENCE_S, "the end to be told")
         return self.events[-1]
 
@@ -211,7 +222,7 @@ def test_a_run_goes_on_without_a_record_and_says_so_once(
     rig.run(rig.download.pause)
     rig.run(rig.download.resume)
     rig.run(lambda: rig.download.end(None))
-    assert rig.await_end() == {"event": "done"}
+    assert rig.await_end() == DONE
     assert rig.download.orders == ["start", "pause", "resume"]
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert f"job {JOB} continues without its record: full" in told.getMessage()
@@ -265,12 +276,12 @@ def test_an_end_that_cannot_be_recorded_is_told_all_the_same(
 
     monkeypatch.setattr(rig.book, "save", full)
     rig.run(lambda: rig.download.end(None))
-    assert rig.await_end() == {"event": "done"}
+    assert rig.await_end() == DONE
 
 
 def test_to_wait_for_a_turn_is_told_and_is_no_waiting_job(rig: Rig) -> None:
     rig.start()
-    event = {"event": "waiting", "missing_peers": [], "busy_peers": [PEER], "missing": []}
+    event = waiting(busy=True)
     rig.run(lambda: rig.kept.emit(event))
     assert rig.events == [event]
     assert rig.book.find(JOB).state == "running"
@@ -278,8 +289,7 @@ def test_to_wait_for_a_turn_is_told_and_is_no_waiting_job(rig: Rig) -> None:
 
 def test_waiting_is_recorded_with_its_peers(rig: Rig) -> None:
     rig.start()
-    event = {"event": "waiting", "waiting_since": "2026-01-31T14:02:06.000Z"}
-    event["missing"] = [{"peer_id": PEER, "name": "LAB-PC3", "chunks": 3}]  # type: ignore[assignment]
+    event = waiting()
     rig.run(lambda: rig.kept.emit(event))
     found = wait_for(lambda: rig.book.find(JOB).state == "waiting" and rig.book.find(JOB), PATIENCE_S, "it")
     assert (found.missing_peers, found.missing_names) == ((PEER,), ("LAB-PC3",))

@@ -19,6 +19,7 @@ from zchunk.errors import AmbiguousName, NoSpace, NotFound
 from zchunk.node import views
 from zchunk.node.download.part_file import PartFile, open_part
 from zchunk.node.download.runner import partial
+from zchunk.node.job_events import MissingPeer, Waiting
 from zchunk.node.jobs.records import KEEP_OVER, JobBook, JobRecord, book_of, standing
 from zchunk.system import disk
 
@@ -324,9 +325,18 @@ def test_above_1000_chunks_the_list_is_left_out(count: int, listed: bool, target
 
 
 def test_a_partial_download_says_how_it_goes_on_whether_its_peers_are_off_or_not() -> None:
-    missing = [{"name": "LAB-PC3", "reason": "unreadable"}, {"name": "LAB-PC4", "reason": "off"}]
-    waiting = {"missing": missing, "missing_peers": [PEER], "job_id": JOB}
-    error = partial(waiting | {"chunks_missing": 3, "chunks_completed": 1, "chunks_count": 4}, "1 of 4 kept")
+    waiting = Waiting(
+        job_id=JOB,
+        missing=(
+            MissingPeer(PEER, "LAB-PC3", 2, None, "unreadable"),
+            MissingPeer("e" * 32, "LAB-PC4", 1, None, "offline"),
+        ),
+        waiting_since="2026-01-31T14:02:06.000Z",
+        chunks_missing=3,
+        chunks_completed=1,
+        chunks_count=4,
+    )
+    error = partial(waiting, "1 of 4 kept")
     assert str(error) == (
         "1 of 4 kept; 3 wait for LAB-PC3, which cannot read them now, LAB-PC4:"
         f" `zchunk resume {JOB}`, or the same command, continues once they can be fetched"

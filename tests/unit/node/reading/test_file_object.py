@@ -14,9 +14,11 @@ import pytest
 
 from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.errors import ForeignProcess, IntegrityError, NotAllowed, PartialDownload, ZchunkError
+from zchunk.node.bulk.job_driver import Emit
+from zchunk.node.job_events import Resumed
 from zchunk.node.reading.file_object import ChunkStream, file_object
 from zchunk.node.reading.range_reader import Answer
-from zchunk.runtime.blocking_calls import Call
+from zchunk.runtime.blocking_calls import Call, Ended, ShutOut
 
 CHUNK = 64 * 1024
 SIZE = 5 * CHUNK + 100
@@ -27,7 +29,7 @@ ROOM = 4
 class FakeReader:
     """Answers at once, unless something else comes first."""
 
-    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, emit: Emit) -> None:
         self.emit = emit
         self.needed: list[list[int]] = []
         #: what happens at the next calls, in place of an answer with the bytes
@@ -67,7 +69,7 @@ class Rig:
         )
         self.file = file_object(self.stream, buffer=4096)
 
-    def _make(self, emit: Callable[[dict[str, Any]], None]) -> FakeReader:
+    def _make(self, emit: Emit) -> FakeReader:
         self.readers.append(FakeReader(emit))
         return self.readers[-1]
 
@@ -203,13 +205,15 @@ def test_a_reader_that_has_ended_is_replaced() -> None:
 def test_what_is_told_meanwhile_goes_to_the_caller() -> None:
     rig = Rig()
 
+    event = Resumed(job_id=None, peer_id="a", name="LAB-PC3")
+
     def waits(answer: Answer) -> None:
-        rig.reader.emit({"event": "waiting"})
+        rig.reader.emit(event)
         answer(memoryview(DATA)[:CHUNK], None)
 
     rig.reader.script.append(waits)
     assert rig.file.read(10) == DATA[:10]
-    assert rig.events == [{"event": "waiting"}]
+    assert rig.events == [{"event": "resumed", "peer_id": "a", "name": "LAB-PC3"}]
 
 
 def test_the_answer_to_a_read_that_was_interrupted_is_not_taken_for_another() -> None:
@@ -229,11 +233,11 @@ def test_the_answer_to_a_read_that_was_interrupted_is_not_taken_for_another() ->
 @pytest.mark.parametrize(
     ("event", "error"),
     [
-        ({"event": "ended", "_why": RuntimeError("ours")}, RuntimeError),
-        ({"event": "shut_out", "_error": NotAllowed("revoked")}, NotAllowed),
+        (Ended(RuntimeError("ours")), RuntimeError),
+        (ShutOut(NotAllowed("revoked")), NotAllowed),
     ],
 )
-def test_who_waits_hears_that_no_answer_will_come(event: dict[str, Any], error: type[Exception]) -> None:
+def test_who_waits_hears_that_no_answer_will_come(event: object, error: type[Exception]) -> None:
     rig = Rig()
     rig.reader.script.append(lambda answer: rig.stream.call.emit(event))
     with pytest.raises(error):
