@@ -1,5 +1,5 @@
 """What jobs tell while they run: frozen values, and the JSON objects that programs get (SPEC
-"Machine-readable output", docs/events.md). Pure.
+"Machine-readable output", docs/reference/events.md). Pure.
 
 A job is told of by `job_id`; a read of a range is no job and has none. The last event of a job is
 `Failed`, or a `Done`: `Downloaded` or `Uploaded`. Whoever shows events to programs uses `to_json`;
