@@ -27,7 +27,7 @@ from tests.sim.test_scenarios import History
 from zchunk.errors import IllegalEvent, ZchunkError
 from zchunk.node.bulk.reachability import Reachability
 from zchunk.node.control.session import Session
-from zchunk.node.download import runner as download_runner
+from zchunk.node.download.fetcher import Fetcher
 from zchunk.node.download.job import ChunkState, DownloadJob, VerifyChunk
 from zchunk.node.registration import NodeRegistration
 from zchunk.node.store import chunk_store, reconcile, verification
@@ -112,11 +112,10 @@ def way_back_unnoticed(patch: Patch) -> None:
 def downloads_unverified(patch: Patch) -> None:
     """What arrived is written whatever its SHA-256."""
 
-    def verify(self: download_runner.Download, action: VerifyChunk) -> None:
-        assert self._job is not None
-        self.perform(self._job.verified(action.chunk, True, self.now()))
+    def verify(self: Fetcher, action: VerifyChunk) -> None:
+        self.perform(self.job.verified(action.chunk, True, self.now()))
 
-    patch.setattr(download_runner.Download, "_verify", verify)
+    patch.setattr(Fetcher, "_verify", verify)
 
 
 def puts_unverified(patch: Patch) -> None:

@@ -94,8 +94,8 @@ class Reads:
         return data
 
     def _check_memory(self) -> None:
-        assert self.reader._pool.reserved <= BUDGET + CHUNK
-        assert self.reader._job is None or self.reader._job.begun_bytes <= BUDGET
+        assert self.reader._fetcher._pool.reserved <= BUDGET + CHUNK
+        assert self.reader._job.begun_bytes <= BUDGET
 
     def holders(self, index: int) -> list[str]:
         return [peer_id for peer_id, _ in self.where.holders[index]]
@@ -136,7 +136,6 @@ def test_only_the_chunks_that_are_needed_are_asked_for_and_each_once(root: Path)
         reads.read(index)
     assert reads.touched == {0, 7, COUNT - 1}
     assert sum(reads.reader.received_from.values()) == 2 * CHUNK + 100
-    assert reads.reader._job is not None
     assert reads.reader._job.deadline() is None, "who reads nothing is not woken"
 
 
@@ -273,7 +272,7 @@ def test_the_end_gives_all_memory_back(root: Path) -> None:
     reads.reader.stop()
     reads.reader.stop()
     reads.cluster.run_for(5.0)
-    assert reads.reader._pool.reserved == 0
+    assert reads.reader._fetcher._pool.reserved == 0
     assert reads.begin(1) == [(None, None)]
 
 

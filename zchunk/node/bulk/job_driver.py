@@ -47,14 +47,16 @@ class Job(Protocol[A_co]):
 
 
 class JobDriver(ABC, Generic[A]):
-    """Runs in the bulk loop. A subclass sets `job`, then calls `follow`; it carries out
-    actions in `carry_out` and ends through `leave`."""
+    """Runs in the bulk loop. A subclass calls `follow`; it carries out actions in `carry_out`
+    and ends through `leave`."""
 
-    def __init__(self, bulk: BulkPlane, emit: Emit) -> None:
+    def __init__(self, bulk: BulkPlane, job: Job[A], emit: Emit) -> None:
         self.bulk = bulk
         self.emit = emit
         self.ended = False
-        self._following: Job[A] | None = None
+        self._driven = job
+        #: whether the job hears of peers and of time
+        self._following = False
         #: peers of which it was told last that the job waits for its turn there
         self._turn_told: frozenset[str] = frozenset()
         self._actions: deque[A] = deque()
@@ -85,11 +87,11 @@ class JobDriver(ABC, Generic[A]):
     # -- Timed --------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
-        return self._following.deadline() if self._following is not None else None
+        return self._driven.deadline() if self._following else None
 
     def on_time(self, now: float) -> None:
-        if self._following is not None:
-            self.perform(self._following.on_time(now))
+        if self._following:
+            self.perform(self._driven.on_time(now))
 
     # -- for subclasses to call -----------------------------------------------------------
 
@@ -134,17 +136,17 @@ class JobDriver(ABC, Generic[A]):
         records = (self.bulk.peers.get(peer_id) for peer_id in peers)
         return any(record is not None and record.unsure for record in records)
 
-    def follow(self, job: Job[A]) -> None:
+    def follow(self) -> None:
         """From now on the job hears of peers and of time."""
-        self._following = job
+        self._following = True
         self.bulk.listen(self._on_peer, self._on_reach, self._on_busy)
         self.bulk.loop.add_timed(self)
 
     def leave(self) -> None:
         """The job has ended: nothing reaches it any more."""
         self.ended = True
-        if self._following is not None:
-            self._following = None
+        if self._following:
+            self._following = False
             self.bulk.unlisten(self._on_peer, self._on_reach, self._on_busy)
             self.bulk.loop.remove_timed(self)
 
@@ -174,22 +176,22 @@ class JobDriver(ABC, Generic[A]):
         workers.submit(work, done)
 
     def _on_peer(self, record: PeerRecord) -> None:
-        if self._following is None:
+        if not self._following:
             return
         if record.status == "up":
-            self.perform(self._following.peer_up(record.peer_id, record.incarnation, self.now()))
+            self.perform(self._driven.peer_up(record.peer_id, record.incarnation, self.now()))
         else:
-            self.perform(self._following.peer_down(record.peer_id, self.now()))
+            self.perform(self._driven.peer_down(record.peer_id, self.now()))
 
     def _on_reach(self, peer_id: str, reachable: bool) -> None:
-        if self._following is not None:
-            self.perform(self._following.peer_reach(peer_id, reachable, self.now()))
+        if self._following:
+            self.perform(self._driven.peer_reach(peer_id, reachable, self.now()))
 
     def _on_busy(self, peer_id: str, busy: bool) -> None:
         """Tell, once, that nothing moves because peers serve others first (SPEC D4)."""
-        if self._following is None:
+        if not self._following:
             return
-        waits = self._following.waits_for_turn(self.bulk.busy)
+        waits = self._driven.waits_for_turn(self.bulk.busy)
         before, self._turn_told = self._turn_told, frozenset(waits)
         if waits and self._turn_told != before:
             self.emit(self.busy_event(self.missing_rows(waits, lambda peer_id: "busy")))

@@ -277,7 +277,7 @@ class DownloadJob:
         self._held = 0
         self._in_work: set[int] = set()
         #: the chunks in that state: few of many, where a reader wants some of a large file
-        self._wanted = set(range(len(sizes))).difference(held)
+        self._wanted = set(range(len(sizes)))
         self._relocate_at: float | None = None
         #: copies that their holders cannot read now
         self._unread = UnreadableCopies()
@@ -285,11 +285,16 @@ class DownloadJob:
         self._removed = False
         #: it was asked whether there is; and it has answered, or cannot
         self._checking = self._checked = False
-        for index in held:
-            self._chunks[index].state = ChunkState.HELD
-            self._held += 1
         for peer_id in sorted({p for h in self._holders for p in h}):
             self._peer(peer_id)
+        self.know(up=up, held=held, unreachable=unreachable)
+
+    def know(self, *, up: Mapping[str, int], held: Collection[int], unreachable: Collection[str]) -> None:
+        """Before `start`: what was not known yet when the job was made."""
+        for index in held:
+            self._chunks[index].state = ChunkState.HELD
+        self._held += len(self._wanted.intersection(held))
+        self._wanted.difference_update(held)
         for peer_id, incarnation in up.items():
             peer = self._peer(peer_id)
             peer.up, peer.incarnation, peer.reachable = True, incarnation, peer_id not in unreachable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zchunk.clock import iso_utc
 from zchunk.content import hashing
@@ -21,13 +21,14 @@ from zchunk.node.bulk.location import MAX_LISTED, Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.bulk.progress import Progress
 from zchunk.node.control.hello_wait import HelloWait
-from zchunk.node.download.fetcher import Fetcher
-from zchunk.node.download.job import Action, AllHeld, ChunkState, Failed, JobState, StateChanged, WriteChunk
+from zchunk.node.download.fetcher import ChunkList, Fetcher, budget_of, new_job
+from zchunk.node.download.holders import HoldersOfFile
+from zchunk.node.download.job import Action, ChunkState, JobState, removed_meanwhile
 from zchunk.node.download.part_file import PartFile
 from zchunk.node.download.preparing import Preparing
 from zchunk.node.download.running_digest import RunningDigest
+from zchunk.node.download.sinks import PartFileSink
 from zchunk.node.job_events import MissingPeer, Waiting
-from zchunk.protocol.messages import PeerRecord
 from zchunk.runtime import log_ids
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ _SAVE_EVERY_S = 10.0
 _BAD_ROUNDS = 3
 
 
-class Download(Fetcher):
+class Download:
     """One download into one part file. `start`, then events; ends with exactly one `done`
     or `error` event. `stop` makes it end early, kept."""
 
@@ -57,18 +58,38 @@ class Download(Fetcher):
         `wait`: stay for missing peers; else end as partial when only they are left.
         `auto_resume`: go on by itself when one is back; else only after `resume`.
         `on_state` hears of each change of the job's state."""
-        super().__init__(bulk=bulk, where=where, emit=emit, job_id=part.job_id)
+        self.bulk = bulk
+        self.where = where
+        self.manifest = where.manifest
+        self.emit = emit
         self.part = part
+        self.ended = False
         #: wall time since when nothing but missing peers is left; None while it is not so
         self.waiting_since: float | None = None
         self._wait = wait
         self._hellos = HelloWait()
         self._auto_resume = auto_resume
         self._on_state = on_state
-        #: told to pause before there was a job
+        #: whether it was looked at what is kept, and the rest is being fetched
+        self._fetching = False
+        #: told to pause before that
         self._pause_at_start = False
         self._digested_in_pause: bytes | None = None
-        self._digest: RunningDigest | None = None
+        chunks = ChunkList.of_file(where)
+        self._opened = chunks.opened
+        self._job = new_job(bulk, chunks, auto_resume)
+        self._sink = PartFileSink(part, bulk.pools.writing, self._new_digest())
+        self._fetcher = Fetcher(
+            bulk=bulk,
+            chunks=chunks,
+            job=self._job,
+            sink=self._sink,
+            holders=HoldersOfFile(bulk, self.manifest.file_id, self.log),
+            owner=self,
+            emit=emit,
+            log=self.log,
+            job_id=part.job_id,
+        )
         self._progress = Progress(emit, part.job_id, self.manifest.size, len(self.manifest.chunks))
         self._started = 0.0
         #: when the journal is written next, and how many chunks it had the last time
@@ -86,7 +107,7 @@ class Download(Fetcher):
         """Looks at what an earlier run kept, if there was one, then fetches the rest."""
         if self.ended:
             return
-        self._started = self.now()
+        self._started = self._now()
         self._save_at = self._started + _SAVE_EVERY_S
         if self.part.is_new:
             self._scanned(set(self.part.zeros), None)
@@ -121,22 +142,21 @@ class Download(Fetcher):
         Too late when the file is being put in its place: then that is the outcome."""
         if self._finishing:
             return
-        if self._job is not None:
-            self.perform(self._job.pause(self.now()))
+        if self._fetching:
+            self._perform(self._job.pause(self._now()))
         how = f"`zchunk resume {self.part.job_id}`, or the same command, continues"
         self._end(error or Interrupted(f"interrupted; what is downloaded is kept: {how}"))
 
     def pause(self) -> None:
         """Stand still until `resume`; what is there is saved. Does nothing while paused.
         Raises InvalidUsage when it is too late."""
-        if self._job is None and not self.ended:
+        if not self._fetching and not self.ended:
             self._pause_at_start = True
             return
         self._check_under_way("pause")
-        assert self._job is not None
         if self._job.state is JobState.PAUSED:
             return
-        self.perform(self._job.pause(self.now()))
+        self._perform(self._job.pause(self._now()))
         self._save_journal()
         self.emit(self._paused_event(job_events.Paused))
 
@@ -144,21 +164,20 @@ class Download(Fetcher):
         """Go on after a pause, or with peers that came back while auto-resume is off. Does
         nothing while it runs. Raises InvalidUsage when it is too late."""
         self._pause_at_start = False
-        if self._job is None and not self.ended:
+        if not self._fetching and not self.ended:
             return
         self._check_under_way("resume")
-        assert self._job is not None
         paused = self._job.state is JobState.PAUSED
-        actions = self._job.resume(self.now())
+        actions = self._job.resume(self._now())
         if paused:
             self.emit(self._paused_event(job_events.Continued))
-        self.perform(actions)
+        self._perform(actions)
 
     def cancel(self) -> None:
         """End, and delete what is there. Raises InvalidUsage when it is too late."""
-        if self._job is not None:
+        if self._fetching:
             self._check_under_way("cancel", and_also=JobState.VERIFYING)
-            self.perform(self._job.cancel(self.now()))
+            self._perform(self._job.cancel(self._now()))
         elif self.ended:
             raise self._too_late("cancel")
         self._end(Cancelled(f"cancelled; nothing of {self.part.target} is kept"), self.part.abandon)
@@ -172,17 +191,21 @@ class Download(Fetcher):
         state = "ended" if self.ended else "complete and being verified"
         return InvalidUsage(f"job {self.part.job_id} is {state}: too late to {verb} it")
 
+    def _now(self) -> float:
+        return self.bulk.loop.clock.monotonic()
+
+    def _perform(self, actions: Sequence[Action]) -> None:
+        self._fetcher.perform(actions)
+
     # -- what others ask, in the bulk loop --------------------------------------------
 
     @property
     def state(self) -> JobState:
-        if self._job is None:
-            return JobState.PAUSED if self._pause_at_start else JobState.RUNNING
-        return self._job.state
+        return JobState.PAUSED if self._pause_at_start else self._job.state
 
     def chunk_statuses(self) -> list[tuple[str, str | None]]:
         """(status, peer_id) of each chunk, as SPEC "DownloadJob" names them."""
-        if self._job is not None:
+        if self._fetching:
             return [self._job.status(index) for index in range(self._job.chunks_count)]
         kept = self.part.completed  # what the journal claims, until it is looked at
         count = len(self.manifest.chunks)
@@ -190,35 +213,32 @@ class Download(Fetcher):
 
     def missing_names(self) -> dict[str, str]:
         """Peers that wanted chunks wait for -> their names."""
-        missing = self._job.missing() if self._job is not None else {}
-        return {peer_id: self.peer_name(peer_id) for peer_id in sorted(missing)}
+        missing = self._job.missing() if self._fetching else {}
+        return {peer_id: self.bulk.name_of(peer_id) for peer_id in sorted(missing)}
 
     # -- Timed ----------------------------------------------------------------------
 
     def deadline(self) -> float | None:
         save_at = self._save_at if self._is_unsaved() else None
         hellos_end = self._hellos.deadline() if self.state is JobState.WAITING else None
-        times = [super().deadline(), self._progress.deadline(), save_at, hellos_end]
+        times = [self._progress.deadline(), save_at, hellos_end]
         return min(t for t in times if t is not None)
 
     def on_time(self, now: float) -> None:
-        super().on_time(now)
-        if self.ended or self._job is None:
-            return
         self._progress.on_time(
             now, self._job.chunks_completed, self._job.bytes_received, peers=self._job.by_peer()
         )
         if self._save_at <= now and self._is_unsaved():
             self._save_journal()
+        self.after_actions()
 
     def _save_journal(self) -> None:
-        assert self._job is not None
-        self._save_at, self._saved = self.now() + _SAVE_EVERY_S, self._job.chunks_completed
-        self.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
+        self._save_at, self._saved = self._now() + _SAVE_EVERY_S, self._job.chunks_completed
+        self._fetcher.submit(self.bulk.pools.writing, self.part.save, lambda _: None)
 
     def _is_unsaved(self) -> bool:
         """Whether the journal lacks chunks that are here."""
-        return self._job is not None and not self._finishing and self._job.chunks_completed != self._saved
+        return not self._finishing and self._job.chunks_completed != self._saved
 
     # -- start ----------------------------------------------------------------------
 
@@ -228,16 +248,15 @@ class Download(Fetcher):
         if error is not None:
             self._end(error)
             return
-        self._job = self.new_job(held or set(), self._auto_resume)
-        self._new_digest()
-        self.follow(self._job)
+        self._fetcher.begin(held or set())
+        self._fetching = True
+        self.bulk.loop.add_timed(self)
         self.emit(self._plan_event(held or set()))
         if self._pause_at_start:
             self._pause_at_start = False
             self.pause()
-        self.perform(self._job.start(self.now()))
-        if self._digest is not None:
-            self._digest.advance()
+        self._perform(self._job.start(self._now()))
+        self._sink.digest.advance()
 
     def _plan_event(self, held: set[int]) -> job_events.DownloadPlan:
         rows = [[peer_id for peer_id, _ in chunk] for chunk in self.where.holders]
@@ -259,77 +278,29 @@ class Download(Fetcher):
             map=self.where.distribution_map() if len(self.where.holders) <= MAX_LISTED else None,
         )
 
-    def _new_digest(self) -> None:
-        self._digest = RunningDigest(
+    def _new_digest(self) -> RunningDigest:
+        return RunningDigest(
             part=self.part,
             workers=self.bulk.pools.digesting,
-            reach=self.budget // self.manifest.chunk_size,
-            is_coming=lambda index: self._job is not None and not self._job.is_missing(index),
-            is_held=lambda index: self._state(index) is ChunkState.HELD,
-            on_freed=self._freed,
+            reach=budget_of(self.bulk, self.manifest.chunk_size) // self.manifest.chunk_size,
+            is_coming=lambda index: not self._job.is_missing(index),
+            is_held=lambda index: self._job.chunk_state(index) is ChunkState.HELD,
+            on_freed=lambda index: self._fetcher.freed(index),
             on_done=self._digested,
-            on_error=self.fail,
+            on_error=lambda error: self._fetcher.fail(error),
         )
 
-    # -- actions --------------------------------------------------------------------
+    # -- what the fetcher tells its owner ---------------------------------------------
 
     def after_actions(self) -> None:
         self._progress.touch()
         if self._hellos.deadline() is not None and self.state is JobState.WAITING:
             self._end_if_partial(self.waiting_event())
-        if (
-            self._job is not None
-            and self._digest is not None
-            and self._digest.waits
-            and self._job.cannot_wait(self._digest.awaits, self.now())
-        ):
-            self._digest.make_room()
+        digest = self._sink.digest
+        if digest.waits and self._job.cannot_wait(digest.awaits, self._now()):
+            digest.make_room()
 
-    def carry_out_own(self, action: Action) -> None:
-        if isinstance(action, WriteChunk):
-            self._write(action)
-        elif isinstance(action, StateChanged):
-            self._state_changed(action.state)
-        elif isinstance(action, AllHeld):
-            self._all_held()
-        elif isinstance(action, Failed):
-            self._end(self._with_names(action.error))
-
-    def _write(self, action: WriteChunk) -> None:
-        index, key = action.chunk, (action.chunk, action.attempt)
-        view = self._buffers[key].view(self.manifest.length(index))
-
-        def work() -> None:
-            self.part.write_chunk(index, view)
-            self.part.mark(index)
-
-        def then(_: None) -> None:
-            assert self._job is not None
-            assert self._digest is not None
-            buffer = self._buffers.pop(key)
-            kept = self._digest.take(index, buffer)
-            if not kept:
-                buffer.release()
-            self.perform(self._job.written(index, kept, self.now()))
-            self._digest.advance()
-
-        self.submit(self.bulk.pools.writing, work, then)
-
-    def _state(self, index: int) -> ChunkState:
-        assert self._job is not None
-        return self._job.chunk_state(index)
-
-    def _freed(self, index: int) -> None:
-        assert self._job is not None
-        self.perform(self._job.freed(index, self.now()))
-
-    def fail(self, error: ZchunkError) -> None:
-        if self._job is None:
-            self._end(error)
-        else:
-            self.perform(self._job.fail(error, self.now()))
-
-    def _state_changed(self, state: JobState) -> None:
+    def state_changed(self, state: JobState) -> None:
         self.part.state = state.value
         self.waiting_since = self.bulk.loop.clock.wall() if state is JobState.WAITING else None
         self._on_state(state)
@@ -347,16 +318,15 @@ class Download(Fetcher):
 
     def _end_if_partial(self, event: Waiting) -> None:
         """Without waiting, unless peers may turn out to be up that the tracker has not heard from."""
-        unsure = self.is_unsure(event.missing_peers)
-        if not self._hellos.waits(unsure, self.bulk.settings.tracker.lease_s, self.now()):
+        unsure = self._fetcher.is_unsure(event.missing_peers)
+        if not self._hellos.waits(unsure, self.bulk.settings.tracker.lease_s, self._now()):
             self.stop(partial(event, self._chunks_text()))
 
     def waiting_event(self) -> Waiting:
         """For whom the job waits, since when, for how many chunks (SPEC D4)."""
-        assert self._job is not None
         return Waiting(
             job_id=self.part.job_id,
-            missing=self.missing_rows(self._job.missing(), self._job.why_missing),
+            missing=self._fetcher.missing_rows(self._job.missing(), self._job.why_missing),
             auto_resume=self._auto_resume,
             chunks_missing=len(self._job.missing_chunks()),
             chunks_completed=self._job.chunks_completed,
@@ -365,7 +335,6 @@ class Download(Fetcher):
         )
 
     def busy_event(self, missing: tuple[MissingPeer, ...]) -> Waiting:
-        assert self._job is not None
         return Waiting(
             job_id=self.part.job_id,
             missing=missing,
@@ -373,56 +342,42 @@ class Download(Fetcher):
             chunks_missing=self._job.chunks_count - self._job.chunks_completed,
             chunks_completed=self._job.chunks_completed,
             chunks_count=self._job.chunks_count,
-            waiting_since=self.wall_text(),
+            waiting_since=self._fetcher.wall_text(),
             busy=True,
         )
 
     def _paused_event(self, kind: type[job_events.Paused | job_events.Continued]) -> job_events.JobEvent:
-        assert self._job is not None
         return kind(
             job_id=self.part.job_id,
             chunks_completed=self._job.chunks_completed,
             chunks_count=self._job.chunks_count,
         )
 
-    def _on_peer(self, record: PeerRecord) -> None:
-        known = self._came_back()
-        super()._on_peer(record)
-        self._emit_back(known)
+    def peer_back(self, peer_id: str) -> None:
+        """It came back while auto-resume is off, and is asked only after `resume`."""
+        name = self.bulk.name_of(peer_id)
+        self.emit(job_events.PeerBack(job_id=self.part.job_id, peer_id=peer_id, name=name))
 
-    def _on_reach(self, peer_id: str, reachable: bool) -> None:
-        known = self._came_back()
-        super()._on_reach(peer_id, reachable)
-        self._emit_back(known)
-
-    def _came_back(self) -> frozenset[str]:
-        return self._job.came_back if self._job is not None else frozenset()
-
-    def _emit_back(self, known: frozenset[str]) -> None:
-        """Who came back, while auto-resume is off, and is asked only after `resume`."""
-        for peer_id in sorted(self._came_back() - known):
-            name = self.peer_name(peer_id)
-            self.emit(job_events.PeerBack(job_id=self.part.job_id, peer_id=peer_id, name=name))
-
-    def kept_text(self) -> str:
-        return f"; {self._chunks_text()}: `zchunk cancel {self.part.job_id}` deletes them"
+    def failed(self, error: ZchunkError) -> None:
+        if error.details.get("removed"):
+            kept = f"; {self._chunks_text()}: `zchunk cancel {self.part.job_id}` deletes them"
+            error = removed_meanwhile(repr(self.manifest.name), kept)
+        self._end(error)
 
     def _chunks_text(self) -> str:
-        assert self._job is not None
         return f"{self._job.chunks_completed} of {self._job.chunks_count} chunks are kept"
 
     # -- the end --------------------------------------------------------------------
 
-    def _all_held(self) -> None:
-        assert self._digest is not None
+    def all_held(self) -> None:
         sha256, self._digested_in_pause = self._digested_in_pause, None
         if sha256 is not None:
             self._digested(sha256)
         else:
-            self._digest.advance()
+            self._sink.digest.advance()
 
     def _digested(self, sha256: bytes) -> None:
-        if self.ended or self._job is None:
+        if self.ended:
             return
         if self._job.state is JobState.PAUSED:
             # The last chunks were being written when it was told to stand still.
@@ -451,7 +406,7 @@ class Download(Fetcher):
         return bad
 
     def _found_bad(self, bad: list[int] | None, error: ZchunkError | None) -> None:
-        if self.ended or self._job is None:
+        if self.ended:
             return
         if error is None and not bad:
             error = IntegrityError(
@@ -459,11 +414,11 @@ class Download(Fetcher):
                 " its manifest is wrong; upload the file again from its source"
             )
         if error is not None:
-            self.fail(error)
+            self._fetcher.fail(error)
             return
         self._bad_rounds += 1
         if self._bad_rounds > _BAD_ROUNDS:
-            self.fail(
+            self._fetcher.fail(
                 IntegrityError(
                     f"the disk of {self.part.target} changes what is written to it; check the disk"
                 )
@@ -471,25 +426,23 @@ class Download(Fetcher):
             return
         for index in bad or []:
             self.part.unmark(index)
-        self._new_digest()
-        self.perform(self._job.lost(bad or [], self.now()))
+        self._sink.digest = self._new_digest()
+        self._perform(self._job.lost(bad or [], self._now()))
 
     def _finished(self, _: None, error: ZchunkError | None) -> None:
-        if self.ended or self._job is None:
+        if self.ended:
             return
         if error is not None:
-            self.fail(error)
+            self._fetcher.fail(error)
             return
-        self._job.complete(self.now())
+        self._job.complete(self._now())
         self._progress.last(
-            self._job.chunks_completed, self._job.bytes_received, self.now(), peers=self._job.by_peer()
+            self._job.chunks_completed, self._job.bytes_received, self._now(), peers=self._job.by_peer()
         )
         self._close()
         self.emit(self._done_event())
 
     def _done_event(self) -> job_events.Downloaded:
-        assert self._job is not None
-        assert self._digest is not None
         return job_events.Downloaded(
             job_id=self.part.job_id,
             file_id=self.manifest.file_id,
@@ -497,11 +450,11 @@ class Download(Fetcher):
             target=str(self.part.target),
             size=self.manifest.size,
             sha256=self.manifest.sha256.hex() if self.manifest.sha256 is not None else None,
-            seconds=round(self.now() - self._started, 3),
+            seconds=round(self._now() - self._started, 3),
             bytes_received=self._job.bytes_received,
-            bytes_received_by_peer=dict(sorted(self.received_from.items())),
+            bytes_received_by_peer=dict(sorted(self._fetcher.received_from.items())),
             chunks_count=self._job.chunks_count,
-            chunks_read_back=self._digest.read_back,
+            chunks_read_back=self._sink.digest.read_back,
         )
 
     def _end(self, error: ZchunkError, close_part: Callable[[], None] | None = None) -> None:
@@ -509,13 +462,13 @@ class Download(Fetcher):
         the outcome."""
         if self.ended:
             return
-        completed = self._job.bytes_received if self._job is not None else 0
+        received = self._job.bytes_received
         self._close()
 
         def told(_: None, problem: ZchunkError | None) -> None:
             outcome = problem or error
             outcome.details.setdefault("job_id", self.part.job_id)
-            outcome.details.setdefault("bytes_received", completed)
+            outcome.details.setdefault("bytes_received", received)
             self.emit(job_events.Failed(job_id=self.part.job_id, error=outcome))
 
         # Through both threads that use the file: what they still do comes before.
@@ -535,9 +488,11 @@ class Download(Fetcher):
             self.part.keep()
 
     def _close(self) -> None:
-        self.leave()
-        if self._digest is not None:
-            self._digest.close()
+        self.ended = True
+        self._fetcher.leave()
+        if self._fetching:
+            self.bulk.loop.remove_timed(self)
+        self._sink.digest.close()
         self.bulk.links.acknowledge_all()
 
 

@@ -14,26 +14,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from zchunk.errors import NotFound, PartialDownload, ZchunkError
+from zchunk.errors import PartialDownload, ZchunkError
 from zchunk.node.bulk.job_driver import Emit, Log
 from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.control.hello_wait import HelloWait
-from zchunk.node.download.fetcher import CHECK_S, Fetcher, budget_of
+from zchunk.node.download.fetcher import ChunkList, Fetcher, budget_of, new_job
+from zchunk.node.download.holders import CHECK_S, Gone, HoldersOfFile, Where
 from zchunk.node.download.job import (
-    Action,
     ChunkState,
-    DownloadJob,
-    Failed,
-    WriteChunk,
+    JobState,
     corrupt_everywhere,
     removed_meanwhile,
 )
 from zchunk.node.job_events import MissingPeer, Waiting
-from zchunk.node.reading.read_ahead import ChunkWindow, room_for
-from zchunk.protocol.messages import Message
+from zchunk.node.reading.memory_sink import MemorySink
+from zchunk.node.reading.read_ahead import room_for
 from zchunk.runtime import log_ids
-from zchunk.system.buffers import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +46,39 @@ Answer = Callable[[memoryview | None, ZchunkError | None], None]
 def room_of(bulk: BulkPlane, where: Location) -> int:
     """How many chunks a reader of that file has in memory, those on their way included."""
     largest = max((row.stored_size for row in where.manifest.chunks[:1]), default=1)
-    return room_for(budget_of(bulk, where), largest)
+    return room_for(budget_of(bulk, where.manifest.chunk_size), largest)
 
 
-class Reader(Fetcher):
+class Reader:
     """One reader of one file. Each `need` is answered once, unless another one comes before;
     `stop` ends it. Memory: `transfer.receive_budget`, or three chunks where that is more."""
 
     def __init__(self, *, bulk: BulkPlane, where: Location, wait: bool, emit: Emit) -> None:
         """The manifest of an encrypted file was opened (content/encryption.py). `wait`: stay for missing
         peers; else answer PartialDownload. `emit` hears `waiting`, `resumed` and `corrupt`."""
-        super().__init__(bulk=bulk, where=where, emit=emit)
+        self.ended = False
+        self._bulk = bulk
+        self._where = where
+        self._manifest = where.manifest
+        self._emit = emit
         self._wait = wait
         self._hellos = HelloWait()
-        self._window = ChunkWindow(room_of(bulk, where))
-        #: chunk -> its bytes, decrypted
-        self._there: dict[int, Buffer] = {}
-        #: chunks that were asked of the job, and have not come
-        self._coming: set[int] = set()
+        chunks = ChunkList.of_file(where)
+        # Without a job to `resume`, it goes on by itself.
+        self._job = new_job(bulk, chunks, auto_resume=True, block_max=_BLOCK_MAX)
+        self._sink = MemorySink(where.manifest, room_of(bulk, where))
+        self._holders = HoldersOfFile(bulk, where.manifest.file_id, self.log)
+        self._fetcher = Fetcher(
+            bulk=bulk,
+            chunks=chunks,
+            job=self._job,
+            sink=self._sink,
+            holders=self._holders,
+            owner=self,
+            emit=emit,
+            log=self.log,
+        )
+        self._begun = False
         #: the chunk that somebody waits for, and how to tell him
         self._asked: tuple[int, Answer] | None = None
         self._told_waiting = False
@@ -75,7 +87,7 @@ class Reader(Fetcher):
 
     @property
     def log(self) -> Log:
-        return log_ids.of(log, "file", self.manifest.file_id)
+        return log_ids.of(log, "file", self._manifest.file_id)
 
     # -- the owner's calls, in the bulk loop ----------------------------------------
 
@@ -85,75 +97,82 @@ class Reader(Fetcher):
         if self.ended:
             answer(None, None)
             return
-        job = self._job or self._begin_job()
+        self._begin()
         self._asked, self._told_waiting = (chunks[0], answer), False
-        gone = self._window.move(chunks)
-        self._drop(job, self._coming - self._window.wanted)
+        window, coming = self._sink.window, self._sink.coming
+        gone = self._sink.move(chunks)
+        self._drop(coming - window.wanted)
         for index in gone:
-            self._there.pop(index).release()
-            self.perform(job.freed(index, self.now()))
-        missing = self._window.missing()
-        self._coming.update(missing)
-        self.perform(job.want(missing, self.now()))
+            self._fetcher.freed(index)
+        missing = window.missing()
+        coming.update(missing)
+        self._fetcher.perform(self._job.want(missing, self._now()))
 
     def stop(self) -> None:
         """Nobody reads any more."""
         if not self.ended:
             self._end(None)
 
+    @property
+    def received_from(self) -> dict[str, int]:
+        """Payload bytes per peer."""
+        return self._fetcher.received_from
+
     # -- Timed ------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
-        times = (super().deadline(), self._hellos.deadline() if self._asked is not None else None)
-        return min((at for at in times if at is not None), default=None)
+        return self._hellos.deadline() if self._asked is not None else None
+
+    def on_time(self, now: float) -> None:
+        self.after_actions()
 
     # -- inside -----------------------------------------------------------------------
 
-    def _begin_job(self) -> DownloadJob:
+    def _now(self) -> float:
+        return self._bulk.loop.clock.monotonic()
+
+    def _begin(self) -> None:
         """All chunks count as held, until they are wanted."""
-        every = range(len(self.manifest.chunks))
-        # Without a job to `resume`, it goes on by itself.
-        self._job = job = self.new_job(every, auto_resume=True, block_max=_BLOCK_MAX)
-        self.follow(job)
-        self.perform(job.start(self.now()))
-        return job
+        if not self._begun:
+            self._begun = True
+            self._fetcher.begin(range(len(self._manifest.chunks)))
+            self._bulk.loop.add_timed(self)
+            self._fetcher.perform(self._job.start(self._now()))
 
-    def _drop(self, job: DownloadJob, chunks: set[int]) -> None:
-        self.perform(job.unwant(chunks, self.now()))
-        self._coming -= {index for index in chunks if job.chunk_state(index) is ChunkState.HELD}
+    def _drop(self, chunks: set[int]) -> None:
+        self._fetcher.perform(self._job.unwant(chunks, self._now()))
+        self._sink.coming -= {index for index in chunks if self._job.chunk_state(index) is ChunkState.HELD}
 
-    def carry_out_own(self, action: Action) -> None:
-        if isinstance(action, WriteChunk):
-            self._came(action)
-        elif isinstance(action, Failed):
-            self._end(self._with_names(action.error))
+    # -- what the fetcher tells its owner ---------------------------------------------
 
-    def _came(self, action: WriteChunk) -> None:
-        """Whole and right: it stays in memory, if it is still wanted."""
-        assert self._job is not None
-        buffer = self._buffers.pop((action.chunk, action.attempt))
-        kept = self._window.take(action.chunk)
-        if kept:
-            self._there[action.chunk] = buffer
-        else:
-            buffer.release()
-        self._coming.discard(action.chunk)
-        self.perform(self._job.written(action.chunk, kept, self.now()))
+    def state_changed(self, state: JobState) -> None:
+        """What matters is the chunk that somebody waits for."""
+
+    def all_held(self) -> None:
+        """Others may be wanted."""
+
+    def peer_back(self, peer_id: str) -> None:
+        """It is asked at once, see `new_job`."""
+
+    def failed(self, error: ZchunkError) -> None:
+        gone = error.details.get("removed")
+        self._end(removed_meanwhile(repr(self._manifest.name)) if gone else error)
 
     def after_actions(self) -> None:
-        if self._asked is None or self._job is None:
+        if self._asked is None:
             return
         index, _ = self._asked
         if not self._job.is_waited_for(index):
             self._hellos.rest()
-        if index in self._there:
-            self._answer(self._there[index].view(self.manifest.length(index)), None)
+        view = self._sink.view(index)
+        if view is not None:
+            self._answer(view, None)
         elif self._job.status(index)[0] == "failed":
             # The job itself goes on as long as it can have another chunk.
             if not self._job.checking:
                 self._find_out(index)
         elif self._job.is_waited_for(index):
-            self._missing(self._job, index)
+            self._missing(index)
         else:
             self._told_waiting = False
 
@@ -168,55 +187,55 @@ class Reader(Fetcher):
             return
         self._finding_out = True
 
-        def answer(reply: Message | None, error: ZchunkError | None) -> None:
+        def answer(where: Where) -> None:
             self._finding_out = False
-            self._relocated(reply, error)
-            if self._asked is None or self._job is None or self.ended:
+            self._fetcher.located(where)
+            if self._asked is None or self.ended:
                 return
             if self._asked[0] == index and self._job.status(index)[0] == "failed":
-                gone = isinstance(error, NotFound)
-                name = repr(self.manifest.name)
+                gone = isinstance(where, Gone)
+                name = repr(self._manifest.name)
                 self._answer(None, removed_meanwhile(name) if gone else self._corrupt(index))
-            self.perform([])  # somebody may ask for another one by now
+            self._fetcher.perform([])  # somebody may ask for another one by now
 
-        self._locate(CHECK_S, answer)
+        self._holders.ask(CHECK_S, answer)
 
     def _corrupt(self, index: int) -> ZchunkError:
-        holders = [peer_id for peer_id, _ in self.where.holders[index]]
-        return corrupt_everywhere(1, holders, [self.peer_name(peer_id) for peer_id in holders])
+        holders = [peer_id for peer_id, _ in self._where.holders[index]]
+        return corrupt_everywhere(1, holders, [self._bulk.name_of(peer_id) for peer_id in holders])
 
-    def _missing(self, job: DownloadJob, index: int) -> None:
+    def _missing(self, index: int) -> None:
         """Nobody who holds the chunk can be asked for it now."""
-        missing = job.missing()
+        missing = self._job.missing()
         event = Waiting(
             job_id=None,
-            missing=self.missing_rows(missing, job.why_missing),
-            chunks_missing=len(job.missing_chunks()),
+            missing=self._fetcher.missing_rows(missing, self._job.why_missing),
+            chunks_missing=len(self._job.missing_chunks()),
             chunk_index=index,
-            waiting_since=self.wall_text(),
+            waiting_since=self._fetcher.wall_text(),
         )
-        unsure = self.is_unsure(missing)
-        stays = self._wait or self._hellos.waits(unsure, self.bulk.settings.tracker.lease_s, self.now())
+        unsure = self._fetcher.is_unsure(missing)
+        stays = self._wait or self._hellos.waits(unsure, self._bulk.settings.tracker.lease_s, self._now())
         if not stays:
             self._answer(None, self._partial(event, index))
         elif not self._told_waiting:
             self._told_waiting = True
-            self.emit(event)
+            self._emit(event)
 
     def busy_event(self, missing: tuple[MissingPeer, ...]) -> Waiting:
         return Waiting(
             job_id=None,
             missing=missing,
-            chunks_missing=len(self._coming),
-            waiting_since=self.wall_text(),
+            chunks_missing=len(self._sink.coming),
+            waiting_since=self._fetcher.wall_text(),
             busy=True,
         )
 
     def _partial(self, waiting: Waiting, index: int) -> PartialDownload:
         names = ", ".join(row.name for row in waiting.missing) or "no known peer"
-        offset = self.manifest.offset(index)
+        offset = self._manifest.offset(index)
         return PartialDownload(
-            f"{self.manifest.name!r} cannot be read from byte {offset:,} on without {names}",
+            f"{self._manifest.name!r} cannot be read from byte {offset:,} on without {names}",
             missing_peers=list(waiting.missing_peers),
             chunk_index=index,
             offset=offset,
@@ -224,18 +243,13 @@ class Reader(Fetcher):
 
     # -- the end --------------------------------------------------------------------
 
-    def fail(self, error: ZchunkError) -> None:
-        assert self._job is not None
-        self.perform(self._job.fail(error, self.now()))
-
     def _end(self, error: ZchunkError | None) -> None:
-        if self._job is not None:
-            self.perform(self._job.pause(self.now()))  # what is in flight is dropped
-        self.leave()
-        # Not given back for re-use: somebody may be reading there.
-        for buffer in self._there.values():
-            buffer.discard()
-        self._there.clear()
-        self.bulk.links.acknowledge_all()
+        if self._begun:
+            self._fetcher.perform(self._job.pause(self._now()))  # what is in flight is dropped
+            self._bulk.loop.remove_timed(self)
+        self.ended = True
+        self._fetcher.leave()
+        self._sink.close()
+        self._bulk.links.acknowledge_all()
         if error is not None:
             self._answer(None, error)

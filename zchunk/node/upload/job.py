@@ -245,6 +245,11 @@ class UploadJob:
         #: true at first: a planned peer may have gone before this job began to listen
         self._places_changed = True
 
+    def know(self, *, up: Mapping[str, int], unreachable: Collection[str]) -> None:
+        """Before `start`: what was not known yet when the job was made."""
+        self._up.update(up)
+        self._refused.update(unreachable)
+
     # -- what is known --------------------------------------------------------------
 
     @property

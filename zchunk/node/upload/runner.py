@@ -122,7 +122,6 @@ class Upload(JobDriver[Action]):
         """`plan` is what was asked, `planned` the answer that the user agreed to; `keep_at`
         the folder where the uploader keeps the manifests of its files (SPEC U4); `encryption`
         encrypts the file. Raises MalformedMessage for a plan that does not fit the file."""
-        super().__init__(bulk, emit)
         self.job_id = job_id
         self.source = source
         self.name = name
@@ -130,11 +129,14 @@ class Upload(JobDriver[Action]):
         self._planned = planned
         self._keep_at = keep_at
         self._encryption = encryption
+        self._settings = bulk.settings.transfer
+        self._targets = assignment(plan, planned)
+        self._job = self._new_job()
+        super().__init__(bulk, self._job, emit)
         count = chunk_count(plan.size, plan.chunk_size)
         self._rows: list[ChunkRow | None] = [None] * count
         #: SHA-256 -> a chunk of these bytes; zeros, for one, come again and again
         self._first_of: dict[bytes, int] = {}
-        self._targets = assignment(plan, planned)
         #: chunk -> what is sent of it, until it has its copies
         self._buffers: dict[int, Buffer] = {}
         #: chunk -> its plain bytes, until the file's digest took them in; the same memory where
@@ -158,7 +160,6 @@ class Upload(JobDriver[Action]):
         self._mends = 0
         self._mend_at: float | None = None
         self._refusal: ZchunkError | None = None
-        self._job: UploadJob | None = None
         self._progress = Progress(emit, job_id, plan.size, count)
         self._started = 0.0
         self._stop_watching: Callable[[], None] | None = None
@@ -179,6 +180,24 @@ class Upload(JobDriver[Action]):
     def log(self) -> Log:
         return log_ids.of(log, "upload", self._plan.upload_id)
 
+    def _new_job(self) -> UploadJob:
+        plan, transfer = self._plan, self._settings
+        return UploadJob(
+            sizes=[self._length(index) + self._overhead for index in range(len(self._targets))],
+            assignment=self._targets,
+            replicas=plan.replicas,
+            min_peers=plan.min_peers if plan.distribute else 1,
+            undivided=not plan.distribute,
+            own_peer=plan.own_peer,
+            up={},
+            limits=Limits(
+                budget=self._budget,
+                block_min=transfer.block_size_min,
+                block_max=max(transfer.block_size_min, min(transfer.block_size_max, _MAX_BLOCK)),
+                stall_s=transfer.request_timeout_s,
+            ),
+        )
+
     # -- memory ---------------------------------------------------------------------
 
     @property
@@ -189,7 +208,7 @@ class Upload(JobDriver[Action]):
     @property
     def _budget(self) -> int:
         """Bytes of chunks, as they are stored, that may be in memory."""
-        setting = self.bulk.settings.transfer.receive_budget // (1 if self._encryption is None else 2)
+        setting = self._settings.receive_budget // (1 if self._encryption is None else 2)
         return room_for_chunks(setting, self._plan.chunk_size + self._overhead)
 
     def _pool_of(self, budget: int) -> BufferPool:
@@ -220,27 +239,11 @@ class Upload(JobDriver[Action]):
     # -- the owner's calls, in the bulk loop ----------------------------------------
 
     def start(self) -> None:
-        transfer = self.bulk.settings.transfer
         self._started = self.now()
         for record in self._planned.peers:
             self.bulk.learn(record)
-        self._job = UploadJob(
-            sizes=[self._length(index) + self._overhead for index in range(len(self._rows))],
-            assignment=self._targets,
-            replicas=self._plan.replicas,
-            min_peers=self._plan.min_peers if self._plan.distribute else 1,
-            undivided=not self._plan.distribute,
-            own_peer=self._plan.own_peer,
-            up=self.bulk.up(),
-            unreachable=self.bulk.unreachable,
-            limits=Limits(
-                budget=self._budget,
-                block_min=transfer.block_size_min,
-                block_max=max(transfer.block_size_min, min(transfer.block_size_max, _MAX_BLOCK)),
-                stall_s=transfer.request_timeout_s,
-            ),
-        )
-        self.follow(self._job)
+        self._job.know(up=self.bulk.up(), unreachable=self.bulk.unreachable)
+        self.follow()
         control = self.bulk.control
         self._stop_watching = control.watch_peers(self.bulk.loop, lambda record: None, self._renew)
         self.perform(self._job.start(self.now()))
@@ -267,7 +270,7 @@ class Upload(JobDriver[Action]):
 
     def on_time(self, now: float) -> None:
         super().on_time(now)
-        if not self.ended and self._job is not None:
+        if not self.ended:
             self._progress.on_time(now, self._job.chunks_completed, self._job.bytes_sent)
             if self._mend_at is not None and self._mend_at <= now:
                 self._mend(now)
@@ -347,7 +350,6 @@ class Upload(JobDriver[Action]):
             if index < self._next_digest:  # it was read again
                 self._drop_plain(index)
             self._digest_next()
-            assert self._job is not None
             self.perform(self._job.read(index, self.now(), first if first != index else None))
 
         self.submit(self.bulk.pools.hashing, work, then)
@@ -370,7 +372,6 @@ class Upload(JobDriver[Action]):
         view = self._plain[index].view(self._length(index))
 
         def then(_: None) -> None:
-            assert self._job is not None
             self._digest_busy = False
             self._next_digest += 1
             self._drop_plain(index)
@@ -387,7 +388,7 @@ class Upload(JobDriver[Action]):
         ask = FindChunks(hashes=b"".join(row.sha256 for row in rows if row is not None))
 
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
-            if self._job is None or self.ended:
+            if self.ended:
                 return
             try:
                 found = checked(expect(ChunksFound, reply, error))
@@ -420,7 +421,7 @@ class Upload(JobDriver[Action]):
         )
 
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
-            if self._job is None or self.ended:
+            if self.ended:
                 return
             offered = expect(Offered, reply, error)
             if isinstance(offered, ZchunkError):
@@ -442,7 +443,7 @@ class Upload(JobDriver[Action]):
         )
 
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
-            if self._job is None or self.ended:
+            if self.ended:
                 return
             taken = expect(BlockTaken, reply, error)
             if isinstance(taken, ZchunkError):
@@ -458,7 +459,6 @@ class Upload(JobDriver[Action]):
         self.bulk.links.request(action.peer_id, block, timeout_s, answer)
 
     def _refused(self, action: OfferChunk | SendBlock, error: ZchunkError) -> None:
-        assert self._job is not None
         self.log.info("%s refused chunk %d: %s", self.peer_name(action.peer_id), action.chunk, error.message)
         self._reasons[action.peer_id] = error.message
         now = self.now()
@@ -469,7 +469,6 @@ class Upload(JobDriver[Action]):
     def _replan(self, action: Replan) -> None:
         """Asks about every chunk, also those that need nothing: only so does the whole file
         come out even, and on enough different peers."""
-        assert self._job is not None
         copies = self._job.copies()
         held_peers = sorted({peer_id for peers in copies for peer_id in peers})
         at = {peer_id: i for i, peer_id in enumerate(held_peers)}
@@ -487,7 +486,7 @@ class Upload(JobDriver[Action]):
         )
 
         def answer(reply: Message | None, error: ZchunkError | None) -> None:
-            if self._job is None or self.ended:
+            if self.ended:
                 return
             planned = expect(Planned, reply, error)
             if isinstance(planned, ZchunkError):
@@ -515,7 +514,6 @@ class Upload(JobDriver[Action]):
 
     def _waiting_event(self) -> Waiting:
         """For whom the job waits, since when, for how many chunks, and how many peers it takes."""
-        assert self._job is not None
         missing, why = self._job.missing(), self._job.blocked
         own = self._refusing()
         told = _told_refusing(why) if why is not None else []
@@ -531,7 +529,6 @@ class Upload(JobDriver[Action]):
         return dataclasses.replace(self._waits_for(missing), busy=True)
 
     def _waits_for(self, missing: tuple[MissingPeer, ...]) -> Waiting:
-        assert self._job is not None
         return Waiting(
             job_id=self.job_id,
             missing=missing,
@@ -542,14 +539,12 @@ class Upload(JobDriver[Action]):
         )
 
     def _why_missing(self, peer_id: str) -> str:
-        assert self._job is not None
         if peer_id in self.bulk.unreachable:
             return "unreachable"
         return "refuses" if peer_id in self._job.refusing else "offline"
 
     def _refusing(self) -> list[RefusingPeer]:
         """Peers that are up and take nothing, and what each said."""
-        assert self._job is not None
         away = self.bulk.unreachable
         known = [p for p in self._job.refusing if p in self._reasons and p not in away]
         return [RefusingPeer(peer_id, self.peer_name(peer_id), self._reasons[peer_id]) for peer_id in known]
@@ -595,7 +590,6 @@ class Upload(JobDriver[Action]):
         self._finish_if_ready()  # a peer may have gone meanwhile
 
     def _put_manifests(self) -> None:
-        assert self._job is not None
         holders = self._job.all_holders() or [record.peer_id for record in self._planned.peers]
         waiting = set(holders)
         until = self.now() + self.bulk.settings.transfer.request_timeout_s
@@ -636,7 +630,6 @@ class Upload(JobDriver[Action]):
 
     def _manifest_refused(self, peer_id: str, problem: ZchunkError) -> None:
         """What it holds does not count: that goes elsewhere, or waits for it by name."""
-        assert self._job is not None
         self.log.info("%s does not keep the manifest: %s", self.peer_name(peer_id), problem.message)
         self._reasons[peer_id] = f"it does not keep the file's manifest: {problem.message}"
         self.perform(self._job.given_up(peer_id, self.now()))
@@ -679,7 +672,6 @@ class Upload(JobDriver[Action]):
     def _mend(self, now: float) -> None:
         """No peer went, and yet the tracker misses copies: a node lost them, or its report
         was lost. Only the chunks that it names, where it names them all."""
-        assert self._job is not None
         assert self._refusal is not None
         self.log.info("the commit was refused: %s", self._refusal.message)
         self._mend_at = None
@@ -692,7 +684,6 @@ class Upload(JobDriver[Action]):
     def _conclude(self, committed: Committed) -> None:
         """End the leases, so that a removal frees the space at once. A node that does not
         hear it lets them run out."""
-        assert self._job is not None
         waiting = set(self._job.all_holders())
         if not waiting:
             self._done(committed)
@@ -713,7 +704,6 @@ class Upload(JobDriver[Action]):
     # -- the end --------------------------------------------------------------------
 
     def _done(self, committed: Committed) -> None:
-        assert self._job is not None
         self._progress.last(self._job.chunks_completed, self._job.bytes_sent, self.now())
         holders = self._job.all_holders()
         self.leave()
@@ -742,8 +732,7 @@ class Upload(JobDriver[Action]):
         abandon = Abandon(upload_id=self._plan.upload_id)
         self.bulk.control.request(abandon, 1.0, self.bulk.loop, lambda reply, problem: None)
         self.leave()
-        sent = self._job.bytes_sent if self._job is not None else 0
-        error.details.setdefault("bytes_sent", sent)
+        error.details.setdefault("bytes_sent", self._job.bytes_sent)
         # Behind what the threads still do with the file.
         event = job_events.Failed(job_id=self.job_id, error=error)
         self.bulk.pools.writing.submit(lambda: None, lambda value, problem: self.emit(event))
