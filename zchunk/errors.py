@@ -43,6 +43,11 @@ class ZchunkError(Exception):
 class IllegalEvent(RuntimeError):
     """A pure machine was given an event its state forbids: a bug of ours."""
 
+    def __init__(self, message: str, history: object = "") -> None:
+        """`history`: what led to it, the last line the latest (node/bulk/history.py)."""
+        told = str(history)
+        super().__init__(f"{message}; what led to it:\n{told}" if told else message)
+
 
 # -- exit 1: what no user can mend by a better command --------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.sim.cluster import CHUNK, SETTINGS, Cluster, Outcome, SimClient
 from zchunk.errors import Cancelled, Interrupted, InvalidUsage
-from zchunk.node.download.job import JobState
+from zchunk.node.download.actions import JobState
 
 NAME = "film.mkv"
 #: The download takes about this many simulated seconds when nothing disturbs it.

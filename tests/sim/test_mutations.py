@@ -27,8 +27,9 @@ from tests.sim.test_scenarios import History
 from zchunk.errors import IllegalEvent, ZchunkError
 from zchunk.node.bulk.reachability import Reachability
 from zchunk.node.control.session import Session
+from zchunk.node.download.actions import ChunkState, VerifyChunk
 from zchunk.node.download.fetcher import Fetcher
-from zchunk.node.download.job import ChunkState, DownloadJob, VerifyChunk
+from zchunk.node.download.job import DownloadJob
 from zchunk.node.registration import NodeRegistration
 from zchunk.node.store import chunk_store, reconcile, verification
 from zchunk.node.upkeep.garbage import GarbageCollector
@@ -88,7 +89,7 @@ def any_block_counts(patch: Patch) -> None:
     """A block of an older attempt, asked of another peer, is taken for an answer to the newest."""
 
     def expects(self: DownloadJob, chunk: int, attempt: int, offset: int, length: int) -> bool:
-        return self.chunk_state(chunk) is ChunkState.IN_FLIGHT
+        return self.view.chunk_state(chunk) is ChunkState.IN_FLIGHT
 
     patch.setattr(DownloadJob, "expects", expects)
 

@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 from zchunk.clock import iso_utc
 from zchunk.errors import ZchunkError
+from zchunk.node.bulk.history import History
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.job_events import JobEvent, MissingPeer, Waiting
 from zchunk.protocol.messages import PeerRecord
@@ -30,6 +31,10 @@ Log = LoggerAdapter[Logger]
 
 class Job(Protocol[A_co]):
     """The part of a pure job that peers' events and time drive."""
+
+    @property
+    def history(self) -> History:
+        """Its last transitions."""
 
     def peer_up(self, peer_id: str, incarnation: int, now: float) -> Sequence[A_co]: ...
 
@@ -144,6 +149,8 @@ class JobDriver(ABC, Generic[A]):
 
     def leave(self) -> None:
         """The job has ended: nothing reaches it any more."""
+        if not self.ended:
+            self.log.debug("a job has ended; its last transitions:\n%s", self._driven.history)
         self.ended = True
         if self._following:
             self._following = False

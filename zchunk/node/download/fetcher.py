@@ -24,13 +24,11 @@ from zchunk.node.bulk.job_driver import Emit, JobDriver, Log
 from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.control.plane import expect
-from zchunk.node.download.holders import CHECK_S, Gone, Holders, Where
-from zchunk.node.download.job import (
+from zchunk.node.download.actions import (
     Action,
     AllHeld,
     BeginChunk,
     CheckRemoved,
-    DownloadJob,
     DropChunk,
     Failed,
     JobState,
@@ -44,6 +42,8 @@ from zchunk.node.download.job import (
     WriteChunk,
     corrupt_everywhere,
 )
+from zchunk.node.download.holders import CHECK_S, Gone, Holders, Where
+from zchunk.node.download.job import DownloadJob
 from zchunk.node.download.sinks import Sink
 from zchunk.node.job_events import MissingPeer, Waiting
 from zchunk.protocol.messages import Block, Message, PeerRecord

@@ -21,9 +21,9 @@ from zchunk.node.bulk.location import MAX_LISTED, Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.bulk.progress import Progress
 from zchunk.node.control.hello_wait import HelloWait
+from zchunk.node.download.actions import Action, ChunkState, JobState, removed_meanwhile
 from zchunk.node.download.fetcher import ChunkList, Fetcher, budget_of, new_job
 from zchunk.node.download.holders import HoldersOfFile
-from zchunk.node.download.job import Action, ChunkState, JobState, removed_meanwhile
 from zchunk.node.download.part_file import PartFile
 from zchunk.node.download.preparing import Preparing
 from zchunk.node.download.running_digest import RunningDigest
@@ -206,14 +206,14 @@ class Download:
     def chunk_statuses(self) -> list[tuple[str, str | None]]:
         """(status, peer_id) of each chunk, as SPEC "DownloadJob" names them."""
         if self._fetching:
-            return [self._job.status(index) for index in range(self._job.chunks_count)]
+            return [self._job.view.status(index) for index in range(self._job.chunks_count)]
         kept = self.part.completed  # what the journal claims, until it is looked at
         count = len(self.manifest.chunks)
         return [("completed" if index in kept else "pending", None) for index in range(count)]
 
     def missing_names(self) -> dict[str, str]:
         """Peers that wanted chunks wait for -> their names."""
-        missing = self._job.missing() if self._fetching else {}
+        missing = self._job.view.missing() if self._fetching else {}
         return {peer_id: self.bulk.name_of(peer_id) for peer_id in sorted(missing)}
 
     # -- Timed ----------------------------------------------------------------------
@@ -226,7 +226,7 @@ class Download:
 
     def on_time(self, now: float) -> None:
         self._progress.on_time(
-            now, self._job.chunks_completed, self._job.bytes_received, peers=self._job.by_peer()
+            now, self._job.chunks_completed, self._job.bytes_received, peers=self._job.view.by_peer()
         )
         if self._save_at <= now and self._is_unsaved():
             self._save_journal()
@@ -283,8 +283,8 @@ class Download:
             part=self.part,
             workers=self.bulk.pools.digesting,
             reach=budget_of(self.bulk, self.manifest.chunk_size) // self.manifest.chunk_size,
-            is_coming=lambda index: not self._job.is_missing(index),
-            is_held=lambda index: self._job.chunk_state(index) is ChunkState.HELD,
+            is_coming=lambda index: not self._job.view.is_missing(index),
+            is_held=lambda index: self._job.view.chunk_state(index) is ChunkState.HELD,
             on_freed=lambda index: self._fetcher.freed(index),
             on_done=self._digested,
             on_error=lambda error: self._fetcher.fail(error),
@@ -326,9 +326,9 @@ class Download:
         """For whom the job waits, since when, for how many chunks (SPEC D4)."""
         return Waiting(
             job_id=self.part.job_id,
-            missing=self._fetcher.missing_rows(self._job.missing(), self._job.why_missing),
+            missing=self._fetcher.missing_rows(self._job.view.missing(), self._job.view.why_missing),
             auto_resume=self._auto_resume,
-            chunks_missing=len(self._job.missing_chunks()),
+            chunks_missing=len(self._job.view.missing_chunks()),
             chunks_completed=self._job.chunks_completed,
             chunks_count=self._job.chunks_count,
             waiting_since=iso_utc(self.waiting_since or self.bulk.loop.clock.wall()),
@@ -427,7 +427,7 @@ class Download:
         for index in bad or []:
             self.part.unmark(index)
         self._sink.digest = self._new_digest()
-        self._perform(self._job.lost(bad or [], self._now()))
+        self._perform(self._job.want(bad or [], self._now()))
 
     def _finished(self, _: None, error: ZchunkError | None) -> None:
         if self.ended:
@@ -437,7 +437,7 @@ class Download:
             return
         self._job.complete(self._now())
         self._progress.last(
-            self._job.chunks_completed, self._job.bytes_received, self._now(), peers=self._job.by_peer()
+            self._job.chunks_completed, self._job.bytes_received, self._now(), peers=self._job.view.by_peer()
         )
         self._close()
         self.emit(self._done_event())

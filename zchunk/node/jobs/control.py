@@ -31,7 +31,7 @@ from zchunk.errors import (
 )
 from zchunk.node.bulk.location import MAX_LISTED
 from zchunk.node.bulk.plane import BulkPlane
-from zchunk.node.download.job import JobState
+from zchunk.node.download.actions import JobState
 from zchunk.node.job_events import Done, Failed, JobEvent, Waiting
 from zchunk.node.jobs.records import JobBook, JobRecord, JobStatus, identity
 from zchunk.protocol import columns, wire

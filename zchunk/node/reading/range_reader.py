@@ -19,14 +19,9 @@ from zchunk.node.bulk.job_driver import Emit, Log
 from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.control.hello_wait import HelloWait
+from zchunk.node.download.actions import ChunkState, JobState, corrupt_everywhere, removed_meanwhile
 from zchunk.node.download.fetcher import ChunkList, Fetcher, budget_of, new_job
 from zchunk.node.download.holders import CHECK_S, Gone, HoldersOfFile, Where
-from zchunk.node.download.job import (
-    ChunkState,
-    JobState,
-    corrupt_everywhere,
-    removed_meanwhile,
-)
 from zchunk.node.job_events import MissingPeer, Waiting
 from zchunk.node.reading.memory_sink import MemorySink
 from zchunk.node.reading.read_ahead import room_for
@@ -141,7 +136,9 @@ class Reader:
 
     def _drop(self, chunks: set[int]) -> None:
         self._fetcher.perform(self._job.unwant(chunks, self._now()))
-        self._sink.coming -= {index for index in chunks if self._job.chunk_state(index) is ChunkState.HELD}
+        self._sink.coming -= {
+            index for index in chunks if self._job.view.chunk_state(index) is ChunkState.HELD
+        }
 
     # -- what the fetcher tells its owner ---------------------------------------------
 
@@ -162,16 +159,16 @@ class Reader:
         if self._asked is None:
             return
         index, _ = self._asked
-        if not self._job.is_waited_for(index):
+        if not self._job.view.is_waited_for(index):
             self._hellos.rest()
         view = self._sink.view(index)
         if view is not None:
             self._answer(view, None)
-        elif self._job.status(index)[0] == "failed":
+        elif self._job.view.status(index)[0] == "failed":
             # The job itself goes on as long as it can have another chunk.
             if not self._job.checking:
                 self._find_out(index)
-        elif self._job.is_waited_for(index):
+        elif self._job.view.is_waited_for(index):
             self._missing(index)
         else:
             self._told_waiting = False
@@ -192,7 +189,7 @@ class Reader:
             self._fetcher.located(where)
             if self._asked is None or self.ended:
                 return
-            if self._asked[0] == index and self._job.status(index)[0] == "failed":
+            if self._asked[0] == index and self._job.view.status(index)[0] == "failed":
                 gone = isinstance(where, Gone)
                 name = repr(self._manifest.name)
                 self._answer(None, removed_meanwhile(name) if gone else self._corrupt(index))
@@ -206,11 +203,11 @@ class Reader:
 
     def _missing(self, index: int) -> None:
         """Nobody who holds the chunk can be asked for it now."""
-        missing = self._job.missing()
+        missing = self._job.view.missing()
         event = Waiting(
             job_id=None,
-            missing=self._fetcher.missing_rows(missing, self._job.why_missing),
-            chunks_missing=len(self._job.missing_chunks()),
+            missing=self._fetcher.missing_rows(missing, self._job.view.why_missing),
+            chunks_missing=len(self._job.view.missing_chunks()),
             chunk_index=index,
             waiting_since=self._fetcher.wall_text(),
         )

@@ -21,6 +21,7 @@ from enum import Enum
 
 from zchunk.content.manifest import block_ranges
 from zchunk.errors import NoSpace, PeersUnsure, TooFewPeers, ZchunkError
+from zchunk.node.bulk.history import History
 from zchunk.node.bulk.peer_window import PeerWindow
 from zchunk.node.upload.spread import Spread
 from zchunk.protocol.messages import MAX_FIND
@@ -203,6 +204,8 @@ class UploadJob:
         cannot be reached from here. An `undivided` file has the same places for every chunk
         (SPEC U1); from `own_peer` it is not taken away."""
         self.state = UploadState.RUNNING
+        #: its last transitions, for people
+        self.history = History()
         #: payload that peers took: of blocks that were answered, and of a chunk that was sent whole,
         #: whose answer did not come in time, and that its peer has when it is offered again
         self.bytes_sent = 0

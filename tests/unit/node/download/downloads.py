@@ -6,14 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from zchunk.node.download.job import (
-    Action,
-    DownloadJob,
-    Limits,
-    RequestBlock,
-    VerifyChunk,
-    WriteChunk,
-)
+from zchunk.node.download.actions import Action, Limits, RequestBlock, VerifyChunk, WriteChunk
+from zchunk.node.download.job import DownloadJob
 
 A, B, C, NEW = "a" * 32, "b" * 32, "c" * 32, "d" * 32
 
@@ -78,4 +72,4 @@ def settle(job: DownloadJob, asked: Iterable[Action], now: float = SLOW) -> list
 
 
 def states(job: DownloadJob) -> Mapping[str, int]:
-    return Counter(job.status(index)[0] for index in range(job.chunks_count))
+    return Counter(job.view.status(index)[0] for index in range(job.chunks_count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,10 +14,12 @@ from zchunk.clock import ManualClock
 from zchunk.content.manifest import IDENTITY, ChunkRow
 from zchunk.errors import NotFound, PeerUnreachable, ZchunkError
 from zchunk.node.bulk.plane import BulkPlane
+from zchunk.node.download.actions import JobState
 from zchunk.node.download.fetcher import ChunkList, Fetcher, new_job
 from zchunk.node.download.holders import Found, Gone, HoldersOfFile, Where
-from zchunk.node.download.job import JobState
+from zchunk.node.job_events import Corrupt, JobEvent, MissingPeer, Waiting
 from zchunk.protocol.messages import Block, Locate, Message
+from zchunk.runtime import log_ids
 from zchunk.runtime.loop import Workers
 from zchunk.system.buffers import Buffer
 
@@ -24,6 +27,8 @@ A, B = "a" * 32, "b" * 32
 SIZE = 4096
 CHUNKS = [bytes([number]) * SIZE for number in range(4)]
 ROWS = [ChunkRow(SIZE, IDENTITY, hashlib.sha256(data).digest(), b"b" * 32, None) for data in CHUNKS]
+
+LOG = log_ids.of(logging.getLogger(__name__), "job", "0" * 16)
 
 Reply = Callable[[Message | None, ZchunkError | None], None]
 
@@ -146,7 +151,7 @@ class Rig:
         self.bulk, self.sink, self.known = Bulk(), sink, Known()
         self.states: list[JobState] = []
         self.errors: list[ZchunkError] = []
-        self.events: list[dict[str, Any]] = []
+        self.events: list[JobEvent] = []
         chunks = ChunkList(ROWS, holders or [[A, B]] * len(ROWS), (), SIZE)
         bulk = cast(BulkPlane, self.bulk)
         self.fetcher = Fetcher(
@@ -157,6 +162,7 @@ class Rig:
             holders=self.known,
             owner=self,
             emit=self.events.append,
+            log=LOG,
         )
 
     def start(self, held: list[int]) -> None:
@@ -175,8 +181,8 @@ class Rig:
 
     def after_actions(self) -> None: ...
 
-    def waiting_counts(self) -> dict[str, Any]:
-        return {}
+    def busy_event(self, missing: tuple[MissingPeer, ...]) -> Waiting:
+        raise AssertionError("nobody is busy")
 
     def peer_back(self, peer_id: str) -> None: ...
 
@@ -208,7 +214,7 @@ def test_a_wrong_chunk_never_gets_into_the_sink_and_is_reported() -> None:
     rig.bulk.links.has[B][3] = b"y" * SIZE
     rig.start(held=[0, 1, 2])
     assert rig.sink.got == {}
-    assert {event["name"] for event in rig.events if event["event"] == "corrupt"} == {"PC-a", "PC-b"}
+    assert {event.name for event in rig.events if isinstance(event, Corrupt)} == {"PC-a", "PC-b"}
     assert {message.TYPE for message, _ in rig.bulk.requests} == {"report_corrupt"}
 
 
@@ -240,7 +246,7 @@ def test_a_doubt_asks_where_they_are_and_a_removal_ends_it_by_the_owner() -> Non
 
 def test_holders_of_a_file_are_located_and_removals_heard() -> None:
     bulk = Bulk()
-    holders = HoldersOfFile(cast(BulkPlane, bulk), "f" * 64)
+    holders = HoldersOfFile(cast(BulkPlane, bulk), "f" * 64, LOG)
     answers: list[Where] = []
     holders.ask(1.0, answers.append)
     ((message, answer),) = bulk.requests

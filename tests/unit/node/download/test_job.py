@@ -24,12 +24,11 @@ from zchunk.errors import (
     NotFound,
 )
 from zchunk.node.bulk.peer_window import WINDOW_BLOCKS, PeerWindow
-from zchunk.node.download.job import (
+from zchunk.node.download.actions import (
     Action,
     AllHeld,
     BeginChunk,
     ChunkState,
-    DownloadJob,
     DropChunk,
     Failed,
     JobState,
@@ -37,6 +36,7 @@ from zchunk.node.download.job import (
     VerifyChunk,
     WriteChunk,
 )
+from zchunk.node.download.job import DownloadJob
 
 MIB = 1024**2
 
@@ -51,7 +51,7 @@ def test_a_chunk_is_begun_asked_for_checked_written_and_then_held() -> None:
     for at in (4, 0, 12):
         assert job.block(0, 1, at, 4, SLOW) == []
     assert job.block(0, 1, 8, 4, SLOW) == [VerifyChunk(0, 1)]
-    assert job.chunk_state(0) is ChunkState.VERIFYING
+    assert job.view.chunk_state(0) is ChunkState.VERIFYING
     assert job.verified(0, True, SLOW) == [WriteChunk(0, 1)]
     assert job.chunks_completed == 0
     assert job.written(0, False, SLOW) == [StateChanged(JobState.VERIFYING), AllHeld()]
@@ -150,12 +150,12 @@ def test_who_has_asked_for_nothing_waits_for_nobodys_turn() -> None:
 
 def test_status_has_the_public_names() -> None:
     job = make([[A], [B]], up=[A])
-    assert job.status(0) == ("pending", None)
+    assert job.view.status(0) == ("pending", None)
     job.start(0.0)
-    assert job.status(0) == ("downloading", A)
-    assert job.status(1) == ("pending", None)
+    assert job.view.status(0) == ("downloading", A)
+    assert job.view.status(1) == ("pending", None)
     settle(job, blocks(A, 0))
-    assert job.status(0) == ("completed", A)
+    assert job.view.status(0) == ("completed", A)
 
 
 # -- late, doubled and wrong answers ----------------------------------------------------------
@@ -274,7 +274,7 @@ def test_an_ended_job_stays_ended(end: Callable[[DownloadJob], list[Action]], st
         job.on_time(1000.0),
         job.pause(2.0),
         job.resume(2.0),
-        job.lost([0], 2.0),
+        job.want([0], 2.0),
         job.unwant([1, 2], 2.0),
         job.complete(2.0),
         end(job),
@@ -295,7 +295,7 @@ def test_chunks_whose_bytes_on_disk_were_wrong_are_fetched_again() -> None:
     job = make([[A], [A]])
     settle(job, job.start(0.0))
     assert job.state is JobState.VERIFYING
-    assert job.lost([1], 1.0) == [
+    assert job.want([1], 1.0) == [
         StateChanged(JobState.RUNNING),
         BeginChunk(1, 2),
         *blocks(A, 1, attempt=2),
@@ -309,7 +309,7 @@ def test_chunks_whose_bytes_on_disk_were_wrong_are_fetched_again() -> None:
 def test_a_reader_fetches_the_chunks_that_it_wants_and_no_other() -> None:
     job = make([[A]] * 5, held=range(5))
     assert job.start(0.0) == [StateChanged(JobState.VERIFYING), AllHeld()]
-    assert (job.deadline(), job.missing_chunks()) == (None, [])
+    assert (job.deadline(), job.view.missing_chunks()) == (None, [])
     actions = job.want([3], 1.0)
     assert actions == [StateChanged(JobState.RUNNING), BeginChunk(3, 1), *blocks(A, 3)]
     assert AllHeld() in settle(job, actions)
@@ -337,7 +337,7 @@ def test_what_is_being_checked_is_not_dropped() -> None:
     job.want([0], 1.0)
     answer(job, blocks(A, 0), SLOW)
     assert job.unwant([0], 2.0) == []
-    assert job.chunk_state(0) is ChunkState.VERIFYING
+    assert job.view.chunk_state(0) is ChunkState.VERIFYING
     assert job.verified(0, True, 3.0) == [WriteChunk(0, 1)]
 
 
@@ -345,9 +345,9 @@ def test_a_reader_waits_only_for_who_holds_what_it_wants() -> None:
     job = make([[A], [B]], up=[A], held=[0, 1])
     job.start(0.0)
     assert job.want([1], 1.0) == [StateChanged(JobState.RUNNING), StateChanged(JobState.WAITING)]
-    assert job.missing() == {B: 1}
+    assert job.view.missing() == {B: 1}
     assert job.unwant([1], 2.0) == [StateChanged(JobState.VERIFYING), AllHeld()]
-    assert job.missing() == {}
+    assert job.view.missing() == {}
 
 
 # -- flow -------------------------------------------------------------------------------------
@@ -389,11 +389,11 @@ def waited_for(rate_a: float, rate_b: float, budget: int = 4 * CHUNK) -> Downloa
     """A has chunks 0 and 2 in flight, B chunks 1 and 3, since 0; both have more to send."""
     job = make([[A], [B]] * 4, up=[A, B], budget=budget)
     job.start(0.0)
-    job._peers[A].window.rate, job._peers[B].window.rate = rate_a, rate_b
-    job._peers[B].took.append(1.0)
-    for peer in job._peers.values():
+    job.sources.peers[A].window.rate, job.sources.peers[B].window.rate = rate_a, rate_b
+    job.sources.peers[B].took.append(1.0)
+    for peer in job.sources.peers.values():
         assert peer.begun == 2
-    job._peers[B].begun = 1  # a chunk from there waits, and its memory is taken
+    job.sources.peers[B].begun = 1  # a chunk from there waits, and its memory is taken
     return job
 
 
@@ -409,7 +409,7 @@ def test_chunks_do_not_wait_in_memory_for_a_slow_peer_that_holds_up_a_fast_one()
     job = waited_for(0.4, 1.0)
     assert job.cannot_wait(0, 0.1)
     assert not job.cannot_wait(3, 0.1), "that one comes from the fast peer"
-    job._peers[B].begun = 2
+    job.sources.peers[B].begun = 2
     assert not job.cannot_wait(0, 0.1), "nobody could be asked for more"
 
 

@@ -19,13 +19,12 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.node.bulk.peer_window import WINDOW_BLOCKS
-from zchunk.node.download.job import (
+from zchunk.node.download.actions import (
     Action,
     AllHeld,
     BeginChunk,
     CheckRemoved,
     ChunkState,
-    DownloadJob,
     DropChunk,
     Failed,
     JobState,
@@ -38,6 +37,7 @@ from zchunk.node.download.job import (
     VerifyChunk,
     WriteChunk,
 )
+from zchunk.node.download.job import DownloadJob
 
 
 class World:
@@ -85,7 +85,7 @@ class World:
         assert key in self.buffers
         assert ask.peer_id in self.up, "asked a peer that is down"
         assert ask.peer_id not in self.unreachable, "asked a peer that cannot be reached"
-        assert ask.attempt in self.job.attempts(ask.chunk)
+        assert ask.attempt in self.job.view.attempts(ask.chunk)
         assert ask.offset == self.lengths[key], "a gap or an overlap"
         self.lengths[key] += ask.length
         assert self.lengths[key] <= self.sizes[ask.chunk]
@@ -174,7 +174,7 @@ class World:
 
     def lost(self, chunks: Collection[int], now: float) -> None:
         self.proven -= set(chunks)
-        self.do(self.job.lost(chunks, now))
+        self.do(self.job.want(chunks, now))
 
     def unwanted(self, chunks: Collection[int], now: float) -> None:
         """What is not being checked or written counts as held."""
@@ -200,8 +200,8 @@ class World:
             )
             for index in range(len(self.sizes))
         }
-        assert {index: job.chunk_state(index) for index in expected} == expected
-        assert job.in_work == len(in_flight)
+        assert {index: job.view.chunk_state(index) for index in expected} == expected
+        assert len(job.chunks.in_work) == len(in_flight)
         assert job.chunks_completed == sum(state is ChunkState.HELD for state in expected.values())
         in_memory = [*(chunk for chunk, _ in self.buffers), *self.kept]
         assert job.begun_bytes == sum(self.sizes[index] for index in in_memory)
@@ -213,7 +213,7 @@ class World:
             assert deadline is not None, "nothing would end a silence"
 
     def _check_windows(self) -> None:
-        for peer_id, peer in self.job._peers.items():
+        for peer_id, peer in self.job.sources.peers.items():
             outstanding = [ask.length for ask in self.asked if ask.peer_id == peer_id]
             assert peer.window.outstanding == sum(outstanding)
             # The window of one that was set aside shrinks: what is on its way then may be more,
@@ -222,9 +222,9 @@ class World:
             assert sum(outstanding) <= most or len(outstanding) == 1
             self.outstanding[peer_id] = sum(outstanding)
             in_flight = {i for i, _ in self.buffers if i not in self.verifying and i not in self.writing}
-            fetches = [fetch for index in in_flight for fetch in self.job._chunks[index].fetches]
+            fetches = [fetch for index in in_flight for fetch in self.job.chunks.rows[index].fetches]
             assert peer.begun == sum(fetch.peer_id == peer_id for fetch in fetches) <= 2
-            assert len(peer.queue) <= len(self.sizes)
+            assert len(self.job.order.queues.get(peer_id, ())) <= len(self.sizes)
 
     def _check_progress(self, limits: Limits, now: float) -> None:
         """Who could send something now is asked for something."""
@@ -233,18 +233,18 @@ class World:
             return
         if job.begun_bytes and job.begun_bytes + max(self.sizes) > limits.budget:
             return
-        for index, holders in enumerate(job._holders):
-            if job.chunk_state(index) is not ChunkState.WANTED:
+        for index, holders in enumerate(job.sources._holders):
+            if job.view.chunk_state(index) is not ChunkState.WANTED:
                 continue
             for peer_id in (holders & self.up.keys()) - self.unreachable:
-                peer = job._peers[peer_id]
+                peer = job.sources.peers[peer_id]
                 idle = peer.begun < 2 and peer.window.paused_until <= now
                 assert not (idle and self._is_clean(index, peer_id)), f"chunk {index} stands still"
 
     def _is_clean(self, chunk: int, peer_id: str) -> bool:
         job = self.job
-        clean = peer_id not in job._chunks[chunk].strikes and job._peers[peer_id].corrupt < 2
-        return clean and peer_id not in job._unread.pausing(chunk)
+        clean = peer_id not in job.sources.struck(chunk) and job.sources.peers[peer_id].corrupt < 2
+        return clean and peer_id not in job.sources.unread.pausing(chunk)
 
 
 PEERS = (A, B, C, NEW)
@@ -484,8 +484,7 @@ def test_a_long_job_keeps_a_bounded_state() -> None:
         job.peer_up(A, turn + 2, turn)
         job.located([[A, B]] * 20, turn)
         job.on_time(turn)
-        peers = job._peers.values()
-        sizes.append(sum(len(p.queue) for p in peers) + sum(len(c.fetches) for c in job._chunks))
+        sizes.append(sum(map(len, job.order.queues.values())) + sum(len(c.fetches) for c in job.chunks.rows))
     assert max(sizes) <= 2 * 20, "each chunk once in each peer's queue, or in flight"
     assert max(sizes[-50:]) <= max(sizes[50:100])
     assert states(job) == {"pending": 18, "downloading": 2}

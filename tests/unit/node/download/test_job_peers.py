@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -30,12 +29,11 @@ from zchunk.errors import (
     NotFound,
     PeerUnreachable,
 )
-from zchunk.node.download.job import (
+from zchunk.node.download.actions import (
     Action,
     AllHeld,
     BeginChunk,
     ChunkState,
-    DownloadJob,
     DropChunk,
     JobState,
     Relocate,
@@ -44,8 +42,9 @@ from zchunk.node.download.job import (
     StateChanged,
     VerifyChunk,
     WriteChunk,
-    p95,
 )
+from zchunk.node.download.hedging import p95
+from zchunk.node.download.job import DownloadJob
 
 # -- a peer goes down with blocks in flight: how the pending thing ends -----------------------
 
@@ -76,8 +75,8 @@ def test_a_lost_peers_late_answer_changes_nothing(ending: Callable[..., list[Act
     job.block(0, 1, 0, 4, SLOW)
     assert job.peer_down(A, SLOW) == [DropChunk(0, 1), StateChanged(JobState.WAITING)]
     assert ending(job, SLOW) == []
-    assert job.chunk_state(0) is ChunkState.WANTED
-    assert job.missing() == {A: 1}
+    assert job.view.chunk_state(0) is ChunkState.WANTED
+    assert job.view.missing() == {A: 1}
     assert job.waiting_since == SLOW
 
 
@@ -218,8 +217,8 @@ def test_the_job_waits_for_the_missing_peer_without_asking_anyone() -> None:
     job = make([[A], [B], [B]], up=[A])
     actions = settle(job, job.start(0.0), now=7.0)
     assert actions[-1] == StateChanged(JobState.WAITING)
-    assert job.missing() == {B: 2}
-    assert job.missing_chunks() == [1, 2]
+    assert job.view.missing() == {B: 2}
+    assert job.view.missing_chunks() == [1, 2]
     assert job.waiting_since == 7.0
     assert job.deadline() == 7.0 + RELOCATE
     assert job.on_time(7.0 + RELOCATE) == [Relocate()]
@@ -246,7 +245,7 @@ def test_a_peer_that_went_before_it_held_anything_is_not_asked() -> None:
     job.peer_up(NEW, 1, 1.0)
     job.peer_down(NEW, 1.5)
     assert job.located([[B, NEW]], 2.0) == []
-    assert job.missing() == {B: 1, NEW: 1}
+    assert job.view.missing() == {B: 1, NEW: 1}
 
 
 def test_a_table_of_another_file_is_illegal_and_changes_nothing() -> None:
@@ -254,14 +253,14 @@ def test_a_table_of_another_file_is_illegal_and_changes_nothing() -> None:
     job.start(0.0)
     with pytest.raises(IllegalEvent):
         job.located([[A], [A]], 1.0)
-    assert job.missing() == {B: 1}
+    assert job.view.missing() == {B: 1}
 
 
 def test_a_chunk_without_any_holder_waits_until_the_tracker_names_one() -> None:
     job = make([[]])
     assert job.start(0.0) == [StateChanged(JobState.WAITING)]
-    assert job.missing() == {}
-    assert job.missing_chunks() == [0]
+    assert job.view.missing() == {}
+    assert job.view.missing_chunks() == [0]
     assert requests(job.located([[A]], 1.0)) == blocks(A, 0)
 
 
@@ -282,7 +281,7 @@ def test_without_auto_resume_a_peer_that_came_and_went_is_not_asked() -> None:
     job.peer_up(B, 1, 1.0)
     job.peer_down(B, 2.0)
     assert requests(job.resume(3.0)) == []
-    assert job.missing() == {B: 1}
+    assert job.view.missing() == {B: 1}
 
 
 def test_without_auto_resume_who_came_back_is_known_and_named_on_resume() -> None:
@@ -323,11 +322,11 @@ def test_without_auto_resume_another_running_chunk_does_not_hold_back_the_first_
 def test_a_chunk_that_nobody_can_give_any_more_has_failed() -> None:
     job = make([[A], [B]])
     job.start(0.0)
-    assert job.status(0) == ("downloading", A)
+    assert job.view.status(0) == ("downloading", A)
     job.refused(0, 1, NotFound("gone"), 1.0)
-    assert job.status(0) == ("failed", None)
+    assert job.view.status(0) == ("failed", None)
     job.located([[A, C], [B]], 2.0)
-    assert job.status(0) == ("downloading", C)
+    assert job.view.status(0) == ("downloading", C)
 
 
 # -- peers that are up, but not for us --------------------------------------------------------
@@ -340,8 +339,8 @@ def test_a_peer_that_cannot_be_reached_is_waited_for_and_named() -> None:
     assert DropChunk(1, 1) in actions
     settle(job, [ask for ask in asked if ask.peer_id == A])
     assert job.state is JobState.WAITING
-    assert job.missing() == {B: 1}
-    assert job.why_missing(B) == "unreachable"
+    assert job.view.missing() == {B: 1}
+    assert job.view.why_missing(B) == "unreachable"
     assert requests(job.on_time(1000.0)) == [], "nothing is tried until it can be reached"
     actions = job.peer_reach(B, True, 1001.0)
     assert Resumed(B) in actions
@@ -360,7 +359,7 @@ def test_a_new_start_of_a_peer_is_tried_although_the_old_one_could_not_be_reache
     job.start(0.0)
     job.peer_reach(A, False, 1.0)
     job.peer_down(A, 2.0)
-    assert job.why_missing(A) == "offline"
+    assert job.view.why_missing(A) == "offline"
     assert requests(job.peer_up(A, 2, 3.0)) == blocks(A, 0, attempt=2)
 
 
@@ -371,8 +370,8 @@ def practised(took_a: float, took_b: float) -> DownloadJob:
     """A and B are known to take so many seconds for a chunk; the only chunk, which both hold,
     is in flight at one of them since 0."""
     job = make([[A, B]], up=[A, B])
-    job._peers[A].took.extend([took_a] * 5)
-    job._peers[B].took.extend([took_b] * 5)
+    job.sources.peers[A].took.extend([took_a] * 5)
+    job.sources.peers[B].took.extend([took_b] * 5)
     assert len(requests(job.start(0.0))) == CHUNK // BLOCK
     return job
 
@@ -380,13 +379,13 @@ def practised(took_a: float, took_b: float) -> DownloadJob:
 @pytest.mark.row("D3")
 def test_a_chunk_whose_source_is_overdue_is_asked_of_a_second_holder_too() -> None:
     job = practised(1.0, 1.0)
-    source = job.status(0)[1]
+    source = job.view.status(0)[1]
     assert job.deadline() == 1.0
     assert job.on_time(0.99) == []
     actions = job.on_time(1.0)
     assert BeginChunk(0, 2) in actions
     assert {ask.peer_id for ask in requests(actions)} == {A, B} - {source}
-    assert job.attempts(0) == [1, 2]
+    assert job.view.attempts(0) == [1, 2]
     assert job.on_time(5.0) == [], "one hedge is enough"
 
 
@@ -395,7 +394,7 @@ def test_a_chunk_whose_source_is_overdue_is_asked_of_a_second_holder_too() -> No
 def test_the_first_answer_wins_and_the_other_does_no_harm(winner: int) -> None:
     job = practised(1.0, 1.0)
     job.on_time(1.0)
-    both = {fetch.attempt: dict(fetch.asked) for fetch in job._chunks[0].fetches}
+    both = {fetch.attempt: dict(fetch.asked) for fetch in job.chunks.rows[0].fetches}
     actions: list[Action] = []
     for offset, (length, _) in both[winner].items():
         actions += job.block(0, winner, offset, length, 2.0)
@@ -406,28 +405,28 @@ def test_the_first_answer_wins_and_the_other_does_no_harm(winner: int) -> None:
     assert job.verified(0, True, 2.0) == [WriteChunk(0, winner)]
     assert AllHeld() in job.written(0, False, 2.0)
     assert job.begun_bytes == 0
-    assert all(peer.window.outstanding == peer.begun == 0 for peer in job._peers.values())
+    assert all(peer.window.outstanding == peer.begun == 0 for peer in job.sources.peers.values())
 
 
 @pytest.mark.parametrize("lost", [A, B])
 def test_one_of_two_attempts_may_be_lost(lost: str) -> None:
     job = practised(1.0, 1.0)
     job.on_time(1.0)
-    (gone,) = [fetch.attempt for fetch in job._chunks[0].fetches if fetch.peer_id == lost]
+    (gone,) = [fetch.attempt for fetch in job.chunks.rows[0].fetches if fetch.peer_id == lost]
     assert job.peer_down(lost, 1.5) == [DropChunk(0, gone)]
-    assert job.attempts(0) == [3 - gone]
+    assert job.view.attempts(0) == [3 - gone]
 
 
 def test_a_holder_with_work_of_its_own_is_not_asked_for_a_hedge() -> None:
     job = make([[A]] * 5 + [[A, B]] + [[B]] * 20, up=[A, B], budget=100 * CHUNK)
     job.start(0.0)
-    job._peers[A].took.extend([0.1] * 10)
-    assert job._hedges() == []
+    job.sources.peers[A].took.extend([0.1] * 10)
+    assert job.hedging.planned() == []
 
 
 def test_a_hedge_needs_memory_of_its_own() -> None:
     job = practised(1.0, 1.0)
-    job._limits = replace(job._limits, budget=CHUNK)
+    job.chunks._budget = CHUNK
     assert not any(isinstance(action, BeginChunk) for action in job.on_time(STALL - 1))
 
 
@@ -445,20 +444,20 @@ def test_the_quantile_is_that_of_the_nearest_rank() -> None:
 
 def test_chunks_of_a_slow_peer_go_first_where_memory_is_short() -> None:
     job = make([[A], [A], [A], [B], [B], [B]], up=[A, B], budget=2 * CHUNK)
-    job._peers[A].window.rate, job._peers[B].window.rate = 100.0, 1.0
+    job.sources.peers[A].window.rate, job.sources.peers[B].window.rate = 100.0, 1.0
     begun = [action.chunk for action in job.start(0.0) if isinstance(action, BeginChunk)]
     assert begun == [3, 4]
 
 
 def test_who_is_much_slower_than_an_idle_holder_is_not_waited_for() -> None:
     job = practised(1.0, 1.0)
-    source = job._peers[job.status(0)[1] or ""]
-    other = next(peer for peer in job._peers.values() if peer is not source)
+    source = job.sources.peers[job.view.status(0)[1] or ""]
+    other = next(peer for peer in job.sources.peers.values() if peer is not source)
     source.window.rate, other.window.rate = 1.0, 1.4
     assert job.deadline() == 1.0, "not for a little"
     source.window.rate = 0.5
     assert job.deadline() == 0.05
-    last = job._chunks[0].fetches[0].asked
+    last = job.chunks.rows[0].fetches[0].asked
     while len(last) > 1:
         last.popitem()
     assert job.deadline() == 1.0, "it has nearly all"

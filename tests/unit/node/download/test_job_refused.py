@@ -24,13 +24,12 @@ from zchunk.errors import (
     StorageFailure,
     Unreadable,
 )
-from zchunk.node.download.job import (
+from zchunk.node.download.actions import (
     Action,
     AllHeld,
     BeginChunk,
     CheckRemoved,
     ChunkState,
-    DownloadJob,
     DropChunk,
     Failed,
     JobState,
@@ -39,13 +38,14 @@ from zchunk.node.download.job import (
     Resumed,
     StateChanged,
 )
+from zchunk.node.download.job import DownloadJob
 
 # -- corrupt sources --------------------------------------------------------------------------
 
 
 def corrupt(job: DownloadJob, chunk: int, now: float = SLOW) -> list[Action]:
     """All blocks of the chunk arrive, and the check fails."""
-    peer_id, attempt = job.status(chunk)[1], job.attempts(chunk)[0]
+    peer_id, attempt = job.view.status(chunk)[1], job.view.attempts(chunk)[0]
     assert peer_id is not None
     answer(job, blocks(peer_id, chunk, attempt), now)
     return job.verified(chunk, False, now)
@@ -55,7 +55,7 @@ def corrupt(job: DownloadJob, chunk: int, now: float = SLOW) -> list[Action]:
 def test_a_corrupt_chunk_is_dropped_reported_and_taken_from_another_holder() -> None:
     job = make([[A, B]], up=[A, B])
     job.start(0.0)
-    liar = job.status(0)[1]
+    liar = job.view.status(0)[1]
     assert liar is not None
     [other] = {A, B} - {liar}
     assert corrupt(job, 0) == [
@@ -187,7 +187,7 @@ def test_a_corrupt_chunk_waits_for_its_other_holder_that_is_down() -> None:
     job.start(0.0)
     job.refused(0, 1, NotFound("no"), SLOW)
     assert job.state is JobState.WAITING
-    assert job.missing() == {B: 1}
+    assert job.view.missing() == {B: 1}
     assert Resumed(B) in job.peer_up(B, 1, 1.0)
 
 
@@ -195,7 +195,7 @@ def test_a_corrupt_chunk_waits_for_its_other_holder_that_is_down() -> None:
 def test_a_peer_with_two_corrupt_chunks_is_asked_only_for_what_nobody_else_has() -> None:
     job = make([[A, B], [A, B], [A, B], [A]], up=[A], budget=2 * CHUNK)
     job.start(0.0)
-    begun = [index for index in range(4) if job.chunk_state(index) is ChunkState.IN_FLIGHT]
+    begun = [index for index in range(4) if job.view.chunk_state(index) is ChunkState.IN_FLIGHT]
     for index in begun:
         corrupt(job, index)
     actions = settle(job, job.peer_up(B, 1, 100.0), 100.1)
@@ -207,14 +207,14 @@ def test_what_is_on_its_way_from_a_peer_with_two_corrupt_chunks_is_asked_of_the_
     job = make([[A, B]] * 4, up=[A])
     job.start(0.0)
     answer(job, blocks(A, 0, 1), SLOW)  # being checked, while others follow
-    assert [i for i in range(4) if job.chunk_state(i) is ChunkState.IN_FLIGHT] == [1, 2]
+    assert [i for i in range(4) if job.view.chunk_state(i) is ChunkState.IN_FLIGHT] == [1, 2]
     answer(job, blocks(A, 1, 1), SLOW)
     job.peer_up(B, 1, SLOW)
     job.verified(0, False, SLOW)
     actions = job.verified(1, False, SLOW)
     assert DropChunk(2, 1) in actions
     settle(job, actions, SLOW)
-    assert {job.status(index)[1] for index in range(4)} == {B}
+    assert {job.view.status(index)[1] for index in range(4)} == {B}
 
 
 def test_a_peer_that_sends_nothing_but_wrong_bytes_costs_one_pass_and_no_pauses() -> None:
@@ -224,7 +224,7 @@ def test_a_peer_that_sends_nothing_but_wrong_bytes_costs_one_pass_and_no_pauses(
     now, passes, pauses = 0.0, 0, 0
     while job.state is not JobState.FAILED:
         now += SLOW
-        in_flight = [index for index in range(count) if job.chunk_state(index) is ChunkState.IN_FLIGHT]
+        in_flight = [index for index in range(count) if job.view.chunk_state(index) is ChunkState.IN_FLIGHT]
         if in_flight:
             corrupt(job, in_flight[0], now)
             passes += 1
@@ -241,14 +241,14 @@ def test_a_peer_that_sends_nothing_but_wrong_bytes_costs_one_pass_and_no_pauses(
 def test_only_peers_that_are_down_and_may_have_it_are_missed() -> None:
     job = make([[A, B, C], [A]], up=[A, C])
     asked = requests(job.start(0.0))
-    first = job.status(0)[1]
+    first = job.view.status(0)[1]
     job.refused(0, 1, NotFound("no"), 0.0)
     job.refused(0, 2, NotFound("no"), 0.0)
     assert {first, C, A} == {A, C}
     settle(job, [ask for ask in asked if ask.chunk == 1])
     assert job.state is JobState.WAITING
-    assert job.missing() == {B: 1}
-    assert job.missing_chunks() == [0]
+    assert job.view.missing() == {B: 1}
+    assert job.view.missing_chunks() == [0]
 
 
 def test_a_holder_named_later_saves_a_chunk_that_was_corrupt() -> None:
@@ -267,7 +267,7 @@ def test_what_a_peer_cannot_read_comes_from_another_at_once_and_it_still_gives_t
     job.start(0.0)
     job.peer_up(B, 1, 0.0)
     assert requests(job.refused(1, 1, Unreadable("a bad sector"), 0.0)) == blocks(B, 1, attempt=2)
-    assert job.status(0) == ("downloading", A)
+    assert job.view.status(0) == ("downloading", A)
 
 
 def test_what_nobody_else_has_is_asked_for_again_after_pauses_that_grow() -> None:
@@ -277,7 +277,7 @@ def test_what_nobody_else_has_is_asked_for_again_after_pauses_that_grow() -> Non
     for attempt in range(1, 9):
         assert not requests(job.refused(0, attempt, Unreadable("now"), now))
         states.append(job.state)
-        deadline = job._unread.deadline()
+        deadline = job.sources.unread.deadline()
         assert deadline is not None
         assert (job.deadline() or 0.0) <= deadline
         pauses.append(deadline - now)
@@ -288,7 +288,7 @@ def test_what_nobody_else_has_is_asked_for_again_after_pauses_that_grow() -> Non
     assert states == [JobState.RUNNING] * 2 + [JobState.WAITING] * 6, "a moment is no news"
     settle(job, blocks(A, 0, 9), now)
     assert job.state is JobState.VERIFYING
-    assert job._unread.deadline() is None
+    assert job.sources.unread.deadline() is None
 
 
 def test_who_cannot_read_is_named_and_why() -> None:
@@ -297,11 +297,11 @@ def test_who_cannot_read_is_named_and_why() -> None:
     settle(job, [ask for ask in asked if ask.peer_id == B])
     for attempt, now in ((1, 0.0), (2, 1.0), (3, 3.0)):
         job.refused(0, attempt, Unreadable("now"), now)
-        assert job.is_missing(0)
-        assert job.is_waited_for(0) is (attempt == 3)
+        assert job.view.is_missing(0)
+        assert job.view.is_waited_for(0) is (attempt == 3)
         job.on_time(now + attempt if attempt < 3 else now)
     assert job.state is JobState.WAITING
-    assert (job.missing(), job.why_missing(A)) == ({A: 1}, "unreadable")
+    assert (job.view.missing(), job.view.why_missing(A)) == ({A: 1}, "unreadable")
 
 
 def test_once_a_peer_can_read_one_of_them_again_it_is_asked_for_the_others_at_once() -> None:
@@ -311,15 +311,15 @@ def test_once_a_peer_can_read_one_of_them_again_it_is_asked_for_the_others_at_on
     attempts = Counter({0: 0, 1: 0, 2: 0})
     for now in (0.0, 1.0, 3.0):
         job.on_time(now)
-        while begun := [index for index in range(3) if job.attempts(index)]:
+        while begun := [index for index in range(3) if job.view.attempts(index)]:
             attempts[begun[0]] += 1
-            job.refused(begun[0], job.attempts(begun[0])[0], Unreadable("now"), now)
+            job.refused(begun[0], job.view.attempts(begun[0])[0], Unreadable("now"), now)
     assert attempts == {0: 3, 1: 3, 2: 3}
-    assert job.missing() == {A: 3}
+    assert job.view.missing() == {A: 3}
     asked = requests(job.on_time(7.0))
     assert {ask.chunk for ask in asked} == {0, 1}
     assert [action for action in answer(job, asked[:1], 7.0) if isinstance(action, Resumed)] == [Resumed(A)]
-    assert job.missing() == {}
+    assert job.view.missing() == {}
     assert [action for action in settle(job, asked[1:], 7.0) if isinstance(action, Resumed)] == []
     assert job.state is JobState.VERIFYING
 

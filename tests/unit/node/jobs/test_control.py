@@ -41,7 +41,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.node.download import part_file
-from zchunk.node.download.job import JobState
+from zchunk.node.download.actions import JobState
 from zchunk.node.download.part_file import PartFile, load_job
 from zchunk.node.job_events import Failed, JobEvent, MissingPeer, Waiting
 from zchunk.node.jobs import control as jobs_control
