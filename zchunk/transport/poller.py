@@ -52,8 +52,6 @@ class Edged:
 
     def has_news(self) -> bool:
         """Whether one of them has something that its descriptor does not tell of."""
-        if not self.news:
-            return False
         for at, raw in enumerate(self.pollable()):
             if self.news >> at & 1 and isinstance(raw, zmq.Socket) and has_message(raw):
                 return True
@@ -70,7 +68,7 @@ class ZmqPoller:
         self._poller = select.poll() if hasattr(select, "poll") else zmq.Poller()
         #: descriptor -> whose it is, and its bit
         self._owner: dict[int, tuple[Socket, int]] = {}
-        self._edged: list[Socket] = []
+        self._edged: dict[Edged, Socket] = {}
         self._wake_receiver, self._wake_sender = os_socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
@@ -81,19 +79,20 @@ class ZmqPoller:
             self._owner[fd] = (socket, 1 << at)
             self._poller.register(fd, _POLLIN)
         if isinstance(socket, Edged):
-            self._edged.append(socket)
+            self._edged[socket] = socket
 
     def unregister(self, socket: Socket) -> None:
         for fd in _descriptors(socket):
             del self._owner[fd]
             self._poller.unregister(fd)
         if isinstance(socket, Edged):
-            self._edged.remove(socket)
+            del self._edged[socket]
 
     def wait(self, timeout_s: float | None) -> list[Socket]:
-        found: dict[Socket, None] = {
-            socket: None for socket in self._edged if isinstance(socket, Edged) and socket.has_news()
-        }
+        found: dict[Socket, None] = {}
+        for edged, socket in self._edged.items():
+            if edged.news and edged.has_news():
+                found[socket] = None
         # Rounded up: waking a millisecond early would find the deadline not yet due.
         timeout = None if timeout_s is None else int(timeout_s * 1000) + 1 if timeout_s > 0 else 0
         ready = self._poller.poll(0 if found else timeout)
