@@ -12,11 +12,10 @@ An event has its topic as a frame before the header, for subscriptions to match.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-from msgspec import ValidationError
+from msgspec import Struct, ValidationError
 from msgspec.structs import asdict
 
 from zchunk.errors import MalformedMessage, UnknownMessage, UnsupportedVersion, ZchunkError, from_wire
@@ -51,8 +50,7 @@ _PLAIN = frozenset({int, str, bytes, bool, float, type(None)})
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """A decoded message. `claim` is the sender's unproven word on who it is."""
 
     request_id: int

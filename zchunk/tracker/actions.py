@@ -1,10 +1,15 @@
-"""What `core` is given and what it answers with; `server.py` carries the actions out. Pure."""
+"""What `core` is given and what it answers with; `server.py` carries the actions out. Pure.
+
+Those that each request makes are structs, which cost a third of a frozen dataclass.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import Struct
 
 from zchunk.clock import Now
 from zchunk.errors import Busy, NoSpace, StorageFailure, ZchunkError
@@ -17,8 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Sender:
+class Sender(Struct, frozen=True):
     """Where a request came from. `peer_id` is proven (CURVE) or claimed (plain)."""
 
     connection: bytes
@@ -26,15 +30,13 @@ class Sender:
     address: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     connection: bytes
     request_id: int
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(Struct, frozen=True):
     event: Event
 
 
@@ -64,8 +66,7 @@ class LookAtMembers:
 Action = Reply | Publish | Work | CutOff | LookAtMembers
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """A request being answered."""
 
     sender: Sender

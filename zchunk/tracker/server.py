@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 from zchunk.clock import Now, read
@@ -180,7 +179,7 @@ class TrackerServer:
             envelope = wire.decode(received.frames, wire.MAX_REQUEST_HEADER_BYTES)
             request_id = envelope.request_id
             if self._gate is None:
-                sender = replace(sender, peer_id=envelope.claim)
+                sender = Sender(received.connection, envelope.claim, received.address)
             ticket = self._outstanding.begin(sender.peer_id or sender.connection, _weight(received.frames))
         except ZchunkError as error:
             request_id = error.details.get("request_id", request_id)

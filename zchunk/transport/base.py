@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from msgspec import Struct
+
 from zchunk.transport.keys import CurveClient, CurveServer
 
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """A message off a socket. `frames[0]` is the header, or an event's topic.
 
     `connection` names the link it came by (ROUTER only; answers go there). `peer_id` is
@@ -151,8 +152,9 @@ class SocketOptions:
     #: What honest senders together may have on the way to a ROUTER, in bytes; 0 where each sends
     #: one message at a time.
     receive_bytes: int = 0
-    #: ZMTP heartbeats find a pulled cable; on control sockets that connect only (a big frame on a
-    #: slow link would outlast them). Who is connected to answers them, and expects the next.
+    #: ZMTP heartbeats find a pulled cable; on control sockets that connect to ask only (a big frame
+    #: on a slow link would outlast them, and events come by themselves, each second). Who is
+    #: connected to answers them, and expects the next.
     heartbeats: bool = False
 
 
