@@ -72,6 +72,8 @@ _AT_ONCE_S = 1.0
 #: A name whose number does not answer is looked up again this often.
 _LOOK_UP_AGAIN_S = 5.0
 #: With the connection's name. More than any message has, which its reader then refuses.
+#: As plain numbers: pyzmq's are slow to reckon with, and each message takes some.
+_NOW, _NOW_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
 _PARTS = 16
 _DROPPED_AT_ONCE = 2000
 #: How the names begin that libzmq gives to connections. Who chooses one itself could be sent what
@@ -458,7 +460,7 @@ class RouterSocket(Edged):
             return Delivery.FULL
         self.news |= RAW
         try:
-            self.raw.send(connection, zmq.DONTWAIT | zmq.SNDMORE)
+            self.raw.send(connection, _NOW_MORE)
             self._unread.add(connection, _send_frames(self.raw, frames))
         except zmq.Again:
             return Delivery.FULL
@@ -492,7 +494,7 @@ class RouterSocket(Edged):
         most = _DROPPED_AT_ONCE if self._discards else _PARTS
         parts: list[zmq.Frame] = []
         while len(parts) < most:
-            parts.append(self.raw.recv(zmq.DONTWAIT, copy=False))
+            parts.append(self.raw.recv(_NOW, copy=False))
             if not parts[-1].more:
                 was_rest, self._discards = self._discards, False
                 return None if was_rest else parts
@@ -611,7 +613,7 @@ def _send_frames(raw: zmq.Socket[bytes], frames: Sequence[Buffer]) -> list[Large
     """What of it is not copied: its memory is needed until libzmq has written it."""
     last, large = len(frames) - 1, []
     for at, frame in enumerate(frames):
-        flags = zmq.DONTWAIT if at == last else zmq.DONTWAIT | zmq.SNDMORE
+        flags = _NOW if at == last else _NOW_MORE
         if len(frame) < _COPY_BELOW:
             raw.send(frame, flags)
         else:
@@ -678,7 +680,7 @@ class ConnectedSocket(Edged):
         if self.is_told or has_message(self.raw):
             self.is_told = False
             try:
-                parts = self.raw.recv_multipart(zmq.DONTWAIT, copy=False)
+                parts = self.raw.recv_multipart(_NOW, copy=False)
                 return Received([part.buffer for part in parts])
             except zmq.Again:
                 pass

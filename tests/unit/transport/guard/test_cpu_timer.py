@@ -52,6 +52,11 @@ def test_it_sleeps_while_nothing_is_done() -> None:
     run("assert not woken.acquire(timeout=3)")
 
 
+def test_it_sleeps_through_what_a_process_does_at_rest() -> None:
+    """As much in some seconds. Some ticks of the system meet it."""
+    run("work(0.006); timer.turned(); assert not woken.acquire(timeout=1)")
+
+
 def test_it_wakes_when_any_thread_works() -> None:
     run("threading.Thread(target=work, args=(0.3,)).start(); assert woken.acquire(timeout=20)")
 
