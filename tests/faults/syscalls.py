@@ -14,7 +14,7 @@ from typing import Any
 
 import zchunk
 from tests.faults.announced import announced, leftovers, whole_chunks
-from tests.faults.tracing import tampered
+from tests.faults.tracing import has_killed, tampered
 from tests.integration.cluster import PATIENCE_S, Cluster, Node, Source, make_file, sha256_of
 from tests.waiting import wait_for
 from zchunk.config import Settings
@@ -68,7 +68,9 @@ class Writer:
         with tampered(self.node.process, log, f"{call}:signal=KILL:when={number}"):
             upload = Upload(self._client, source)
             killed = _ends_before(self.node, upload)
-        killed = killed or not self.node.process.alive  # as strace let go of it
+        if not killed and has_killed(log):  # behind the upload, as strace let go of it
+            self.node.process.wait()
+            killed = True
         if killed:
             self._check("killed")
             self._cluster.restart("A")

@@ -58,6 +58,11 @@ def _attached(process: Process) -> bool:
     return bool(states) and not any("TracerPid:\t0\n" in state for state in states)
 
 
+def has_killed(log: Path) -> bool:
+    """Whether the process was killed: its end may not be seen yet."""
+    return log.exists() and "killed by SIGKILL" in log.read_text(errors="replace")
+
+
 def injected(log: Path) -> int:
     """How many calls failed so far."""
     return log.read_text(errors="replace").count("INJECTED") if log.exists() else 0

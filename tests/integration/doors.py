@@ -59,6 +59,12 @@ def allow_list(cluster: Cluster) -> Membership:
     return Membership(cluster.tracker.home / "tracker" / "members.json", SystemClock())
 
 
+def add_member(cluster: Cluster, public_key: bytes, name: str) -> None:
+    """A client; as after a join, the tracker knows it when this returns."""
+    allow_list(cluster).add_member(public_key, name, "client")
+    members_changed(cluster.tracker.home / "tracker", PATIENCE_S)
+
+
 def set_revoked(cluster: Cluster, peer_id: str, revoked: bool) -> None:
     """What `zchunk peers revoke` and `allow` do, without the time that a process takes to start."""
     listed = allow_list(cluster)

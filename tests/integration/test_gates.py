@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from tests.integration.cluster import PATIENCE_S
-from tests.integration.doors import DOORS, SILENCE_S, Doors, allow_list
+from tests.integration.doors import DOORS, SILENCE_S, Doors
 from tests.integration.raw import REFUSED_WITHIN_S, new_keys, silent
 from tests.waiting import wait_for
 
@@ -110,7 +110,7 @@ def test_a_tokens_key_comes_in_where_one_joins_and_nowhere_else(doors: Doors) ->
 def test_a_member_that_joined_a_moment_ago_is_let_in_by_a_node(doors: Doors) -> None:
     for number in range(20):
         joined = new_keys()
-        allow_list(doors.cluster).add_member(joined.public, f"fresh-{number}", "client")
+        add_member(doors.cluster, joined.public, f"fresh-{number}")
         with doors.line("node", joined) as line:
             assert line.outcome() == "in"
             assert line.ask("acknowledge", received=0)["t"] == "acknowledged"
