@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from tests.integration.cluster import PATIENCE_S
-from tests.integration.doors import DOORS, SILENCE_S, Doors
+from tests.integration.doors import DOORS, SILENCE_S, Doors, add_member
 from tests.integration.raw import REFUSED_WITHIN_S, new_keys, silent
 from tests.waiting import wait_for
 
