@@ -61,7 +61,8 @@ def transferred(root: Path, seed: int, pools: list[buffers.BufferPool]) -> list[
     put = most_chunks(cluster, cluster.client().put(path), pools)
     del pools[:]
     got = reader.get("film", root / "got")
-    got_most = most_chunks(cluster, got, pools)[0]
+    # Made first is what the file's digest reads back into, one at a time; then what is fetched into.
+    _, got_most = most_chunks(cluster, got, pools)
     cluster.verify({"film": path})
     assert (root / "got").read_bytes() == path.read_bytes()
     return [*put, got_most]
