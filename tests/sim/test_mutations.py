@@ -34,8 +34,8 @@ from zchunk.node.registration import NodeRegistration
 from zchunk.node.store import chunk_store, reconcile, verification
 from zchunk.node.upkeep.garbage import GarbageCollector
 from zchunk.node.upkeep.self_check import SelfCheck
-from zchunk.node.upload import job as upload_job
 from zchunk.node.upload import runner as upload_runner
+from zchunk.node.upload.actions import Action
 from zchunk.node.upload.job import UploadJob
 from zchunk.node.upload.spread import Spread
 from zchunk.protocol.messages import Event, Release
@@ -198,7 +198,7 @@ def offers_count_as_stored(patch: Patch) -> None:
 
     def optimistic(
         self: UploadJob, peer_id: str, index: int, attempt: int, have: bool, now: float
-    ) -> list[upload_job.Action]:
+    ) -> list[Action]:
         return offered(self, peer_id, index, attempt, True, now)
 
     patch.setattr(UploadJob, "offered", optimistic)
@@ -250,7 +250,7 @@ def comings_uncounted(patch: Patch) -> None:
 def holders_unasked(patch: Patch) -> None:
     """An upload sends every chunk to the planned peer, whoever holds it."""
 
-    def found(self: UploadJob, chunks: Sequence[int], holders: Any, now: float) -> list[upload_job.Action]:
+    def found(self: UploadJob, chunks: Sequence[int], holders: Any, now: float) -> list[Action]:
         return asked(self, chunks, [()] * len(chunks), now)
 
     asked = UploadJob.found

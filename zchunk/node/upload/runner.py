@@ -42,8 +42,7 @@ from zchunk.node.bulk.plane import OFFER_TIMEOUT_S, TRACKER_TIMEOUT_S, BulkPlane
 from zchunk.node.bulk.progress import Progress
 from zchunk.node.control.plane import checked, expect
 from zchunk.node.job_events import MissingPeer, RefusingPeer, Waiting
-from zchunk.node.upload.assignment import assignment
-from zchunk.node.upload.job import (
+from zchunk.node.upload.actions import (
     Action,
     AllStored,
     Failed,
@@ -56,9 +55,10 @@ from zchunk.node.upload.job import (
     Resumed,
     SendBlock,
     StateChanged,
-    UploadJob,
     UploadState,
 )
+from zchunk.node.upload.assignment import assignment
+from zchunk.node.upload.job import UploadJob
 from zchunk.node.upload.source_file import SourceFile
 from zchunk.node.upload.upload_keys import Encryption
 from zchunk.placement import refusals_text, takers_text
@@ -469,7 +469,7 @@ class Upload(JobDriver[Action]):
     def _replan(self, action: Replan) -> None:
         """Asks about every chunk, also those that need nothing: only so does the whole file
         come out even, and on enough different peers."""
-        copies = self._job.copies()
+        copies = self._job.places()
         held_peers = sorted({peer_id for peers in copies for peer_id in peers})
         at = {peer_id: i for i, peer_id in enumerate(held_peers)}
         width = self._plan.replicas
@@ -514,7 +514,7 @@ class Upload(JobDriver[Action]):
 
     def _waiting_event(self) -> Waiting:
         """For whom the job waits, since when, for how many chunks, and how many peers it takes."""
-        missing, why = self._job.missing(), self._job.blocked
+        missing, why = self._job.copies.missing(), self._job.blocked
         own = self._refusing()
         told = _told_refusing(why) if why is not None else []
         refusing = own + [row for row in told if row.peer_id not in {mine.peer_id for mine in own}]

@@ -31,8 +31,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.node.bulk.peer_window import WINDOW_BLOCKS
-from zchunk.node.upload.job import (
-    ROOM_S,
+from zchunk.node.upload.actions import (
     Action,
     AllStored,
     OfferChunk,
@@ -41,9 +40,10 @@ from zchunk.node.upload.job import (
     Replan,
     SendBlock,
     StateChanged,
-    UploadJob,
     UploadState,
 )
+from zchunk.node.upload.job import UploadJob
+from zchunk.node.upload.plans import ROOM_S
 
 # -- the usual course -------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.node.bulk.peer_window import WINDOW_BLOCKS
-from zchunk.node.upload.job import (
+from zchunk.node.upload.actions import (
     Action,
     AllStored,
     Failed,
@@ -30,9 +30,9 @@ from zchunk.node.upload.job import (
     Resumed,
     SendBlock,
     StateChanged,
-    UploadJob,
     UploadState,
 )
+from zchunk.node.upload.job import UploadJob
 
 
 class World:
@@ -82,7 +82,7 @@ class World:
                 self.voided.add(void.chunk)
 
     def _counts(self, asked: OfferChunk | SendBlock) -> bool:
-        target = self.job._chunks[asked.chunk].targets.get(asked.peer_id)
+        target = self.job.copies.rows[asked.chunk].targets.get(asked.peer_id)
         if target is None or target.attempt != asked.attempt:
             return False
         if isinstance(asked, OfferChunk):
@@ -210,16 +210,16 @@ class World:
     def finding_ends(self, holders: list[list[str]] | None, now: float) -> None:
         """None: the tracker did not answer."""
         chunks, self.finding = self.finding, ()
-        before, copies = self.spread(), [len(row) for row in self.job.copies()]
+        before, copies = self.spread(), [len(row) for row in self.job.places()]
         if holders is None:
             self.do(self.job.not_found(chunks, now))
         else:
             self.do(self.job.found(chunks, holders, now))
         assert self.spread() >= min(self.min_peers, before), "on fewer peers than before"
-        assert [len(row) for row in self.job.copies()] == copies, "a copy more, or less"
+        assert [len(row) for row in self.job.places()] == copies, "a copy more, or less"
 
     def spread(self) -> int:
-        return len({peer_id for row in self.job.copies() for peer_id in row})
+        return len({peer_id for row in self.job.places() for peer_id in row})
 
     # what must always hold
 
@@ -233,7 +233,7 @@ class World:
         assert (job.state is UploadState.STORED) == self.all_stored
         if self.all_stored:
             assert len(done) == len(self.sizes)
-        for peer_id, window in job._windows.items():
+        for peer_id, window in job.copies.windows.items():
             outstanding = [s.length for s in self.sends if s.peer_id == peer_id]
             assert window.outstanding == sum(outstanding)
             # Not of the present block size: a peer set aside begins with small ones again,
@@ -249,18 +249,20 @@ class World:
         for chunk in range(len(self.sizes)):
             if chunk in done:
                 continue
-            targets = job._chunks[chunk].targets
+            targets = job.copies.rows[chunk].targets
             usable = [p for p in targets if p in self.up and p not in self.cannot]
             asked = {a.peer_id for a in self.asked if a.chunk == chunk}
-            assert usable or asked or chunk in planning or job._blocked, f"chunk {chunk} has no place"
+            assert usable or asked or chunk in planning or job.blocked, f"chunk {chunk} has no place"
             idle = [p for p in usable if targets[p].copy.value == "planned"]
             twin = self.first_of.get(self.sizes[chunk])
             if chunk in self.finding or (twin != chunk and twin in self.memory and twin not in done):
                 continue
-            if self.memory.get(chunk) and job._chunks[chunk].holders is None:
+            if self.memory.get(chunk) and job.copies.rows[chunk].holders is None:
                 assert self.finding, f"chunk {chunk} is not looked for"
             elif self.memory.get(chunk):
-                assert all(job._window(p).paused_until > now for p in idle), f"chunk {chunk} stands still"
+                assert all(job.copies.window(p).paused_until > now for p in idle), (
+                    f"chunk {chunk} stands still"
+                )
             elif chunk not in self.memory:
                 assert not (room and idle), f"chunk {chunk} is not read"
         if self.sends:
@@ -398,7 +400,7 @@ class Uploads(RuleBasedStateMachine):
         self._wake()
 
     def _wake(self) -> None:
-        if self.job._waits_for_room() and self.job._room_at <= self.now:
+        if self.job.waits_for_room() and self.job.plans.room_at <= self.now:
             self.world.cannot.clear()  # there may be room by now: whoever had none is tried again
         self.world.do(self.job.on_time(self.now))
 

@@ -26,9 +26,7 @@ from zchunk.errors import (
     TooFewPeers,
     ZchunkError,
 )
-from zchunk.node.upload.job import (
-    FIND_PAUSE_S,
-    ROOM_S,
+from zchunk.node.upload.actions import (
     Action,
     AllStored,
     Failed,
@@ -39,9 +37,11 @@ from zchunk.node.upload.job import (
     Resumed,
     SendBlock,
     StateChanged,
-    UploadJob,
     UploadState,
 )
+from zchunk.node.upload.finding import FIND_PAUSE_S
+from zchunk.node.upload.job import UploadJob
+from zchunk.node.upload.plans import ROOM_S
 
 # -- plans ------------------------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ def test_with_too_few_peers_the_job_waits_for_one() -> None:
     job.peer_down(A, 1.0)
     assert job.not_replanned([0], TooFewPeers("one"), 2.0) == [StateChanged(UploadState.WAITING)]
     assert job.on_time(1000.0) == []
-    assert job.missing() == {A: 1}
+    assert job.copies.missing() == {A: 1}
     assert job.peer_up(B, 1, 2000.0) == [
         Resumed(B),
         Replan((0,), ((),), ()),
@@ -114,10 +114,10 @@ def test_an_upload_that_waits_for_a_peer_it_cannot_reach_names_it_and_goes_on_wh
     begin_sending(job)
     assert of(Replan, job.peer_reach(A, False, 1.0)) == [Replan((0,), ((),), (A,))]
     job.not_replanned([0], TooFewPeers("one"), 2.0)
-    assert (job.state, job.missing()) == (UploadState.WAITING, {A: 1})
+    assert (job.state, job.copies.missing()) == (UploadState.WAITING, {A: 1})
     back = job.peer_reach(A, True, 3.0)
     assert back == [Resumed(A), OfferChunk(A, 0, 2), StateChanged(UploadState.RUNNING)]
-    assert job.missing() == {}
+    assert job.copies.missing() == {}
 
 
 @pytest.mark.parametrize("answer", [TooFewPeers("one"), NoSpace("none has room")])
@@ -244,7 +244,7 @@ def test_a_live_holder_is_a_chunks_place_and_nothing_is_sent() -> None:
     assert job.found([0], [[C]], 0.0) == [OfferChunk(C, 0, 1)]
     job.offered(C, 0, 1, True, 0.0)
     assert (job.holders(0), job.bytes_sent) == ([C], 0)
-    assert job.copies() == [[C], [B]]
+    assert job.places() == [[C], [B]]
 
 
 def test_a_holder_that_has_it_no_more_is_sent_it() -> None:
@@ -291,7 +291,7 @@ def test_the_file_still_comes_to_lie_on_enough_peers() -> None:
     assert of(FindHolders, looked_for(job, 0, 1, 2, 3)) == [FindHolders((0,))]
     job.found([0], [[C]], 0.0)
     job.found([1, 2, 3], [[C], [C], [C]], 0.0)
-    assert job.copies() == [[C], [C], [C], [B]]
+    assert job.places() == [[C], [C], [C], [B]]
 
 
 @pytest.mark.parametrize("why", ["down", "refused", "paused"])
@@ -325,7 +325,7 @@ def test_an_answer_that_comes_while_a_new_plan_is_made_counts_with_the_plan() ->
     assert of(Replan, job.peer_down(B, 0.0)) == [Replan((0, 1), ((A,), (A,)), ())]
     assert [o.peer_id for o in of(OfferChunk, job.found([0], [[D]], 0.0))] == [A]
     assert [o.peer_id for o in of(OfferChunk, job.replanned([0, 1], [[C], [C]], 0.0))] == [D]
-    assert job.copies() == [[A, D], [A, C]]
+    assert job.places() == [[A, D], [A, C]]
 
 
 def test_a_chunk_that_is_read_again_is_looked_for_again() -> None:
@@ -348,7 +348,7 @@ def test_a_late_answer_about_a_chunk_that_is_done_changes_nothing() -> None:
     job.offered(A, 0, 1, False, 0.0)
     take(job, sends(A, 0, 1)[:-1])
     assert job.found([0], [[C]], 0.0) == []
-    assert job.copies() == [[A], [B]]
+    assert job.places() == [[A], [B]]
 
 
 def test_a_chunk_of_the_same_bytes_waits_for_the_first_and_goes_where_that_is() -> None:
@@ -384,14 +384,14 @@ def test_an_undivided_file_goes_whole_to_where_most_of_it_is() -> None:
     job.start(0.0)
     looked_for(job, 0, 1, 2, 3)
     job.found([0], [[]], 0.0)
-    assert job.copies() == [[A]] * 4, "the first answer knew of nobody, and A was offered chunk 0"
+    assert job.places() == [[A]] * 4, "the first answer knew of nobody, and A was offered chunk 0"
     job.found([1, 2, 3], [[B], [B], [B]], 0.0)
-    assert job.copies() == [[A]] * 4
+    assert job.places() == [[A]] * 4
     other = make([[A]] * 4, undivided=True, kind=UploadJob)
     other.start(0.0)
     offered(other, 0)
     assert of(OfferChunk, other.found([0], [[C, B]], 0.0)) == [OfferChunk(B, 0, 1)]
-    assert other.copies() == [[B]] * 4
+    assert other.places() == [[B]] * 4
 
 
 def test_an_undivided_file_is_not_taken_from_the_own_peer() -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from zchunk.node.upload.job import (
+from zchunk.node.upload.actions import (
     Action,
     FindHolders,
     Limits,
     OfferChunk,
     ReadChunk,
     SendBlock,
-    UploadJob,
     UploadState,
 )
+from zchunk.node.upload.job import UploadJob
 
 A, B, C, D = "a" * 32, "b" * 32, "c" * 32, "d" * 32
 
