@@ -31,7 +31,7 @@ def pages() -> dict[Path, str]:
 def main() -> None:
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
-        sys.exit("".join(f"{path} is not current: run scripts/reference\n" for path in stale))
+        sys.exit("\n".join(f"{path} is not current: run scripts/reference" for path in stale) or 0)
     TARGET.mkdir(parents=True, exist_ok=True)
     for path in stale:
         path.write_text(pages()[path])
