@@ -305,3 +305,16 @@ def test_pages_that_code_and_scripts_name_exist() -> None:
     named = {page for text in texts for page in re.findall(r"\bdocs/[\w/-]+\.md", text)}
     assert named
     assert not [page for page in sorted(named) if not (ROOT / page).exists()]
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "design").glob("*.md")), ids=lambda path: path.name)
+def test_modules_that_a_page_names_exist(path: Path) -> None:
+    modules = {f"/{module.relative_to(ROOT / 'zchunk')}" for module in (ROOT / "zchunk").rglob("*.py")}
+    named = set(re.findall(r"`(?:zchunk/)?([\w/]+\.py)`", path.read_text()))
+    assert not {name for name in named if not any(module.endswith(f"/{name}") for module in modules)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_and_tests_that_a_page_names_exist(path: Path) -> None:
+    named = set(re.findall(r"\b((?:scripts|tests)/[\w/.]*\w)", path.read_text()))
+    assert not {name for name in named if not (ROOT / name).exists()}
