@@ -68,7 +68,7 @@ class Day(Refused):
         sha256 = node.store.hashes()[0]
         path = node.folder / "store" / "chunks" / sha256.hex()[:2] / sha256.hex()
         data = bytearray(path.read_bytes())
-        data[100] ^= 1
+        data[0] ^= 1
         path.write_bytes(data)
         with node.host.acts():
             node.parts.registration.unreadable(sha256)
