@@ -155,6 +155,8 @@ def _indexes(ranges: Any, count: int) -> Iterator[int]:
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 #: control characters, lone surrogates, line and paragraph separators
 _INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+#: what a name may not end with: dots, and spaces of any script
+_ENDS = "." + "".join(filter(str.isspace, map(chr, range(0x3001))))
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])", re.IGNORECASE)
 _OURS = (PART, JOB, LOCK)
 
@@ -165,7 +167,7 @@ def safe_target_name(name: str) -> str:
     that our own files beside a target have; never empty, at most 200 bytes UTF-8."""
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     kept = "".join(c for c in last if unicodedata.category(c) not in _INVISIBLE and c not in _BIDI)
-    safe = kept.strip().rstrip(". ") or "download"
+    safe = kept.lstrip().rstrip(_ENDS) or "download"
     if _RESERVED.fullmatch(safe.split(".")[0].rstrip()):
         safe = f"_{safe}"
     safe = _shorten(safe)
@@ -180,7 +182,7 @@ def _shorten(name: str) -> str:
     if not stem or len(suffix.encode()) > 20:
         stem, dot, suffix = name, "", ""
     room = limit - len((dot + suffix).encode())
-    cut = stem.encode()[:room].decode(errors="ignore").rstrip(". ")
+    cut = stem.encode()[:room].decode(errors="ignore").rstrip(_ENDS)
     return f"{cut}{dot}{suffix}"
 
 

@@ -113,6 +113,8 @@ def test_a_target_that_may_not_be_read_is_said(target: Path, file: File) -> None
         ("bad\ud800name", "badname"),
         ("x.", "x"),
         ("x. . ", "x"),
+        ("ä\u202f.", "ä"),
+        (f"{'x' * 196}\u3000{'y' * 50}", "x" * 196),
         (" x", "x"),
         (".bashrc", ".bashrc"),
         ("CON", "_CON"),
