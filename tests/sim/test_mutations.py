@@ -34,7 +34,7 @@ from zchunk.node.registration import NodeRegistration
 from zchunk.node.store import chunk_store, reconcile, verification
 from zchunk.node.upkeep.garbage import GarbageCollector
 from zchunk.node.upkeep.self_check import SelfCheck
-from zchunk.node.upload import runner as upload_runner
+from zchunk.node.upload import publication
 from zchunk.node.upload.actions import Action
 from zchunk.node.upload.job import UploadJob
 from zchunk.node.upload.spread import Spread
@@ -269,7 +269,7 @@ def refusals_final(patch: Patch) -> None:
 
 def refusals_fail(patch: Patch) -> None:
     """An upload ends when its commit is refused."""
-    patch.setattr(upload_runner, "_MENDS", 0)
+    patch.setattr(publication, "_MENDS", 0)
 
 
 def refusals_are_damage(patch: Patch) -> None:
