@@ -8,16 +8,15 @@ the bulk loop; blocking work goes to its threads. What the user sees comes out a
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from zchunk.clock import iso_utc
 from zchunk.content import hashing
 from zchunk.content.manifest import TAG_BYTES
-from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, PartialDownload, ZchunkError
+from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, ZchunkError
 from zchunk.node import job_events
 from zchunk.node.bulk.job_driver import Emit, Log
-from zchunk.node.bulk.location import MAX_LISTED, Location
+from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import BulkPlane
 from zchunk.node.bulk.progress import Progress
 from zchunk.node.control.hello_wait import HelloWait
@@ -26,6 +25,7 @@ from zchunk.node.download.fetcher import ChunkList, Fetcher, budget_of, new_job
 from zchunk.node.download.holders import HoldersOfFile
 from zchunk.node.download.part_file import PartFile
 from zchunk.node.download.preparing import Preparing
+from zchunk.node.download.reports import partial, plan_event
 from zchunk.node.download.running_digest import RunningDigest
 from zchunk.node.download.sinks import PartFileSink
 from zchunk.node.job_events import MissingPeer, Waiting
@@ -118,7 +118,7 @@ class Download:
         """In a thread; given up when the download has ended."""
         loop, chunk_size = self.bulk.loop, self.manifest.chunk_size
         preparing = Preparing(
-            lambda event: loop.post(lambda: self._emit_preparing(event)),
+            lambda event: loop.post(lambda: None if self.ended else self.emit(event)),
             loop.clock,
             job_id=self.part.job_id,
             target=str(self.part.target),
@@ -132,10 +132,6 @@ class Download:
 
         looked_at(0, 0)
         return self.part.scan(looked_at)
-
-    def _emit_preparing(self, event: job_events.Preparing) -> None:
-        if not self.ended:
-            self.emit(event)
 
     def stop(self, error: ZchunkError | None = None) -> None:
         """End now and keep what is there; the outcome is `error` (default: interrupted).
@@ -251,32 +247,12 @@ class Download:
         self._fetcher.begin(held or set())
         self._fetching = True
         self.bulk.loop.add_timed(self)
-        self.emit(self._plan_event(held or set()))
+        self.emit(plan_event(self.part, self.where, held or set()))
         if self._pause_at_start:
             self._pause_at_start = False
             self.pause()
         self._perform(self._job.start(self._now()))
         self._sink.digest.advance()
-
-    def _plan_event(self, held: set[int]) -> job_events.DownloadPlan:
-        rows = [[peer_id for peer_id, _ in chunk] for chunk in self.where.holders]
-        holding = Counter(peer_id for row in rows for peer_id in row)
-        wanted = Counter(peer_id for index, row in enumerate(rows) if index not in held for peer_id in row)
-        return job_events.DownloadPlan(
-            job_id=self.part.job_id,
-            file_id=self.manifest.file_id,
-            name=self.manifest.name,
-            size=self.manifest.size,
-            target=str(self.part.target),
-            chunks_count=len(self.manifest.chunks),
-            chunks_kept=len(held - self.part.zeros),
-            chunks_of_zeros=len(self.part.zeros),
-            peers=tuple(
-                job_events.Source(r.peer_id, r.name, r.status, holding[r.peer_id], wanted[r.peer_id])
-                for r in self.where.peers.values()
-            ),
-            map=self.where.distribution_map() if len(self.where.holders) <= MAX_LISTED else None,
-        )
 
     def _new_digest(self) -> RunningDigest:
         return RunningDigest(
@@ -494,21 +470,3 @@ class Download:
             self.bulk.loop.remove_timed(self)
         self._sink.digest.close()
         self.bulk.links.acknowledge_all()
-
-
-def partial(waiting: Waiting, kept: str) -> PartialDownload:
-    """The error of a download that does not wait for the peers of a `waiting` event."""
-    names = ", ".join(map(_named, waiting.missing)) or "no known peer"
-    count = waiting.chunks_missing
-    how = f"`zchunk resume {waiting.job_id}`, or the same command, continues once they can be fetched"
-    return PartialDownload(
-        f"{kept}; {count} {'waits' if count == 1 else 'wait'} for {names}: {how}",
-        missing_peers=list(waiting.missing_peers),
-        chunks_missing=count,
-        chunks_completed=waiting.chunks_completed,
-        chunks_count=waiting.chunks_count,
-    )
-
-
-def _named(row: MissingPeer) -> str:
-    return f"{row.name}, which cannot read them now" if row.reason == "unreadable" else row.name

@@ -18,7 +18,7 @@ from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest
 from zchunk.errors import AmbiguousName, NoSpace, NotFound
 from zchunk.node import views
 from zchunk.node.download.part_file import PartFile, open_part
-from zchunk.node.download.runner import partial
+from zchunk.node.download.reports import partial
 from zchunk.node.job_events import MissingPeer, Waiting
 from zchunk.node.jobs.records import KEEP_OVER, JobBook, JobRecord, book_of, standing
 from zchunk.system import disk
