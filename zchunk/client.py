@@ -14,80 +14,37 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import queue
-import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from msgspec import ValidationError
-
-from zchunk.clock import SystemClock, iso_utc
+from zchunk.clock import SystemClock
 from zchunk.config import Settings
 from zchunk.config import load as load_settings
 from zchunk.content.encryption import Lock, Secret, head_of, open_manifest
-from zchunk.content.manifest import chunk_count
-from zchunk.errors import (
-    ClientClosed,
-    ForeignProcess,
-    IntegrityError,
-    InvalidUsage,
-    KeyNeeded,
-    NotAllowed,
-    NotFound,
-    PeersUnsure,
-    TargetExists,
-    TooFewPeers,
-    TrackerUnreachable,
-    UnknownMessage,
-    ZchunkError,
-)
-from zchunk.node import views
-from zchunk.node.bulk.location import Location, location
+from zchunk.errors import ClientClosed, InvalidUsage, KeyNeeded, TooFewPeers, ZchunkError
+from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import BULK_IO_THREADS, BulkPlane
-from zchunk.node.control.event_feed import Missed
-from zchunk.node.control.hello_wait import HelloWait, PlanPatience
 from zchunk.node.control.plane import ControlPlane
-from zchunk.node.download.part_file import open_part, remove_leftovers, safe_target_name, target_has_content
-from zchunk.node.download.preparing import Preparing
-from zchunk.node.download.runner import Download
-from zchunk.node.download.target import check_regular, followed
-from zchunk.node.home.membership import check_transport, identity_of, of_home, own_node
-from zchunk.node.job_events import Downloaded
+from zchunk.node.download.part_file import safe_target_name
+from zchunk.node.download.target import chosen_target
+from zchunk.node.home.membership import check_fetches, check_transport, identity_of, of_home, own_node
 from zchunk.node.jobs.blocking import OnEvent, run, take_pending
-from zchunk.node.jobs.control import KeptJob
 from zchunk.node.jobs.desk import JobDesk
 from zchunk.node.jobs.records import JobRecord, JobStatus, book_of
-from zchunk.node.manager import DistributedChunkManager, PutOptions, file_name
+from zchunk.node.jobs.service import JobService
+from zchunk.node.manager import DistributedChunkManager, PutOptions
 from zchunk.node.planes import bulk_plane, control_plane
-from zchunk.node.upload.source_file import SourceFile
-from zchunk.node.upload.upload_keys import Encryption, UploadKeys
-from zchunk.protocol.messages import (
-    Abandon,
-    Event,
-    FileRecord,
-    Files,
-    GetSnapshot,
-    ListFiles,
-    Locate,
-    Located,
-    Message,
-    PeerRecord,
-    Plan,
-    Planned,
-    Remove,
-    Removed,
-    Request,
-    Snapshot,
-)
-from zchunk.runtime.blocking_calls import Call, Calls, ShutOut
+from zchunk.node.tracker_requests import TrackerRequests
+from zchunk.node.upload.upload_keys import UploadKeys
+from zchunk.node.upload_plans import PlannedUpload, UploadPlans
+from zchunk.protocol.messages import FileRecord, Message, PeerRecord, Removed, Request
+from zchunk.runtime.blocking_calls import Calls
 from zchunk.runtime.loop import Loop, LoopThread, ThreadWorkers
-from zchunk.system import disk
 from zchunk.system.os_errors import check_descriptors
 from zchunk.transport.zeromq import ZmqTransport
 
@@ -96,12 +53,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=Message)
+__all__ = ["Client", "PlannedUpload", "Unlock"]
+
 #: A passphrase or key, or what is called for it when a file turns out to be encrypted.
 Unlock = Secret | Callable[[Lock], Secret]
 
-#: A large file's plan, manifest or listing may take the tracker a while.
-_REQUEST_S = 30.0
 #: Its planes and their connections to the tracker have 32, a job has its door with 3 and up to 8
 #: files, each node that it talks to 4.
 DESCRIPTORS = 48
@@ -109,99 +65,10 @@ DESCRIPTORS = 48
 _CLOSE_S = 10.0
 
 
-@dataclass(frozen=True)
-class _Reply:
-    """Of the tracker; one of both is None."""
-
-    message: Message | None
-    error: ZchunkError | None
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """An event of the cluster."""
-
-    event: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _NewsOfPeers:
-    """See `Client._news_of_peers`."""
-
-
-class PlannedUpload:
-    """A plan to confirm: `run` carries it out, `abandon` drops it."""
-
-    def __init__(
-        self,
-        client: Client,
-        source: SourceFile,
-        name: str,
-        plan: Plan,
-        planned: Planned,
-        options: PutOptions,
-    ) -> None:
-        self._client = client
-        self._source = source
-        self.name = name
-        self.options = options
-        self.plan = plan
-        self.planned = planned
-
-    @property
-    def size(self) -> int:
-        return self._source.size
-
-    @property
-    def chunks_count(self) -> int:
-        return chunk_count(self.size, self.plan.chunk_size)
-
-    def shares(self) -> tuple[views.PeerShare, ...]:
-        """Each peer's part."""
-        return views.peer_shares(self.plan, self.planned)
-
-    def plan_event(self) -> dict[str, Any]:
-        """The `plan` event of SPEC "Machine-readable output"."""
-        encrypted = self.options.encrypt is not None
-        return views.plan_event(self.name, self.plan, self.planned, encrypted=encrypted)
-
-    def run(self, on_event: OnEvent | None = None) -> dict[str, Any]:
-        """Uploads; returns the `done` event. Raises ZchunkError; Ctrl-C leaves it resumable."""
-        client = self._client
-        try:
-            encryption = self._encryption()
-            with client.job() as call:
-                upload = client.manager.distribute_chunks(
-                    source=self._source,
-                    name=self.name,
-                    plan=self.plan,
-                    planned=self.planned,
-                    emit=call.emit,
-                    encryption=encryption,
-                )
-                done = run(call, client.bulk.loop, upload.start, upload.stop, on_event)
-            if encryption is not None:
-                client.upload_keys.forget(self._source.path)
-            return done
-        finally:
-            self._source.close()
-
-    def _encryption(self) -> Encryption | None:
-        if self.options.encrypt is None:
-            return None
-        return self._client.upload_keys.begin(
-            self._source.path, self.options.encrypt, hide_name=self.options.hide_name
-        )
-
-    def abandon(self) -> None:
-        """Drops the plan: others may use the space that it reserved."""
-        self._source.close()
-        self._client.ask(Abandon(upload_id=self.plan.upload_id), 1.0)
-
-
 class Client:
-    """A member of a cluster, without storage. Use as a context manager; thread-safe. Raises
-    ClientClosed after `close`, in other threads too, and ForeignProcess after a fork."""
+    """A member of a cluster, without storage. Use as a context manager; thread-safe: several
+    threads may run a job each at the same time. Raises ClientClosed after `close`, in other
+    threads too, and ForeignProcess after a fork."""
 
     def __init__(self, home: str | Path, settings: Settings | None = None) -> None:
         """`home` is the folder that `zchunk join` (or `zchunk node --join`) used.
@@ -214,11 +81,9 @@ class Client:
         self.folder, self.membership = of_home(self.home)
         check_transport(self.membership, self.settings)
         check_descriptors("a client", DESCRIPTORS)
-        self._pid = os.getpid()
         self._calls = Calls()
         self._streams: set[ChunkStream] = set()
         self._closing = threading.Lock()
-        self._answered_once = False
         clock, identity = SystemClock(), identity_of(self.folder, self.membership)
         self._control_transport = ZmqTransport()
         self._bulk_transport = ZmqTransport(BULK_IO_THREADS)
@@ -241,9 +106,19 @@ class Client:
         )
         # Requests are answered with it; who waits for events or a job must hear of it too.
         self.control.on_shut_out = self._calls.shut_out
-        self.upload_keys = UploadKeys(self.folder / "uploads")
+        where = ", ".join(self.membership.tracker)
+        self._requests = TrackerRequests(
+            control=self.control, calls=self._calls, settings=self.settings, where=where
+        )
         self.desk = JobDesk(book_of(self.home, self.folder))
-        self.manager = DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests")
+        self._service = JobService(bulk=self.bulk, desk=self.desk, membership=self.membership)
+        self._uploads = UploadPlans(
+            manager=DistributedChunkManager(bulk=self.bulk, keep_at=self.folder / "manifests"),
+            requests=self._requests,
+            calls=self._calls,
+            keys=UploadKeys(self.folder / "uploads"),
+            own_peer=self.own_peer,
+        )
         self._threads = [LoopThread(loop, self._on_failure) for loop in (bulk_loop, control_loop)]
         for thread in self._threads:
             thread.start()
@@ -260,7 +135,7 @@ class Client:
         """Closes the client, and the files that `open` returned. Jobs of other threads stop and keep
         what they have; calls that wait in other threads raise ClientClosed, reads of a file ValueError.
         A second call does nothing, nor does a call in a forked process."""
-        if os.getpid() != self._pid or not self._closing.acquire(blocking=False):
+        if self._calls.is_foreign or not self._closing.acquire(blocking=False):
             return
         why = ClientClosed("this client is closed; create a new zchunk.Client")
         for stream in list(self._streams):
@@ -281,62 +156,21 @@ class Client:
 
     def peers(self) -> tuple[PeerRecord, ...]:
         """All storing nodes, by name."""
-        snapshot = self._expect(GetSnapshot(), Snapshot)
-        return tuple(sorted(snapshot.peers, key=lambda record: (record.name, record.peer_id)))
+        return self._requests.peers()
 
     def ls(self) -> Iterator[FileRecord]:
         """All files, newest first; the next page is fetched while you read this one."""
-        self._check_tracker()
-        with self._calls.call() as call:
-            self._send(ListFiles(page=""), _REQUEST_S, call)
-            more = True
-            while more:
-                files = _of_kind(self._reply(call, _REQUEST_S), Files)
-                more = files.next_page != ""
-                if more:
-                    self._send(ListFiles(page=files.next_page), _REQUEST_S, call)
-                yield from files.files
+        return self._requests.files()
 
     def locate(self, name_or_id: str, unique: bool = False, *, settled: bool = False) -> Location:
         """A file's manifest and holders, by name or id. 64 hex digits are always an id. `settled`:
         where the tracker has just started, give holders a lease to say hello. Raises
         NotFound, AmbiguousName, IntegrityError (the tracker answers with another file)."""
-        where, hellos = self._locate(name_or_id, unique), HelloWait()
-        if not (settled and self._is_unsure(where)):
-            return where
-        with self._calls.call() as call, self._news_of_peers(call) as due:
-            lease_s = self.settings.tracker.lease_s
-            while hellos.waits(self._is_unsure(where), lease_s, SystemClock().monotonic()):
-                self._await_news(call, hellos.deadline())
-                due.clear()
-                where = self._locate(name_or_id, unique)
-        return where
-
-    def _is_unsure(self, where: Location) -> bool:
-        return any(record.unsure for record in where.peers.values())
-
-    def _locate(self, name_or_id: str, unique: bool) -> Location:
-        try:
-            ask = Locate(name_or_id=name_or_id, unique=unique)
-        except ValidationError:
-            raise NotFound(
-                f"no file has the name or id {name_or_id[:60]!r}; `zchunk ls` lists the files"
-            ) from None
-        return location(self._expect(ask, Located), name_or_id)
+        return self._requests.locate(name_or_id, unique, settled=settled)
 
     def remove(self, file_id: str) -> Removed:
         """Removes the file with this id. Chunks that other files share stay."""
-        try:
-            ask = Remove(file_id=file_id.lower())
-        except ValidationError:
-            raise NotFound(f"{file_id[:80]!r} is not a file id; `zchunk ls` lists the ids") from None
-        removed = self._expect(ask, Removed)
-        if removed.file_id != ask.file_id:
-            raise IntegrityError(
-                f"the tracker was asked to remove {ask.file_id}, but removed {removed.file_id};"
-                " `zchunk ls` lists the files"
-            )
-        return removed
+        return self._requests.remove(file_id)
 
     # -- put ------------------------------------------------------------------------
 
@@ -351,17 +185,7 @@ class Client:
 
         Raises NotFound, NotAllowed or InvalidUsage for the file, TooFewPeers, NoSpace.
         """
-        return self._plan_patiently(path, options, PlanPatience(), on_unsure)
-
-    def _plan_now(self, path: str | Path, options: PutOptions | None) -> PlannedUpload:
-        source, options = SourceFile(Path(path)), options or PutOptions()
-        try:
-            name = file_name(source.path, options)
-            plan = self.manager.plan_request(source.size, options, self.own_peer())
-            return PlannedUpload(self, source, name, plan, self._expect(plan, Planned), options)
-        except BaseException:
-            source.close()
-            raise
+        return self._uploads.plan(Path(path), options or PutOptions(), on_unsure)
 
     def plan_when_possible(
         self,
@@ -371,57 +195,7 @@ class Client:
     ) -> PlannedUpload:
         """As `plan_put`, as soon as there are enough peers for a plan: waits for their events.
         `on_refused` hears why there is none yet, each time that the reason is another one."""
-        return self._plan_patiently(path, options, PlanPatience(for_peers=True), on_refused)
-
-    def _plan_patiently(
-        self,
-        path: str | Path,
-        options: PutOptions | None,
-        patience: PlanPatience,
-        on_refused: Callable[[TooFewPeers], None],
-    ) -> PlannedUpload:
-        said: str | None = None
-        with self._calls.call() as call, self._news_of_peers(call) as due:
-            while True:
-                due.clear()
-                try:
-                    return self._plan_now(path, options)
-                except TooFewPeers as error:
-                    if not patience.waits(error, SystemClock().monotonic()):
-                        raise
-                    why = "unsure" if isinstance(error, PeersUnsure) else error.message
-                    if why != said:
-                        on_refused(error)
-                    said = why
-                except TrackerUnreachable:
-                    # It was there before: when it is back, the session tells.
-                    if said is None or not patience.for_peers:
-                        raise
-                self._await_news(call, patience.deadline())
-
-    def _await_news(self, call: Call, deadline: float | None) -> None:
-        """Until the call is told something, or the time has come. Raises why we are shut out."""
-        timeout = None if deadline is None else max(0.0, deadline - SystemClock().monotonic())
-        with suppress(queue.Empty):
-            if isinstance(event := self._next_of(call, timeout), ShutOut):
-                raise event.why
-
-    @contextmanager
-    def _news_of_peers(self, call: Call) -> Iterator[threading.Event]:
-        """In the block the call is told when a peer is up, or is known not to be, or the view of all
-        is complete anew: once, until what is yielded is cleared."""
-        due = threading.Event()
-
-        def news(record: PeerRecord | None = None) -> None:
-            if (record is None or not record.unsure) and not due.is_set():
-                due.set()
-                call.emit(_NewsOfPeers())
-
-        stop = self.control.watch_peers(self.bulk.loop, news, news)
-        try:
-            yield due
-        finally:
-            stop()
+        return self._uploads.plan(Path(path), options or PutOptions(), on_refused, for_peers=True)
 
     def put(
         self,
@@ -478,13 +252,9 @@ class Client:
     ) -> dict[str, Any]:
         """As `get`, of what `locate` and `opened` returned. Raises TargetExists also for a target
         that is no regular file, or a link of somebody else; the user's own links are followed."""
-        path = _chosen(target, safe_target_name(where.manifest.name))
-        with self.job() as call:
-            done = self._at_target(call, where, path, force, on_event)
-            if done is not None:
-                return done
-            record = self._new_record(where, path, secrets.token_hex(8), force)
-            return self._download(call, where, record, wait, on_event)
+        path = chosen_target(target, safe_target_name(where.manifest.name))
+        record = self._service.new_download(where, path, force=force)
+        return self._download(where, record, path, wait, on_event)
 
     def opened(self, where: Location, unlock: Unlock | None) -> Location:
         """With the manifest of an encrypted file opened: its name and SHA-256 are then the true
@@ -507,85 +277,24 @@ class Client:
             raise KeyNeeded(f"{where.manifest.name!r} is encrypted with {lock.text}; none was given")
         return replace(where, manifest=open_manifest(where.manifest, secret))
 
-    def _check_fetches(self) -> None:
-        """Nodes would refuse each chunk: better said at once."""
-        if self.membership.role == "observer":
-            raise NotAllowed(
-                f"{self.membership.name} is an observer and may not download; join with a client token"
-                " (`zchunk token --role client` on the tracker's PC prints one)"
-            )
-
-    def _at_target(
-        self, call: Call, where: Location, path: Path, force: bool, on_event: OnEvent | None
-    ) -> dict[str, Any] | None:
-        """The `done` event where the target is the file already. Raises TargetExists."""
-        if not os.path.lexists(path):
-            return None
-        emit = on_event or (lambda event: None)
-        preparing = Preparing(
-            lambda event: emit(event.to_json()),
-            SystemClock(),
-            job_id=None,
-            target=str(path),
-            size=where.manifest.size,
-        )
-
-        def looked_at(done: int) -> None:
-            preparing.looked_at(done)
-            take_pending(call, emit)
-
-        if target_has_content(path, where.manifest, looked_at):
-            remove_leftovers(path)
-            return _done_already(where, path)
-        check_regular(path, os.lstat(path))
-        if not force:
-            raise TargetExists(
-                f"{path} exists and has other content; choose another target with -o, or replace it with"
-                " --force"
-            )
-        return None
-
-    def _new_record(self, where: Location, path: Path, job_id: str, force: bool) -> JobRecord:
-        return JobRecord(
-            job_id=job_id,
-            file_id=where.manifest.file_id,
-            name=where.manifest.name,
-            size=where.manifest.size,
-            chunks_count=len(where.manifest.chunks),
-            target=str(path.absolute()),
-            created_at=iso_utc(SystemClock().wall()),
-            auto_resume=self.settings.chunking.auto_resume_downloads,
-            force=force,
-        )
-
     def _download(
-        self, call: Call, where: Location, record: JobRecord, wait: bool, on_event: OnEvent | None
+        self, where: Location, record: JobRecord, path: Path, wait: bool, on_event: OnEvent | None
     ) -> dict[str, Any]:
-        """Runs the job in this process; the record becomes that of what is at the target."""
-        self._check_fetches()
-        try:
-            part = open_part(Path(record.target), where.manifest, record.job_id, replaces=record.force)
-        except ZchunkError as error:
-            self.desk.not_started(record, error)
-            raise
-        record = replace(record, job_id=part.job_id, created_at=part.created_at)
-        kept = KeptJob(
-            bulk=self.bulk,
-            book=self.desk.book,
-            record=record,
-            emit=call.emit,
-        )
-        download = Download(
-            bulk=self.bulk,
-            where=where,
-            part=part,
-            wait=wait,
-            auto_resume=record.auto_resume,
-            emit=kept.emit,
-            on_state=kept.state_changed,
-        )
-        kept.attach(download)
-        return run(call, self.bulk.loop, kept.start, kept.stop, on_event)
+        """Runs the job in this process. `path` is the target as the caller named it."""
+        emit = on_event or (lambda event: None)
+        with self._calls.call(job=True) as call:
+            done = self._service.at_target(
+                where,
+                path,
+                force=record.force,
+                emit=lambda event: emit(event.to_json()),
+                check=lambda: take_pending(call, emit),
+            )
+            if done is not None:
+                self._service.found_complete(record)
+                return done.to_json()
+            job = self._service.download(where, record, wait=wait, emit=call.emit)
+            return run(call, self.bulk.loop, job.start, job.stop, on_event)
 
     # -- ranges ---------------------------------------------------------------------
 
@@ -617,8 +326,7 @@ class Client:
         from zchunk.node.reading.file_object import ChunkStream
         from zchunk.node.reading.range_reader import Reader, room_of
 
-        self._check_fetches()
-        self._check_process()
+        check_fetches(self.membership)
         stream = ChunkStream(
             call=self._calls.begin(),
             loop=self.bulk.loop,
@@ -627,7 +335,7 @@ class Client:
             make_reader=lambda emit: Reader(bulk=self.bulk, where=where, wait=wait, emit=emit),
             on_event=on_event,
             on_close=self._stream_closed,
-            check=self._check_process,
+            check=self._calls.check_process,
         )
         self._streams.add(stream)
         return stream
@@ -672,17 +380,10 @@ class Client:
     ) -> dict[str, Any]:
         """Runs a job that no process runs, of the file that `locate_job` returned; returns the
         `done` event."""
-        path = Path(record.target)
-        with self.job() as call:
-            done = self._at_target(call, where, path, record.force, on_event)
-            if done is not None:
-                self.desk.completed(record)
-                return done
-            again = self._new_record(where, path, record.job_id, record.force)
-            again = replace(again, created_at=record.created_at)
-            return self._download(call, where, again, True, on_event)
+        again = self._service.download_again(where, record)
+        return self._download(where, again, Path(record.target), True, on_event)
 
-    # -- events ---------------------------------------------------------------------
+    # -- events and requests ----------------------------------------------------------
 
     def events(self, since: int | None = None) -> Iterator[dict[str, Any]]:
         """The events of the cluster from now on, endlessly: dicts with `topic`, `epoch`, `seq`,
@@ -694,133 +395,18 @@ class Client:
         the first event of the new run.
         Raises TrackerUnreachable when the tracker does not answer at the start, NotAllowed.
         """
-        self._expect(GetSnapshot(), Snapshot)
-        with self._calls.call() as call:
-            stop = self.control.watch_events(
-                self.control.loop,
-                lambda event: call.emit(_Seen(_event_dict(event))),
-                lambda missed: call.emit(_Seen(_missed_dict(missed))),
-                since,
-            )
-            try:
-                while True:
-                    event = self._next_of(call)
-                    if isinstance(event, ShutOut):
-                        raise event.why
-                    if isinstance(event, _Seen):
-                        yield event.event
-            finally:
-                stop()
+        from zchunk.node import views
 
-    # -- inside ---------------------------------------------------------------------
-
-    @contextmanager
-    def job(self) -> Iterator[Call]:
-        """Around a job that this thread runs."""
-        self._check_process()
-        with self._calls.call(job=True) as call:
-            yield call
+        with closing(self._requests.events(since)) as events:
+            for event in events:
+                yield views.cluster_event(event)
 
     def ask(self, message: Request, timeout_s: float) -> Message:
         """One request to the tracker. Raises its error, or TrackerUnreachable."""
-        with self._calls.call() as call:
-            self._send(message, timeout_s, call)
-            return self._reply(call, timeout_s)
-
-    def _send(self, message: Request, timeout_s: float, call: Call) -> None:
-        self._check_process()
-
-        def answer(reply: Message | None, error: ZchunkError | None) -> None:
-            call.emit(_Reply(reply, error))
-
-        self.control.request(message, timeout_s, self.control.loop, answer)
-
-    def _reply(self, call: Call, timeout_s: float) -> Message:
-        """To what `_send` sent."""
-        self._check_process()
-        try:
-            while not isinstance(event := call.next(timeout_s + 1.0), _Reply):
-                pass
-        except queue.Empty:
-            raise TrackerUnreachable(f"the tracker at {self._where()} does not answer") from None
-        if event.error is not None:
-            raise event.error
-        self._answered_once = True
-        assert event.message is not None
-        return event.message
-
-    def _next_of(self, call: Call, timeout_s: float | None = None) -> object:
-        """Raises queue.Empty after the time."""
-        self._check_process()
-        return call.next(timeout_s)
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise ForeignProcess(
-                f"this client belongs to process {self._pid} and does not work after a fork;"
-                " create a zchunk.Client in each process"
-            )
-
-    def _expect(self, message: Request, kind: type[M]) -> M:
-        self._check_tracker()
-        return _of_kind(self.ask(message, _REQUEST_S), kind)
-
-    def _check_tracker(self) -> None:
-        """A tracker that is not there is told within seconds, whatever is asked."""
-        if not self._answered_once:
-            self.ask(GetSnapshot(), self.settings.client.tracker_timeout_s)
+        return self._requests.ask(message, timeout_s)
 
     def _on_failure(self, error: BaseException) -> None:
         self._calls.end(error)
         if isinstance(error, ZchunkError):
-            return  # what the system refused: the caller gets it as an exception
-        log.error("a bug stopped this client", exc_info=error)
-
-    def _where(self) -> str:
-        return ", ".join(self.membership.tracker)
-
-
-def _of_kind(reply: Message, kind: type[M]) -> M:
-    if not isinstance(reply, kind):
-        raise UnknownMessage(f"the tracker answered with {reply.TYPE!r} instead of {kind.TYPE!r}")
-    return reply
-
-
-def _event_dict(event: Event) -> dict[str, Any]:
-    own = {
-        "topic": event.topic,
-        "epoch": event.epoch,
-        "seq": event.seq,
-        "time": iso_utc(event.time_ms / 1000),
-    }
-    return {**own, **event.fields, **own}  # its own come first, and are not overwritten
-
-
-def _missed_dict(missed: Missed) -> dict[str, Any]:
-    numbers = {"seq": missed.last, "first": missed.first, "last": missed.last}
-    return {"topic": "missed", "epoch": missed.epoch, "time": iso_utc(SystemClock().wall()), **numbers}
-
-
-def _chosen(target: str | Path | None, name: str) -> Path:
-    """The file to write; `name` is its name where the target is a folder, or was not given."""
-    path = Path(name if target is None else target)
-    with disk.storage_errors(path, "checking"):
-        path = followed(path)
-        return followed(path / name) if path.is_dir() else path
-
-
-def _done_already(where: Location, path: Path) -> dict[str, Any]:
-    sha256 = where.manifest.sha256
-    return Downloaded(
-        job_id=None,
-        file_id=where.manifest.file_id,
-        name=where.manifest.name,
-        target=str(path),
-        size=where.manifest.size,
-        sha256=sha256.hex() if sha256 is not None else None,
-        seconds=0.0,
-        bytes_received=0,
-        bytes_received_by_peer={},
-        chunks_count=len(where.manifest.chunks),
-        already=True,
-    ).to_json()
+            return  # what the system refused: whoever waits is told
+        log.error("a bug ended this client", exc_info=error)

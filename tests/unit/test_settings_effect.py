@@ -20,7 +20,6 @@ import pytest
 
 from tests.sim.cluster import FREE_BYTES, Cluster, Outcome, SimClient, simulated_disk
 from tests.sim.replay import record
-from zchunk import client as client_module
 from zchunk import config
 from zchunk.cli import servers
 from zchunk.cli.joining import host_name
@@ -31,6 +30,7 @@ from zchunk.errors import TrackerUnreachable, ZchunkError
 from zchunk.node.build import NodeParts, node_parts
 from zchunk.node.home.membership import Identity, Membership, save
 from zchunk.node.job_events import Downloaded
+from zchunk.node.jobs import service
 from zchunk.node.planes import bulk_plane
 from zchunk.node.upload.assignment import assignment
 from zchunk.protocol.messages import PeerRecord, Plan, Planned
@@ -301,9 +301,9 @@ def _client_resumes(world: World) -> bool:
             self.start = lambda: emit(_DONE)
             self.stop = lambda: None
 
-    world.patch.setattr(client_module, "Download", Told)
+    world.patch.setattr(service, "Download", Told)
     part = SimpleNamespace(job_id="1", created_at="2026-01-31T14:02:05.123Z")
-    world.patch.setattr(client_module, "open_part", lambda *_, **__: part)
+    world.patch.setattr(service, "open_part", lambda *_, **__: part)
     client = world.client()
     where: Any = SimpleNamespace(
         manifest=SimpleNamespace(file_id="f", name="file", size=0, chunks=(), sealed=None)
@@ -481,7 +481,7 @@ def patience_with_a_tracker(world: World) -> float:
         raise TrackerUnreachable("not there")
 
     client = world.client()
-    world.patch.setattr(client, "ask", ask)
+    world.patch.setattr(client._requests, "ask", ask)
     with pytest.raises(TrackerUnreachable):
         client.peers()
     return patience[0]

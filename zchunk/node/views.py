@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zchunk.clock import iso_utc
+from zchunk.clock import SystemClock, iso_utc
 from zchunk.content.manifest import chunk_count, chunk_length
 from zchunk.node.bulk.location import MAX_LISTED, Location
+from zchunk.node.control.event_feed import Missed
 from zchunk.node.jobs.records import JobStatus
 from zchunk.node.upload.assignment import assignment
-from zchunk.protocol.messages import FileRecord, PeerRecord, Plan, Planned
+from zchunk.protocol.messages import Event, FileRecord, PeerRecord, Plan, Planned
 
 # -- files ----------------------------------------------------------------------------
 
@@ -107,6 +108,23 @@ def peer(record: PeerRecord) -> dict[str, Any]:
         "files_unknown": record.files_unknown,
         "refuses": record.refuses or None,
     }
+
+
+# -- events ---------------------------------------------------------------------------
+
+
+def cluster_event(event: Event | Missed) -> dict[str, Any]:
+    """What happened, or, as `missed`, which events the tracker no longer has."""
+    if isinstance(event, Missed):
+        numbers = {"seq": event.last, "first": event.first, "last": event.last}
+        return {"topic": "missed", "epoch": event.epoch, "time": iso_utc(SystemClock().wall()), **numbers}
+    own = {
+        "topic": event.topic,
+        "epoch": event.epoch,
+        "seq": event.seq,
+        "time": iso_utc(event.time_ms / 1000),
+    }
+    return {**own, **event.fields, **own}  # its own come first, and are not overwritten
 
 
 # -- jobs -----------------------------------------------------------------------------

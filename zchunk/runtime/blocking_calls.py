@@ -10,13 +10,14 @@ loop that has ended.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from zchunk.errors import ZchunkError
+from zchunk.errors import ForeignProcess, ZchunkError
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,16 @@ class Ended:
 class Call:
     """What one thread waits for. Anybody may `emit`."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before each wait, and raises where nothing can come."""
+        self._check = check
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self.emit: Callable[[object], None] = self._events.put
 
     def next(self, timeout_s: float | None = None) -> object:
         """The next event: what somebody emitted, `Interrupt` or `ShutOut`. Raises queue.Empty after
         the time, and why the loops have ended."""
+        self._check()
         event = self._events.get(timeout=timeout_s)
         if isinstance(event, Ended):
             self.emit(event)  # for whoever asks once more
@@ -59,6 +63,7 @@ class Calls:
     """The calls of one process's loops. Thread-safe; `interrupt` also in a signal handler."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._open: dict[Call, None] = {}
         #: calls that run a job -> by which thread
         self._jobs: dict[Call, int] = {}
@@ -77,8 +82,9 @@ class Calls:
 
     def begin(self, *, job: bool = False) -> Call:
         """To be left. `job`: who ends the loops waits for it (see `stop_jobs`). Raises why the
-        loops have ended."""
-        call = Call()
+        loops have ended, and as `check_process`."""
+        self.check_process()
+        call = Call(self.check_process)
         with self._changed:
             if self._why is not None:
                 raise self._why.with_traceback(None)
@@ -86,6 +92,19 @@ class Calls:
             if job:
                 self._jobs[call] = threading.get_ident()
         return call
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a fork of the process whose loops they are, which has none."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Raises ForeignProcess."""
+        if self.is_foreign:
+            raise ForeignProcess(
+                f"this client belongs to process {self._pid} and does not work after a fork;"
+                " create a zchunk.Client in each process"
+            )
 
     def leave(self, call: Call) -> None:
         """A second time does nothing."""

@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 
 from zchunk.errors import TargetExists
-from zchunk.system import syscalls
+from zchunk.system import disk, syscalls
 from zchunk.system.file_owners import own_uid, owner_name
 
 #: Bytes of a file's name; some file systems take fewer.
@@ -166,3 +166,11 @@ def _rename_new(part: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     os.rename(part, target)
+
+
+def chosen_target(target: str | Path | None, name: str) -> Path:
+    """The file to write; `name` is its name where the target is a folder, or was not given."""
+    path = Path(name if target is None else target)
+    with disk.storage_errors(path, "checking"):
+        path = followed(path)
+        return followed(path / name) if path.is_dir() else path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zchunk.config import Settings
-from zchunk.errors import InvalidUsage, NotFound, NotJoined, StorageFailure
+from zchunk.errors import InvalidUsage, NotAllowed, NotFound, NotJoined, StorageFailure
 from zchunk.system import addresses, disk, json_files
 from zchunk.system.home_state import HomeState, is_there
 from zchunk.transport.auth import ROLES, Token, load_key, make_key
@@ -209,3 +209,12 @@ def own_node(home: Path) -> str | None:
     """The peer id of the node of this home, or None."""
     membership = load(home / "node")
     return membership.peer_id if membership is not None else None
+
+
+def check_fetches(membership: Membership) -> None:
+    """Nodes would refuse each chunk: better said at once. Raises NotAllowed."""
+    if membership.role == "observer":
+        raise NotAllowed(
+            f"{membership.name} is an observer and may not download; join with a client token"
+            " (`zchunk token --role client` on the tracker's PC prints one)"
+        )
