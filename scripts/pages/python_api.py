@@ -23,7 +23,7 @@ def _class(name: str) -> ast.ClassDef:
 
 _MODULES = {
     "Client": "zchunk.client",
-    "PlannedUpload": "zchunk.client",
+    "PlannedUpload": "zchunk.node.upload_plans",
     "PutOptions": "zchunk.node.manager",
     "Passphrase": "zchunk.content.encryption",
     "KeyFile": "zchunk.content.encryption",
