@@ -611,7 +611,7 @@ class Cluster:
                 data = node.store.read_block(sha256, 0, node.store.size_of(sha256))
                 assert hashlib.sha256(data).digest() == sha256, f"seed {self.seed}: a wrong chunk"
             assert not list((node.folder / "store" / "tmp").iterdir()), f"seed {self.seed}: an orphan"
-            assert node.store._held._reserved == 0, f"seed {self.seed}: space reserved for nothing"
+            assert node.store.parts.held._reserved == 0, f"seed {self.seed}: space reserved for nothing"
 
     def _verify_files(self, files: dict[str, Path]) -> None:
         listed, _ = self.store.list_files("")
@@ -643,9 +643,9 @@ def opened_stores() -> Iterator[list[ChunkStore]]:
 
 def _drop(store: Any) -> None:
     """What the operating system does for a process that is killed: locks and descriptors go."""
-    store._readers.close()
-    store._index.close()
-    store._folder.release()
+    store.parts.readers.close()
+    store.parts.index.close()
+    store.parts.folder.release()
 
 
 def _check_marks(part: PartFile, seed: int) -> None:

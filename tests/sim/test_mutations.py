@@ -31,7 +31,8 @@ from zchunk.node.download.actions import ChunkState, VerifyChunk
 from zchunk.node.download.fetcher import Fetcher
 from zchunk.node.download.job import DownloadJob
 from zchunk.node.registration import NodeRegistration
-from zchunk.node.store import chunk_store, reconcile, verification
+from zchunk.node.store import reconcile, scrub, storing, verification
+from zchunk.node.store.removal import Removal
 from zchunk.node.upkeep.garbage import GarbageCollector
 from zchunk.node.upkeep.self_check import SelfCheck
 from zchunk.node.upload import publication
@@ -121,7 +122,7 @@ def downloads_unverified(patch: Patch) -> None:
 
 def puts_unverified(patch: Patch) -> None:
     """A node stores what it was sent under the name that was promised."""
-    patch.setattr(chunk_store, "check_bytes", lambda sha256, blake3, view: None)
+    patch.setattr(storing, "check_bytes", lambda sha256, blake3, view: None)
 
 
 def gaps_ignored(patch: Patch) -> None:
@@ -167,10 +168,10 @@ def new_numbers_unheard(patch: Patch) -> None:
 def leased_chunks_trashed(patch: Patch) -> None:
     """What the tracker let go is deleted although an upload has leased it meanwhile."""
 
-    def is_removable(self: chunk_store.ChunkStore, sha256: bytes, now_wall: float) -> bool:
-        return self.has(sha256)
+    def is_removable(self: Removal, sha256: bytes, now_wall: float) -> bool:
+        return self._open.held.has(sha256)
 
-    patch.setattr(chunk_store.ChunkStore, "_is_removable", is_removable)
+    patch.setattr(Removal, "_is_removable", is_removable)
 
 
 def kept_chunks_untold(patch: Patch) -> None:
@@ -282,7 +283,7 @@ def refusals_are_damage(patch: Patch) -> None:
         except OSError:
             return verification.Judged(verification.Verdict.DAMAGED)
 
-    for module in (chunk_store, reconcile):
+    for module in (scrub, reconcile):
         patch.setattr(module, "judge", judged)
 
 

@@ -18,7 +18,7 @@ from tests.sim.cluster import CHUNK, Cluster, Outcome, SimNode
 @contextmanager
 def refusing(node: SimNode, number: int = errno.EIO) -> Iterator[list[Path]]:
     """Inside the block no chunk of the node can be opened. Yields the files that somebody tried."""
-    node.store._readers.close()  # whatever is open stays readable otherwise
+    node.store.parts.readers.close()  # whatever is open stays readable otherwise
     chunks, real, tried = node.folder / "store" / "chunks", os.open, []
 
     def refuse(name: Any, flags: int, *rest: Any, **more: Any) -> int:

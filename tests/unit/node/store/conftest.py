@@ -17,7 +17,7 @@ def stores(tmp_path: Path) -> Iterator[Stores]:
     opened = Stores(tmp_path / "store")
     yield opened
     for store in opened.open:
-        if not store._folder.closed and (opened.root / MARKER).exists():
+        if not store.parts.folder.closed and (opened.root / MARKER).exists():
             check(store)
         store.close()
 

@@ -60,9 +60,9 @@ def keep(store: ChunkStore, *chunks: Chunk, name: str = "file") -> str:
 def bring(store: ChunkStore, made: Manifest) -> str:
     """By an upload that had a chunk of it here, which is no longer leased."""
     upload_id = made.file_id[:32]
-    with store._index_lock:
+    with store.parts.index_lock:
         for row in made.chunks[:1]:
-            store._index.lease(row.sha256, upload_id, 0.0)
+            store.parts.index.lease(row.sha256, upload_id, 0.0)
     store.put_manifest(made.file_id, made.canonical, upload_id)
     return made.file_id
 
@@ -105,9 +105,9 @@ def check(store: ChunkStore) -> None:
         data = store.read_block(h, 0, store.size_of(h))
         assert hashing.sha256(data) == h
         assert store.verify(h)
-    with store._index_lock:
-        assert store._index.chunks() == {h: store.size_of(h) for h in hashes}
-        assert store._trash.bytes == sum(p.stat().st_size for p, _ in store._trash.entries())
+    with store.parts.index_lock:
+        assert store.parts.index.chunks() == {h: store.size_of(h) for h in hashes}
+        assert store.parts.trash.bytes == sum(p.stat().st_size for p, _ in store.parts.trash.entries())
 
 
 class Stores:
@@ -135,9 +135,9 @@ class Stores:
     def crash(self, store: ChunkStore) -> None:
         """The process is gone: its locks and descriptors with it, nothing else done."""
         self.open.remove(store)
-        store._readers.close()
-        store._index.close()
-        store._folder.release()
+        store.parts.readers.close()
+        store.parts.index.close()
+        store.parts.folder.release()
 
     def crash_and_reopen(self, store: ChunkStore) -> ChunkStore:
         self.crash(store)

@@ -279,7 +279,7 @@ def test_only_a_broken_index_makes_the_store_refuse_until_a_restart(
     def fail(*_args: Any, **_more: Any) -> None:
         raise error
 
-    with replaced(store._index._db, "execute", fail), pytest.raises(INDEX_ERRORS[name]) as caught:
+    with replaced(store.parts.index._db, "execute", fail), pytest.raises(INDEX_ERRORS[name]) as caught:
         put(store, Chunk(1))
     assert type(caught.value) is INDEX_ERRORS[name]
     if name == "SQLITE_NOMEM":
@@ -301,7 +301,7 @@ def test_an_index_on_a_full_disk_has_no_space_whatever_sqlite_calls_it(
         raise error
 
     with (
-        replaced(store._index._db, "execute", fail),
+        replaced(store.parts.index._db, "execute", fail),
         replaced(disk, "free_bytes", lambda path: 4096),
         pytest.raises(NoSpace, match="free some space"),
     ):
@@ -336,8 +336,8 @@ def test_rebuild_index_repairs_rows_while_the_store_runs(stores: Stores, store: 
     chunk_path(stores.root, gone).unlink()
     placed(stores, new)
     placed(stores, cut, cut.data[:-1])
-    with store._index_lock:
-        store._index.remove_manifest(file_id)
+    with store.parts.index_lock:
+        store.parts.index.remove_manifest(file_id)
     store.rebuild_index()
     assert store.hashes() == sorted([held.sha256, new.sha256])
     assert store.manifests() == [file_id]

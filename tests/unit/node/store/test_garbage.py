@@ -171,7 +171,7 @@ def test_trash_is_counted_again_when_opened(stores: Stores, store: ChunkStore) -
     trashed(store, stores, Chunk(1, 1000))
     dropped(store, stores, Chunk(2, 2000))
     store.close()
-    assert stores.reopen()._trash.bytes == 3000
+    assert stores.reopen().parts.trash.bytes == 3000
 
 
 def test_a_move_that_fails_keeps_the_chunk(stores: Stores, store: ChunkStore) -> None:
@@ -189,7 +189,7 @@ def test_a_row_that_cannot_be_removed_is_found_by_the_next_opening(stores: Store
     def fail(_sha256: Any) -> None:
         raise StorageFailure("the index failed")
 
-    with replaced(store._index, "remove", fail), pytest.raises(StorageFailure):
+    with replaced(store.parts.index, "remove", fail), pytest.raises(StorageFailure):
         store.trash([Chunk(1).sha256], "s", 0.0)
     assert not store.has(Chunk(1).sha256)
     store.close()

@@ -196,9 +196,9 @@ def test_a_large_manifest_has_all_its_references(store: ChunkStore) -> None:
     rows = tuple(ChunkRow(65536, "identity", n.to_bytes(32, "big"), bytes(32), None) for n in range(12_345))
     made = Manifest("large", 65536 * len(rows), bytes(32), 65536, rows)
     bring(store, made)
-    with store._index_lock:
-        assert all(store._index.referenced(n.to_bytes(32, "big")) for n in (0, 4999, 5000, 12_344))
-        assert not store._index.referenced((12_345).to_bytes(32, "big"))
+    with store.parts.index_lock:
+        assert all(store.parts.index.referenced(n.to_bytes(32, "big")) for n in (0, 4999, 5000, 12_344))
+        assert not store.parts.index.referenced((12_345).to_bytes(32, "big"))
 
 
 # -- what manifests take, and who may bring them ----------------------------------------------

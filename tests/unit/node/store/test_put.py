@@ -75,8 +75,8 @@ def test_put_is_durable_step_by_step(store: ChunkStore, monkeypatch: pytest.Monk
     spy(os, "replace", lambda *_: "rename")
     spy(os, "mkdir", lambda *_: "mkdir")
     spy(disk, "sync_folder", lambda path: f"sync {path.name}")
-    spy(store._index, "intend", lambda *_: "intent")
-    spy(store._index, "add", lambda *_: "row")
+    spy(store.parts.index, "intend", lambda *_: "intent")
+    spy(store.parts.index, "add", lambda *_: "row")
     chunk = Chunk(1, 8192)
     put(store, chunk)
     folder = chunk.hex[:2]
@@ -190,7 +190,7 @@ def test_a_file_that_may_not_be_there_and_cannot_be_removed_is_looked_for_at_the
 
 
 def test_a_full_index_is_no_space_and_no_chunk(stores: Stores, store: ChunkStore) -> None:
-    store._index._db.execute_sql("PRAGMA max_page_count = 1")
+    store.parts.index._db.execute_sql("PRAGMA max_page_count = 1")
     chunks = [Chunk(seed, 10) for seed in range(400)]
     with pytest.raises(NoSpace):
         put(store, *chunks)
@@ -305,7 +305,7 @@ def test_a_put_beside_the_failed_sync_of_another_is_not_acknowledged(
     """The kernel reports a failed sync once: a second one's success proves nothing."""
 
     def flag_then_sync(fd: int) -> None:
-        store.flag = "another put's sync failed"
+        store.parts.flag = "another put's sync failed"
 
     monkeypatch.setattr(disk, "sync_file", flag_then_sync)
     with pytest.raises(StorageFailure):
@@ -369,7 +369,7 @@ def test_a_second_put_of_a_chunk_waits_and_writes_nothing(
     assert inside.wait(30)
     second = threading.Thread(target=put, args=(store, Chunk(1)), kwargs={"upload": OTHER_UPLOAD})
     second.start()
-    while not store._turn._waiters and len(made) == 1:  # type: ignore[attr-defined]
+    while not store.parts.turn._waiters and len(made) == 1:  # type: ignore[attr-defined]
         pass
     go_on.set()
     first.join()
@@ -382,14 +382,14 @@ def test_a_second_put_of_a_chunk_waits_and_writes_nothing(
 def test_a_rebuild_in_the_middle_of_a_put_counts_the_chunk_once(
     store: ChunkStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = store._record
+    real = store._storing._record
 
     def rebuilt_before(*args: Any) -> None:
         store.rebuild_index()
         assert store.count == 1
         real(*args)
 
-    monkeypatch.setattr(store, "_record", rebuilt_before)
+    monkeypatch.setattr(store._storing, "_record", rebuilt_before)
     put(store, Chunk(1))
     check(store)
 
@@ -411,7 +411,7 @@ def test_close_waits_for_a_put_that_began(
     assert inside.wait(30)
     closing = threading.Thread(target=store.close)
     closing.start()
-    while not store._closing:
+    while not store.parts.closing:
         pass
     with pytest.raises(StoreOffline):
         put(store, Chunk(2))

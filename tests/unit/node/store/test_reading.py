@@ -20,7 +20,7 @@ from zchunk.errors import (
     Unreadable,
     ZchunkError,
 )
-from zchunk.node.store import chunk_store
+from zchunk.node.store import open_store
 from zchunk.node.store.chunk_readers import ChunkReaders
 from zchunk.node.store.chunk_store import ChunkStore
 
@@ -30,19 +30,19 @@ def test_the_space_held_for_a_chunk_is_its_own_and_counted_once(stores: Stores) 
     stores.capacity = 10 * 9000
     store = stores.create()
     seen = []
-    add = store._held.add
+    add = store.parts.held.add
 
     def watched(*args: Any) -> None:
         add(*args)
-        seen.append(store._held.room(1 << 60))
+        seen.append(store.parts.held.room(1 << 60))
 
-    store._held.add = watched  # type: ignore[assignment, method-assign]
+    store.parts.held.add = watched  # type: ignore[assignment, method-assign]
     for number in range(10):
         assert store.reserve_space(9000)
         chunk = Chunk(number)
         store.put(chunk.sha256, chunk.blake3, chunk.data, UPLOAD, 9000)
     assert seen == [9000 * left for left in range(9, -1, -1)]
-    assert store._held._reserved == 0
+    assert store.parts.held._reserved == 0
     assert not store.reserve_space(1)
 
 
@@ -55,7 +55,7 @@ def test_the_space_held_for_a_chunk_that_is_not_stored_is_given_back(store: Chun
     bad = chunk.data if again else b"x" + chunk.data[1:]
     with contextlib.suppress(ChunkCorrupt):
         store.put(chunk.sha256, chunk.blake3, bad, UPLOAD, 9000)
-    assert store._held._reserved == 0
+    assert store.parts.held._reserved == 0
 
 
 def test_read_block_reads_any_range(store: ChunkStore) -> None:
@@ -109,7 +109,7 @@ def test_open_descriptors_are_bounded_and_all_closed_in_the_end(stores: Stores, 
     before = len(open_descriptors(stores.root))
     for chunk in chunks + chunks[::-1]:
         assert store.read_block(chunk.sha256, 0, 10) == chunk.data
-    assert len(open_descriptors(stores.root)) == before + chunk_store.OPEN_READERS
+    assert len(open_descriptors(stores.root)) == before + open_store.OPEN_READERS
     store.close()
     assert len(open_descriptors(stores.root)) < before
 

@@ -38,8 +38,8 @@ def test_a_good_chunk_costs_the_prefilter_only(store: ChunkStore) -> None:
 
 def test_where_the_index_is_wrong_the_sha256_decides_and_the_index_is_mended(store: ChunkStore) -> None:
     put(store, Chunk(1))
-    with store._index_lock:
-        store._index.add(Chunk(1).sha256, 9000, bytes(32))
+    with store.parts.index_lock:
+        store.parts.index.add(Chunk(1).sha256, 9000, bytes(32))
     before = hashing.counts["sha256"]
     assert store.verify(Chunk(1).sha256)
     assert hashing.counts["sha256"] - before == 9000

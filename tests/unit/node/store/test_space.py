@@ -79,7 +79,7 @@ def test_short_space_purges_the_oldest_trash_first_and_no_more_than_needed(
         trashed(store, stores, chunk, days=-age)
 
     def free(_path: Any) -> Any:
-        return 5000 - store._trash.bytes
+        return 5000 - store.parts.trash.bytes
 
     monkeypatch.setattr(disk, "free_bytes", free)
     assert store.reserve_space(2400)  # 900 are free: two of the oldest must go

@@ -248,7 +248,7 @@ def test_a_chunk_that_cannot_be_read_is_stored_anew_in_one_step(stores: Stores, 
     store.put(chunk.sha256, chunk.blake3, chunk.data, UPLOAD, 9000)
     assert path.stat().st_ino != before
     assert store.read_block(chunk.sha256, 0, 9000) == chunk.data
-    assert (store.count, store.used, store._held._reserved) == (1, 9000, 0)
+    assert (store.count, store.used, store.parts.held._reserved) == (1, 9000, 0)
     put(store, chunk)
     assert path.stat().st_ino not in (0, before)
 
@@ -331,7 +331,7 @@ def test_what_could_never_be_read_is_found_at_the_next_start(
 def test_a_put_that_was_cut_off_and_cannot_be_read_yet_is_not_forgotten(
     stores: Stores, store: ChunkStore
 ) -> None:
-    with replaced(store, "_record", oserror(errno.EIO)), pytest.raises(OSError):  # noqa: PT011
+    with replaced(store._storing, "_record", oserror(errno.EIO)), pytest.raises(OSError):  # noqa: PT011
         put(store, Chunk(1))
     stores.crash(store)
     with unreadable(errno.EMFILE, "open", chunk_path(stores.root, Chunk(1))):
