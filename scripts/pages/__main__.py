@@ -20,21 +20,19 @@ FILLERS = {
 }
 
 
-def pages() -> dict[Path, str]:
-    """Each page as it should be."""
-    return {
-        TARGET / f"{name}.md": fill((TEMPLATES / f"{name}.md").read_text(), fillers)
-        for name, fillers in FILLERS.items()
-    }
+def page(name: str) -> str:
+    """As it should be."""
+    return fill((TEMPLATES / f"{name}.md").read_text(), FILLERS[name])
 
 
 def main() -> None:
-    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    paths = {TARGET / f"{name}.md": page(name) for name in FILLERS}
+    stale = [path for path, text in paths.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv[1:]:
         sys.exit("\n".join(f"{path} is not current: run scripts/reference" for path in stale) or 0)
     TARGET.mkdir(parents=True, exist_ok=True)
     for path in stale:
-        path.write_text(pages()[path])
+        path.write_text(paths[path])
         print(f"wrote {path.relative_to(TARGET.parents[1])}")
 
 

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
-from pathlib import Path
 
+import zchunk
 from pages.template import Filler
+from zchunk import client
 
 _WIDTH = 100
 #: Methods that modules of the package call on a client; not for other programs.
-INTERNAL = {"ask", "drive", "get_located", "job", "locate_job", "opened", "run_job", "stream"}
+INTERNAL = {"ask", "get_located", "locate_job", "opened", "run_job", "stream"}
 
 
 def _class(name: str) -> ast.ClassDef:
-    module = importlib.import_module(_MODULES[name])
-    tree = ast.parse(Path(inspect.getfile(module)).read_text())
-    [found] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    return found
-
-
-_MODULES = {
-    "Client": "zchunk.client",
-    "PlannedUpload": "zchunk.node.upload_plans",
-    "PutOptions": "zchunk.node.manager",
-    "Passphrase": "zchunk.content.encryption",
-    "KeyFile": "zchunk.content.encryption",
-    "JobStatus": "zchunk.node.jobs.records",
-    "ZchunkError": "zchunk.errors",
-}
+    """One of the package's names, or one that the client's module knows."""
+    found = getattr(zchunk, name) if name in zchunk.__all__ else getattr(client, name)
+    [node] = ast.parse(inspect.getsource(found)).body
+    assert isinstance(node, ast.ClassDef)
+    return node
 
 
 def _parameters(arguments: ast.arguments) -> list[str]:

@@ -23,10 +23,11 @@ from blake3 import blake3
 from pages import commands, python_api
 from pages import events as event_pages
 from pages import messages as message_pages
-from pages.__main__ import FILLERS, pages
+from pages.__main__ import FILLERS, page
 from pages.template import fill
 
 from zchunk import config
+from zchunk.client import Client
 from zchunk.clock import SystemClock
 from zchunk.content.manifest import IDENTITY, ChunkRow, Manifest, parse
 from zchunk.errors import BY_CODE
@@ -92,11 +93,10 @@ TOPICS = sections(EVENTS)
 # -- what is generated ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", FILLERS)
-def test_a_page_is_as_the_code_is(page: str) -> None:
+@pytest.mark.parametrize("name", FILLERS)
+def test_a_page_is_as_the_code_is(name: str) -> None:
     """Else run scripts/reference."""
-    path = REFERENCE / f"{page}.md"
-    assert path.read_text() == pages()[path]
+    assert (REFERENCE / f"{name}.md").read_text() == page(name)
 
 
 def test_what_the_page_says_of_a_field_is_its_comment() -> None:
@@ -145,6 +145,7 @@ def test_roles_are_those_of_the_tracker() -> None:
 
 def test_every_public_method_of_the_client_says_what_it_does() -> None:
     assert not python_api.undocumented()
+    assert all(hasattr(Client, name) for name in python_api.INTERNAL)
 
 
 def test_every_command_is_on_its_page() -> None:
