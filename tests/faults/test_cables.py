@@ -5,6 +5,7 @@ scripts/soak also isolates a PC for a minute.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from tests.faults.conftest import Figure
 from tests.integration.cluster import MIB, PATIENCE_S, Event, Process, Source, make_file, sha256_of
 from tests.integration.lan import LanCluster, lan_of
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.alone
 
@@ -25,6 +27,8 @@ SETTINGS = {
 _SIZE = 128 * MIB
 #: What SPEC and PITFALLS ask for, and what a busy machine may add.
 _NAMED_S, _BUSY_S = 5.0, 5.0
+#: of /proc/net/tcp
+_ESTABLISHED = "01"
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,28 @@ def isolate(office: LanCluster, source: Source, target: Path, pc: str, seconds: 
     get.result(PATIENCE_S).expect(0)
     assert sha256_of(target) == source.sha256
     return get.seconds - plugged_at
+
+
+def test_a_subscriber_that_cannot_be_reached_is_let_go(office: LanCluster, record_property: Figure) -> None:
+    """A tick is sent to it each second, and its PC does not say that it came. Else the tracker
+    keeps for it all that it publishes."""
+    assert subscriptions(office, "A") == 1
+    office.lan.pull("A")
+    pulled_at = office.tracker.process.seconds
+    wait_for(lambda: not subscriptions(office, "A"), _NAMED_S + _BUSY_S, "its connection is ended")
+    record_property("figures", f"let go after {office.tracker.process.seconds - pulled_at:.2f} s")
+    office.lan.plug("A")
+    wait_for(lambda: subscriptions(office, "A") == 1, PATIENCE_S, "it subscribes again")
+
+
+def subscriptions(office: LanCluster, pc: str) -> int:
+    """Connections of that PC to where the tracker publishes, as the system has them there."""
+    port = int(office.tracker.events.rpartition(":")[2])
+    address = ipaddress.IPv4Address(office.lan.address(pc)).packed[::-1].hex().upper()
+    table = Path(f"/proc/{office.tracker.process.pid}/net/tcp").read_text().splitlines()[1:]
+    rows = [row.split() for row in table]
+    ours = [row for row in rows if row[1].endswith(f":{port:04X}") and row[2].startswith(f"{address}:")]
+    return sum(row[3] == _ESTABLISHED for row in ours)
 
 
 # -- the tracker sees both, and they do not see each other --------------------------------------

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.alone
 
 #: Three heartbeats, the scheduling of them, and a busy machine.
 _NOTICED_S = 3 * 1.0 + 1.0 + 3.0
+#: Bytes of the first message of a handshake: who only subscribes sends no other.
+_CURVE_HELLO = 200
 
 
 # -- between a node and the tracker -------------------------------------------------------------
@@ -104,6 +106,24 @@ def deaf_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Beh
     ):
         cluster.start_nodes("A", "B")
         yield cluster, events
+
+
+def test_a_stream_of_events_that_leads_nowhere_is_made_anew(
+    deaf_cluster: tuple[Behind, Proxy], record_property: Figure
+) -> None:
+    """T12: a tick comes each second, or the connection is of no use."""
+    cluster, events = deaf_cluster
+    node = cluster.nodes["A"]
+    said = "the tracker's events stopped: subscribing again"
+    before = node.process.stderr.count(said)
+    began = node.process.seconds
+    events.close_way(down=True)
+    wait_for(lambda: node.process.stderr.count(said) > before, _NOTICED_S, "the node says so")
+    record_property("figures", f"noticed after {node.process.seconds - began:.2f} s")
+    up, down = events.carried
+    events.open_way()
+    wait_for(lambda: events.carried[0] >= up + _CURVE_HELLO, PATIENCE_S, "it connects again")
+    wait_for(lambda: events.carried[1] > down + _CURVE_HELLO, PATIENCE_S, "something comes")
 
 
 @pytest.mark.row("D4")

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 CONTROL = SocketOptions(max_frame_bytes=wire.MAX_REQUEST_FRAME_BYTES, heartbeats=True)
 #: What comes here are subscriptions: short, and a few. A handshake is the longest frame.
-EVENTS = SocketOptions(max_frame_bytes=512, send_mark=10_000, receive_mark=16, heartbeats=True)
+EVENTS = SocketOptions(max_frame_bytes=512, send_mark=10_000, receive_mark=16)
 
 
 class Tracker:

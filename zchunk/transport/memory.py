@@ -359,7 +359,7 @@ class MemoryTransport:
     def subscriber(
         self, addresses: Sequence[str], options: SocketOptions, curve: CurveClient | None = None
     ) -> Socket:
-        return self._keep(ClientSocket(self.network, self.host, addresses, options.heartbeats))
+        return self._keep(ClientSocket(self.network, self.host, addresses, heartbeats=False))
 
     def close(self) -> None:
         """All sockets end at once: also what a crash of the host's process looks like."""

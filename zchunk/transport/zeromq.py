@@ -14,7 +14,7 @@ import socket as os_socket
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +46,7 @@ _COPY_BELOW = 64 * 1024
 _HEARTBEAT_INTERVAL_MS = 1000
 _HEARTBEAT_TIMEOUT_MS = 1500
 _HEARTBEAT_TTL_MS = 2000
+_UNACKNOWLEDGED_MS = 2000
 _CONNECT_TIMEOUT_MS = 400
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 500
@@ -71,9 +72,9 @@ _STRANGE_AFTER = 4
 _AT_ONCE_S = 1.0
 #: A name whose number does not answer is looked up again this often.
 _LOOK_UP_AGAIN_S = 5.0
-#: With the connection's name. More than any message has, which its reader then refuses.
 #: As plain numbers: pyzmq's are slow to reckon with, and each message takes some.
 _NOW, _NOW_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+#: With the connection's name. More than any message has, which its reader then refuses.
 _PARTS = 16
 _DROPPED_AT_ONCE = 2000
 #: How the names begin that libzmq gives to connections. Who chooses one itself could be sent what
@@ -125,14 +126,16 @@ class ZmqTransport:
             return ZapGate(self._context, self._admissions)
 
     def router(self, bind: str, options: SocketOptions, curve: CurveServer | None = None) -> RouterSocket:
-        with self._listening(zmq.ROUTER, zmq.ROUTER_MANDATORY, bind, options, curve) as bound:
+        with self._listening(zmq.ROUTER, {zmq.ROUTER_MANDATORY: 1}, bind, options, curve) as bound:
             return RouterSocket(bound, options.unread_bytes)
 
     def publisher(
         self, bind: str, options: SocketOptions, curve: CurveServer | None = None
     ) -> PublisherSocket:
         # A PUB that shows its subscriptions, and so which connection is whose.
-        with self._listening(zmq.XPUB, zmq.XPUB_VERBOSE, bind, options, curve) as bound:
+        # What a subscriber's PC has not acknowledged for so long, it never will (Linux, Windows).
+        flags: dict[int, int] = {zmq.XPUB_VERBOSE: 1, zmq.TCP_MAXRT: _UNACKNOWLEDGED_MS}
+        with self._listening(zmq.XPUB, flags, bind, options, curve) as bound:
             return PublisherSocket(bound)
 
     def dealer(
@@ -150,18 +153,23 @@ class ZmqTransport:
         with self._socket(zmq.SUB, options, curve) as raw:
             raw.setsockopt(zmq.LINGER, 0)  # else closing waits for subscriptions nobody takes
             raw.setsockopt(zmq.SUBSCRIBE, b"")
-            _set_heartbeats(raw, options)
             # Never more unread than the mark, see there. What comes is what the tracker publishes.
             raw.setsockopt(zmq.RCVHWM, 0)
             return ConnectedSocket(raw, addresses, encrypts=curve is not None)
 
     @contextlib.contextmanager
     def _listening(
-        self, kind: int, flag: int, bind: str, options: SocketOptions, curve: CurveServer | None
+        self,
+        kind: int,
+        flags: Mapping[int, int],
+        bind: str,
+        options: SocketOptions,
+        curve: CurveServer | None,
     ) -> Iterator[_Bound]:
-        """A socket with this option set, bound; closed again where the block fails."""
+        """A socket with these options of libzmq's, bound; closed again where the block fails."""
         with self._socket(kind, options, curve) as raw, self._plain_gate(curve) as gate:
-            raw.setsockopt(flag, 1)
+            for flag, value in flags.items():
+                raw.setsockopt(flag, value)
             if curve is None:
                 raw.setsockopt(zmq.RCVBUF, _PLAIN_WINDOW_BYTES)
             _ask_gate(raw, curve.door if curve is not None else PLAIN_DOMAIN)
@@ -252,7 +260,7 @@ def _limits(options: SocketOptions) -> Limits:
 
 
 def _set_heartbeats(raw: zmq.Socket[bytes], options: SocketOptions) -> None:
-    """Of a socket that connects, and of no other: libzmq (4.3.5) aborts the process when it is time
+    """Of a socket that connects to ask, and of no other: libzmq (4.3.5) aborts the process when it is time
     for a heartbeat on a connection that was lost with more of it unread than the mark. So whoever
     sends much, reads nothing and goes would end a server that sends heartbeats. What it knows of
     a cable it knows by those of the other side: they say how long to wait for the next."""

@@ -26,6 +26,7 @@ from zchunk.node.control.session import (
     Send,
     Session,
     ShutOut,
+    StreamSilent,
     TrackerSeen,
 )
 from zchunk.node.home.connection_errors import closed_door
@@ -249,8 +250,12 @@ class ControlPlane:
         self._follow_at(self._events_at)
 
     def _on_event(self, received: Arrival) -> None:
-        if isinstance(received, Link) and received not in (Link.UP, Link.DOWN):
-            self._again_at = self._again_at or self._now() + _AGAIN_S
+        if received is Link.UP:
+            self.session.stream_up(self._now())
+        elif isinstance(received, Link):
+            self.session.stream_down()
+            if received is not Link.DOWN:
+                self._again_at = self._again_at or self._now() + _AGAIN_S
         if not isinstance(received, Received):
             return
         try:
@@ -271,6 +276,9 @@ class ControlPlane:
             self._tracker.send(wire.encode(action.message, action.request_id, self._identity.claim))
         elif isinstance(action, Outcome):
             self._answer(action)
+        elif isinstance(action, StreamSilent):
+            log.info("the tracker's events stopped: subscribing again")
+            self._events.reject(Link.DOWN)
         elif isinstance(action, TrackerSeen):
             log.info("the tracker %s", "answers" if action.reachable else "does not answer")
         elif isinstance(action, PeerChanged | CaughtUp | EventSeen):
@@ -337,6 +345,7 @@ class ControlPlane:
     def _follow_at(self, events_at: tuple[str, ...]) -> None:
         self._events_at = events_at
         self.loop.remove_socket(self._events)
+        self.session.stream_down()
         self._events = self._subscribe(events_at)
         self.loop.add_socket(self._events, self._on_event)
 

@@ -57,6 +57,13 @@ _TICK_S = 1.0
 _TOGETHER = 30
 #: And so much later where no tick comes, of an interval.
 _LATE = 0.1
+#: The next tick is due so long after the last,
+_DUE_S = 0.9
+#: and a stream of events leads nowhere where the tracker answers then, and again so much later, and
+#: no tick came;
+_STILL_S = 0.5
+#: or where the connection for requests broke and nothing has come for so long.
+_SILENT_S = 1.5
 #: As many as a snapshot has.
 MAX_PEERS = 10_000
 
@@ -124,6 +131,11 @@ class CaughtUp:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSilent:
+    """No tick comes, though the tracker is there: subscribe by another connection."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrackerSeen:
     """Whether the tracker answers; sent when that changes."""
 
@@ -140,6 +152,7 @@ Action = (
     | PeerChanged
     | EventSeen
     | CaughtUp
+    | StreamSilent
     | TrackerSeen
 )
 
@@ -170,6 +183,10 @@ class Session:
         self._shut_out: ZchunkError | None = None
         self._reachable = False
         self._last_heard = float("-inf")
+        #: when something came by the stream of events last, or it began; None while there is none
+        self._stream_heard: float | None = None
+        #: when the tracker answered first while a tick was due
+        self._answered_without: float | None = None
         self._next_id = 1
         self._requests: dict[int, _Outstanding] = {}
         self._next_beat: float | None = None
@@ -237,7 +254,9 @@ class Session:
         self._linked = False
         self._next_beat = None
         self._drop_requests(Hello)
-        return self._seen(False)
+        heard = self._stream_heard
+        silent = heard is not None and now - heard >= _SILENT_S
+        return [*self._seen(False), *(self._leave_stream() if silent else [])]
 
     def link_failed(self, error: ZchunkError, sure: bool, final: bool, now: float) -> list[Action]:
         """No connection can be had. `final`: nobody goes on trying. `sure`: waiting does not
@@ -256,7 +275,7 @@ class Session:
     def reply(self, request_id: int, message: Message, now: float) -> list[Action]:
         """An answer from the tracker; a late or doubled one changes nothing."""
         self._last_heard = now
-        actions = self._seen(True)
+        actions = self._seen(True) + self._look_at_stream(now)
         pending = self._requests.pop(request_id, None)
         if pending is None:
             return actions
@@ -269,8 +288,17 @@ class Session:
             return [*actions, Outcome(request_id, None if error else message, error)]
         return actions + self._internal_reply(pending.message, message, error, now)
 
+    def stream_up(self, now: float) -> None:
+        """The connection by which events come stands."""
+        self._stream_heard, self._answered_without = now, None
+
+    def stream_down(self) -> None:
+        self._stream_heard = None
+
     def event(self, event: Event, now: float) -> list[Action]:
         """One publication, perhaps doubled, late, or after a hole."""
+        if self._stream_heard is not None:
+            self.stream_up(now)
         if event.topic == "tick":
             self._beat_together(now)
         if self._snapshot_id is not None or self._position is None:
@@ -411,6 +439,19 @@ class Session:
         return self._ask_snapshot_if_linked(now)
 
     # -- the event stream -----------------------------------------------------------
+
+    def _look_at_stream(self, now: float) -> list[Action]:
+        """The tracker answered. Once is not enough: one that was busy, or stopped, answers what has
+        come meanwhile, then publishes the tick."""
+        if self._stream_heard is None or now - self._stream_heard < _DUE_S:
+            return []
+        if self._answered_without is None:
+            self._answered_without = now
+        return self._leave_stream() if now - self._answered_without >= _STILL_S else []
+
+    def _leave_stream(self) -> list[Action]:
+        self._stream_heard = None
+        return [StreamSilent()]
 
     def _in_order(self, event: Event, now: float) -> list[Action]:
         assert self._position is not None

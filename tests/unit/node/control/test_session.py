@@ -26,6 +26,7 @@ from zchunk.errors import (
     ZchunkError,
 )
 from zchunk.node.control.session import (
+    _SILENT_S,
     BUSY_S,
     RESEND_S,
     Action,
@@ -39,6 +40,7 @@ from zchunk.node.control.session import (
     Send,
     Session,
     ShutOut,
+    StreamSilent,
     TrackerSeen,
 )
 from zchunk.protocol.messages import (
@@ -516,6 +518,67 @@ def test_an_event_that_changes_no_peer_is_seen_all_the_same() -> None:
     session = following()
     removed = event(6)
     assert session.event(removed, 1.0) == [EventSeen(removed)]
+
+
+def answered(session: Session, now: float) -> list[StreamSilent]:
+    request_id, _ = session.request(ASK, 10.0, now)
+    return [a for a in session.reply(request_id, Ok(), now) if isinstance(a, StreamSilent)]
+
+
+def test_a_stream_by_which_no_tick_comes_is_made_anew_where_the_tracker_answers() -> None:
+    session = following()
+    session.stream_up(0.0)
+    session.event(tick(5), 1.0)
+    assert answered(session, 1.1) == []
+    assert answered(session, 2.1) == []
+    assert answered(session, 2.5) == []
+    assert answered(session, 2.6) == [StreamSilent()]
+    assert answered(session, 10.0) == []  # until there is another
+    session.stream_up(11.0)
+    assert answered(session, 12.1) == []
+    assert answered(session, 12.6) == [StreamSilent()]
+
+
+@pytest.mark.parametrize("stopped_s", [1.2, 3.0, 100.0])
+def test_a_tracker_that_was_stopped_answers_and_then_ticks(stopped_s: float) -> None:
+    session = following()
+    session.stream_up(0.0)
+    for late in range(1, 4):
+        session.event(tick(5), late * stopped_s)
+        assert answered(session, (late + 1) * stopped_s - 0.02) == []
+        assert answered(session, (late + 1) * stopped_s - 0.01) == []
+
+
+def test_a_stream_by_which_ticks_come_stays() -> None:
+    session = following()
+    session.stream_up(0.0)
+    for second in range(1, 20):
+        session.event(tick(5), second + 0.4)
+        assert answered(session, second + 0.9) == []
+
+
+def test_a_tracker_that_is_late_with_everything_loses_no_stream() -> None:
+    session = following()
+    session.stream_up(0.0)
+    for second in range(1, 20):
+        assert StreamSilent() not in session.on_time(second)
+    session.event(tick(5), 20.0)
+    assert answered(session, 20.1) == []
+
+
+@pytest.mark.parametrize(("silent_s", "lost"), [(0.9, False), (_SILENT_S, True)])
+def test_a_line_that_broke_for_both_is_given_up_for_both(silent_s: float, lost: bool) -> None:
+    session = following()
+    session.stream_up(0.0)
+    session.event(tick(5), 1.0)
+    assert (StreamSilent() in session.link_down(1.0 + silent_s)) is lost
+
+
+def test_a_stream_that_has_ended_is_not_ended_again() -> None:
+    session = following()
+    session.stream_up(0.0)
+    session.stream_down()
+    assert answered(session, 10.0) == []
 
 
 def test_a_tick_is_not_seen_and_its_number_is_the_last_ones() -> None:
