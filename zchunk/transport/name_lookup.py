@@ -17,6 +17,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from zchunk.errors import InvalidUsage
+from zchunk.system import addresses
+
 log = logging.getLogger(__name__)
 
 #: A name without an answer after this is that of nobody who can be reached.
@@ -117,3 +120,12 @@ def _query(host: str) -> _Query | None:
         _running[host] = query = _Query(host)
     threading.Thread(target=query.run, name="getaddrinfo", daemon=True).start()
     return query
+
+
+def name_in(address: str) -> str | None:
+    """The host of `tcp://host:port` where it is a name; None for a number, and for no address."""
+    try:
+        host = addresses.parse(address).host
+    except InvalidUsage:
+        return None
+    return None if host == addresses.WILDCARD or is_number(host) else host

@@ -1,5 +1,5 @@
-"""transport/name_lookup.py, and sockets that connect by names (transport/zeromq.py): no name server holds
-anybody up. The system's resolver is stubbed in the one place where it is asked."""
+"""transport/name_lookup.py, and sockets that connect by names (connected_socket.py): no name server
+holds anybody up. The system's resolver is stubbed in the one place where it is asked."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from tests.waiting import wait_for
 from zchunk.errors import InvalidUsage
 from zchunk.transport import name_lookup
 from zchunk.transport.base import Delivery, Link, Received, SocketOptions
+from zchunk.transport.bound_sockets import RouterSocket
+from zchunk.transport.connected_socket import ConnectedSocket
 from zchunk.transport.name_lookup import Lookup, is_number, look_up
-from zchunk.transport.zeromq import ConnectedSocket, RouterSocket, ZmqTransport
+from zchunk.transport.zeromq import ZmqTransport
 
 DEADLINE_S = 20.0
 OPTIONS = SocketOptions(max_frame_bytes=1024, linger_ms=0)
@@ -252,7 +254,7 @@ def test_a_peer_that_moved_is_found_by_its_name(world: World, resolver: Resolver
 def test_a_peer_is_found_that_moves_while_it_is_away(
     world: World, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zchunk.transport.zeromq._LOOK_UP_AGAIN_S", 0.2)
+    monkeypatch.setattr("zchunk.transport.connected_socket._LOOK_UP_AGAIN_S", 0.2)
     resolver.known["pc"] = ["127.0.0.9"]
     socket = world.call("pc")
     world.until(lambda: resolver.asked["pc"] >= 2, "it is looked up again")

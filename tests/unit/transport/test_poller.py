@@ -10,11 +10,13 @@ import pytest
 import zmq
 
 from tests.waiting import wait_for
+from zchunk.transport import bound_sockets
 from zchunk.transport import poller as polling
-from zchunk.transport import zeromq
 from zchunk.transport.base import Arrival, Link, Received, Socket, SocketOptions
+from zchunk.transport.bound_sockets import PublisherSocket, RouterSocket
+from zchunk.transport.connected_socket import ConnectedSocket
 from zchunk.transport.poller import ZmqPoller
-from zchunk.transport.zeromq import ConnectedSocket, PublisherSocket, RouterSocket, ZmqTransport
+from zchunk.transport.zeromq import ZmqTransport
 
 OPTIONS = SocketOptions(max_frame_bytes=1024)
 PATIENCE_S = 20.0
@@ -161,7 +163,7 @@ def test_what_was_left_is_found(poller: ZmqPoller, router: RouterSocket, dealer:
 def test_what_is_left_of_a_message_without_end_is_found(
     poller: ZmqPoller, router: RouterSocket, dealer: ConnectedSocket
 ) -> None:
-    dealer.send([b"part"] * 3 * zeromq._DROPPED_AT_ONCE)
+    dealer.send([b"part"] * 3 * bound_sockets._DROPPED_AT_ONCE)
     wait_for(lambda: is_told(router.raw), PATIENCE_S, "it has come")
     turns = 0
     while router in poller.wait(0):

@@ -1,4 +1,4 @@
-"""transport/zeromq.py (SPEC S4): what a connection does not read has an end in bytes."""
+"""transport/bound_sockets.py (SPEC S4): what a connection does not read has an end in bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from tests.integration.cluster import ROOT
 from tests.waiting import wait_for
 from zchunk.transport.base import Delivery, Received, SocketOptions
-from zchunk.transport.zeromq import ConnectedSocket, RouterSocket, ZmqTransport
+from zchunk.transport.bound_sockets import RouterSocket
+from zchunk.transport.connected_socket import ConnectedSocket
+from zchunk.transport.zeromq import ZmqTransport
 
 MIB = 1024 * 1024
 OPTIONS = SocketOptions(max_frame_bytes=16 * MIB, linger_ms=0, unread_bytes=8 * MIB)

@@ -1,4 +1,4 @@
-"""transport/zap.py and the sockets behind it (transport/zeromq.py): who is let in, as which connection,
+"""transport/zap.py and the sockets behind it (bound_sockets.py): who is let in, as which connection,
 and until when. Real sockets on loopback, in one thread."""
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from tests.hostile import zmtp
 from tests.waiting import wait_for
 from zchunk.transport.auth import new_key_pair
 from zchunk.transport.base import Delivery, Knock, Link, Received, SocketOptions
+from zchunk.transport.bound_sockets import _descriptor_number as number
+from zchunk.transport.connected_socket import ConnectedSocket
 from zchunk.transport.keys import CurveClient, CurveServer, KeyPair
 from zchunk.transport.zap import Admission, Admissions, ZapGate, parse_admission
-from zchunk.transport.zeromq import ConnectedSocket, ZmqTransport
-from zchunk.transport.zeromq import _number as number
+from zchunk.transport.zeromq import ZmqTransport
 
 OPTIONS = SocketOptions(max_frame_bytes=1024, linger_ms=0)
 DEADLINE_S = 20.0
@@ -417,12 +418,14 @@ def test_a_message_that_does_not_say_where_it_came_from_is_none(
     kind: str, said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where libzmq lets such a peer in, as it does where it has nobody to ask."""
-    monkeypatch.setattr("zchunk.transport.zeromq._ask_gate", lambda raw, domain: None)
+    monkeypatch.setattr("zchunk.transport.zeromq.ask_gate", lambda raw, domain: None)
     transport = ZmqTransport()
     bound = getattr(transport, kind)("tcp://127.0.0.1:0", OPTIONS)
     host, _, port = bound.endpoint.removeprefix("tcp://").rpartition(":")
     came: list[int] = []
-    monkeypatch.setattr("zchunk.transport.zeromq._number", lambda frame: came.append(1) or number(frame))
+    monkeypatch.setattr(
+        "zchunk.transport.bound_sockets._descriptor_number", lambda frame: came.append(1) or number(frame)
+    )
     try:
         with zmtp.connect((host, int(port)), DEADLINE_S) as line:
             line.sendall(said)
