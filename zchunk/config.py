@@ -7,6 +7,8 @@ and understood the same wherever it stands. A mistake is a ConfigError of one li
 
 The defaults stand here and, explained, in the repository's config.yaml; a test keeps the
 two in step. Units are in the names or, for sizes, bytes (`20GB`, `1GiB` are understood).
+This file is long because a key, what it allows, what it must agree with and how it is read belong
+together: whoever adds one finds all of it here.
 """
 
 from __future__ import annotations

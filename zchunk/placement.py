@@ -9,6 +9,8 @@ A plan has two steps. `_shares` says how many copies each peer takes: as even as
 allows, or by weight. The layout then says which: for peers that all have room a formula,
 else the copies of each peer are laid one behind the other on a line of `replicas` rounds
 over all chunks. No share exceeds the number of chunks, so no chunk meets a peer twice.
+This file is long because both steps and every layout keep one promise, which is proven of all of them
+together.
 """
 
 from __future__ import annotations

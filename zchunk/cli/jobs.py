@@ -10,7 +10,7 @@ import click
 
 from zchunk.cli import render
 from zchunk.cli.common import Invocation, everywhere, json_option, pass_invocation, say
-from zchunk.cli.files import run_get
+from zchunk.cli.get import run_get
 from zchunk.cli.keys import keys_given, secret_options
 from zchunk.cli.output import emit_json
 from zchunk.errors import ZchunkError

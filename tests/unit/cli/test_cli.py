@@ -18,8 +18,9 @@ from click.testing import CliRunner, Result
 
 from zchunk import cli as program
 from zchunk import errors
-from zchunk.cli import cli, common, files, joining
+from zchunk.cli import cli, common, joining
 from zchunk.cli.common import Invocation, parse_duration, token_text
+from zchunk.cli.put import _agree
 from zchunk.errors import Interrupted, InvalidUsage, NotFound, ZchunkError
 
 #: SPEC "Command line", the exit codes.
@@ -387,7 +388,7 @@ def test_a_declined_plan_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = FakePlan()
     monkeypatch.setattr(click, "confirm", lambda *args, **extra: False)
     with pytest.raises(Interrupted, match="nothing was stored"):
-        files._agree(Invocation(json=True), None, plan, yes=False)  # type: ignore[arg-type]
+        _agree(Invocation(json=True), None, plan, yes=False)  # type: ignore[arg-type]
     assert plan.abandoned == 1
 
 

@@ -1,4 +1,4 @@
-"""zchunk/cli/render.py and the JSON of cli/files.py: what is shown of hostile names, plans, jobs."""
+"""zchunk/cli/render.py and the JSON of files.py, put.py, get.py: hostile names, plans, jobs as they are shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from zchunk.cli import files, render
+from zchunk.cli import files, render, transfers
 from zchunk.cli.progress import MAX_ROWS, JobView, ProgressLine
 from zchunk.cli.render import PlanView, waiting_text
 from zchunk.cli.table import print_table
@@ -201,7 +201,7 @@ def test_paused_is_said_once_without_a_terminal(capsys: pytest.CaptureFixture[st
     with ProgressLine(job, "get") as line:
         for now in (0.0, 60.0, 120.0):
             job.take(event)
-            files._show_event(line, event)
+            transfers._show_event(line, event)
             line.show(now)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("paused: `zchunk resume 0123abcd` continues")
@@ -213,8 +213,8 @@ def test_a_waiting_download_says_how_it_goes_on(
 ) -> None:
     event = waiting(5, missing("P", 5, None)) | {"auto_resume": auto_resume, "job_id": "0123abcd"}
     with ProgressLine(JobView(1000, 10), "get") as line:
-        files._show_event(line, event)
-        files._show_event(line, {"event": "peer_back", "job_id": "0123abcd", "peer_id": A, "name": "P"})
+        transfers._show_event(line, event)
+        transfers._show_event(line, {"event": "peer_back", "job_id": "0123abcd", "peer_id": A, "name": "P"})
     first, second = capsys.readouterr().err.splitlines()
     assert hint in first
     assert second == "P is back: `zchunk resume 0123abcd` continues"

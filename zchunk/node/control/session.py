@@ -5,7 +5,8 @@ of order; a gap in the stream that is not followed by a snapshot; a reading of a
 
 The shell (`plane.py`) feeds what happened and `now`, and carries out the returned
 actions in order. A node's session registers (`AskHello` -> `register`), a client's
-only follows.
+only follows. This file is long because requests, registration and the event stream hang on one
+another: each of them says whether the tracker is there.
 """
 
 from __future__ import annotations

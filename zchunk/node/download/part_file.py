@@ -17,7 +17,9 @@ writer of one target; a sync tried again after it failed; an open descriptor acr
 final rename.
 
 One thread writes (`write_chunk`); `mark` and `save` may be called from another one.
-Callers: the client opens it; runner.py and running_digest.py use it, through their worker threads.
+Callers: the client opens it; runner.py, sinks.py and running_digest.py use it, through their worker
+threads. This file is long because what a kill leaves, and what the next run makes of it, are the two
+sides of each of its steps.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ What may not happen here: more bytes on their way than the budget, but for what 
 without progress, or beyond their share (or for one block, when nothing else is, or the few
 chunks that any budget holds); a connection or a member that starves another; a reservation
 that outlives its connection and its deadline; messages that settle nothing taken for progress.
+This file is long because both directions take turns by the same rules, and change together.
 """
 
 from __future__ import annotations
