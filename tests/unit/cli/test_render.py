@@ -1,4 +1,4 @@
-"""zchunk/cli/render.py and the JSON of files.py, put.py, get.py: hostile names, plans, jobs as they are shown."""
+"""zchunk/cli/render.py, and the JSON of files.py, put.py, get.py: hostile names, plans, jobs as shown."""
 
 from __future__ import annotations
 
