@@ -30,8 +30,8 @@ from zchunk.errors import ClientClosed, InvalidUsage, KeyNeeded, TooFewPeers, Zc
 from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import BULK_IO_THREADS, BulkPlane
 from zchunk.node.control.plane import ControlPlane
-from zchunk.node.download.part_file import safe_target_name
 from zchunk.node.download.target import chosen_target
+from zchunk.node.download.target_content import safe_target_name
 from zchunk.node.home.membership import check_fetches, check_transport, identity_of, of_home, own_node
 from zchunk.node.jobs.blocking import OnEvent, run, take_pending
 from zchunk.node.jobs.desk import JobDesk

@@ -38,7 +38,7 @@ from zchunk.errors import (
 )
 from zchunk.node import views
 from zchunk.node.bulk.location import found_holders, location
-from zchunk.node.download import part_file
+from zchunk.node.download import job_info, target_content
 from zchunk.node.home import membership, options
 from zchunk.node.jobs import records as jobs_records
 from zchunk.node.registration import raise_incarnation
@@ -225,7 +225,7 @@ def _manifest(data: bytes) -> None:
     assert manifest.parse(data, hashlib.sha256(data).hexdigest()) == parsed
     assert sum(parsed.length(index) for index in range(len(parsed.chunks))) == parsed.size
     assert parsed.stored_bytes == parsed.size
-    part_file.safe_target_name(parsed.name).encode()
+    target_content.safe_target_name(parsed.name).encode()
 
 
 def _sealed(data: bytes) -> None:
@@ -258,11 +258,11 @@ def _address(data: bytes) -> None:
 
 
 def _name(data: bytes) -> None:
-    name = part_file.safe_target_name(data.decode("utf-8", "surrogateescape"))
+    name = target_content.safe_target_name(data.decode("utf-8", "surrogateescape"))
     assert name not in ("", ".", "..")
     assert not set(name) & set("/\\\0\n\x1b")
-    assert len(name.encode()) <= part_file.MAX_NAME_BYTES
-    assert part_file.safe_target_name(name) == name
+    assert len(name.encode()) <= target_content.MAX_NAME_BYTES
+    assert target_content.safe_target_name(name) == name
 
 
 # -- files ------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def _config(data: bytes) -> None:
 
 
 def _zjob(data: bytes) -> None:
-    job = part_file.load_job(_file("x.zjob", data))
+    job = job_info.load_job(_file("x.zjob", data))
     if job is not None:
         assert job.manifest.file_id == job.file_id
         assert all(0 <= index < len(job.manifest.chunks) for index in job.completed)

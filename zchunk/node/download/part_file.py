@@ -18,299 +18,44 @@ final rename.
 
 One thread writes (`write_chunk`); `mark` and `save` may be called from another one.
 Callers: the client opens it; runner.py, sinks.py and running_digest.py use it, through their worker
-threads. This file is long because what a kill leaves, and what the next run makes of it, are the two
-sides of each of its steps.
+threads. job_info.py has the journal, leftovers.py what earlier downloads left.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import errno
-import io
 import itertools
 import json
 import mmap
 import os
-import re
-import stat
 import threading
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from zchunk.clock import Clock, SystemClock, iso_utc
 from zchunk.content import hashing, zeros
-from zchunk.content.manifest import MAX_BYTES, Manifest, parse
+from zchunk.content.manifest import Manifest
 from zchunk.errors import (
-    AlreadyRunning,
     ChunkCorrupt,
-    ManifestInvalid,
     NotAllowed,
     NotFound,
     StorageFailure,
     TargetExists,
     ZchunkError,
 )
-from zchunk.node.download import target_lock
+from zchunk.node.download.job_info import JOB_VERSION, JobInfo, as_ranges, load_job
+from zchunk.node.download.leftovers import delete_ours, lock_target
+from zchunk.node.download.part_names import ASIDE, JOB, NOFOLLOW, PART, TEMP
 from zchunk.node.download.target import beside, check_regular, mode_of, put_in_place
-from zchunk.node.download.target_lock import Held, TargetLock
-from zchunk.system import disk, json_files
-from zchunk.system.file_owners import owner_name
-
-JOB_VERSION = 1
-PART, JOB, LOCK = ".zpart", ".zjob", ".zlock"
-MAX_NAME_BYTES = 200
-
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_TEMP = ".zjob.tmp"  # one writer per target, so one name: the next save takes a stray one away
-_ASIDE = ".aside-"
-#: Who only looks whether a target is worked on holds its lock for a moment.
-_LOOK_S = 0.2
-#: It becomes the name of a file, and a journal may lie in a folder that others write to.
-_JOB_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
-_READ_BYTES = 1024 * 1024
-#: Bytes of a .zjob: the largest manifest in base64, and every other chunk of it in place.
-_MAX_JOURNAL = 2 * MAX_BYTES
-
-
-@dataclass(frozen=True)
-class JobInfo:
-    """What a .zjob says. `completed` is a hint; the manifest is checked against `file_id`."""
-
-    job_id: str
-    file_id: str
-    name: str
-    size: int
-    chunk_size: int
-    target: str
-    state: str
-    created_at: str
-    completed: frozenset[int]
-    manifest: Manifest
-
-
-# -- the job's journal ----------------------------------------------------------------
-
-
-def load_job(path: Path) -> JobInfo | None:
-    """The job of a .zjob file; None where there is none or it cannot be trusted."""
-    try:
-        return _job(json_files.read(path, _MAX_JOURNAL, follow=False))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ManifestInvalid):
-        return None
-
-
-def _job(raw: Any) -> JobInfo:
-    """Raises ValueError, KeyError, TypeError or ManifestInvalid for anything but a job."""
-    if raw["version"] != JOB_VERSION:
-        raise ValueError("a job of another version")
-    texts = {key: raw[key] for key in ("job_id", "file_id", "name", "target", "state", "created_at")}
-    if not all(isinstance(text, str) and text for text in texts.values()):
-        raise TypeError("a job's texts")
-    if not _JOB_ID.fullmatch(texts["job_id"]):
-        raise ValueError("a job's id")
-    json_files.text(texts["created_at"])
-    json_files.text(texts["state"])
-    manifest = parse(_decode(raw["manifest"]), raw["file_id"])
-    if (raw["size"], raw["chunk_size"], raw["name"]) != (manifest.size, manifest.chunk_size, manifest.name):
-        raise ValueError("a job of another manifest")
-    completed = frozenset(_indexes(raw["completed"], len(manifest.chunks)))
-    return JobInfo(
-        size=manifest.size, chunk_size=manifest.chunk_size, completed=completed, manifest=manifest, **texts
-    )
-
-
-def _decode(text: Any) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError("a job's manifest") from error
-
-
-def _ranges(indexes: Iterable[int]) -> list[list[int]]:
-    """`{0, 1, 2, 7}` -> `[[0, 2], [7, 7]]`: both ends belong to it."""
-    found: list[list[int]] = []
-    for index in sorted(indexes):
-        if found and found[-1][1] == index - 1:
-            found[-1][1] = index
-        else:
-            found.append([index, index])
-    return found
-
-
-def _indexes(ranges: Any, count: int) -> Iterator[int]:
-    last = -1
-    for first, end in ranges:
-        if not (isinstance(first, int) and isinstance(end, int) and last < first <= end < count):
-            raise ValueError("a job's ranges")
-        last = end
-        yield from range(first, end + 1)
-
-
-# -- names ----------------------------------------------------------------------------
-
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-#: control characters, lone surrogates, line and paragraph separators
-_INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
-#: what a name may not end with: dots, and spaces of any script
-_ENDS = "." + "".join(filter(str.isspace, map(chr, range(0x3001))))
-_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])", re.IGNORECASE)
-_OURS = (PART, JOB, LOCK)
-
-
-def safe_target_name(name: str) -> str:
-    """The last part of a file's name, made safe: no separator, control or direction
-    character, no name Windows reserves, no dot or space at its end (so not dots alone), none
-    that our own files beside a target have; never empty, at most 200 bytes UTF-8."""
-    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    kept = "".join(c for c in last if unicodedata.category(c) not in _INVISIBLE and c not in _BIDI)
-    safe = kept.lstrip().rstrip(_ENDS) or "download"
-    if _RESERVED.fullmatch(safe.split(".")[0].rstrip()):
-        safe = f"_{safe}"
-    safe = _shorten(safe)
-    return f"{safe}_" if safe.lower().endswith(_OURS) else safe
-
-
-def _shorten(name: str) -> str:
-    limit = MAX_NAME_BYTES - 1  # room for the "_" behind a name like ours
-    if len(name.encode()) <= limit:
-        return name
-    stem, dot, suffix = name.rpartition(".")
-    if not stem or len(suffix.encode()) > 20:
-        stem, dot, suffix = name, "", ""
-    room = limit - len((dot + suffix).encode())
-    cut = stem.encode()[:room].decode(errors="ignore").rstrip(_ENDS)
-    return f"{cut}{dot}{suffix}"
-
-
-# -- the target -----------------------------------------------------------------------
-
-
-def target_has_content(
-    target: Path, manifest: Manifest, progress: Callable[[int], None] = lambda done: None
-) -> bool:
-    """Whether the target is already the file: by size, then by SHA-256 of all of it, when
-    `progress(bytes looked at)` is called now and then. False where only a key holder knows the
-    SHA-256. Raises NotAllowed, StorageFailure."""
-    with disk.storage_errors(target, "reading"):
-        try:
-            with open(target, "rb", opener=_open_regular) as file:
-                if manifest.sha256 is None or os.fstat(file.fileno()).st_size != manifest.size:
-                    return False
-                return _file_sha256(file, progress) == manifest.sha256
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return False
-
-
-def _open_regular(path: str, flags: int) -> int:
-    if not stat.S_ISREG(os.lstat(path).st_mode):  # a device is not even opened
-        raise IsADirectoryError(errno.EISDIR, "not a regular file", path)
-    # Not blocking: if it is a pipe by now, it would wait for its other end.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _file_sha256(file: io.BufferedReader, progress: Callable[[int], None]) -> bytes:
-    digest, done = hashing.FileDigest(), 0
-    with memoryview(bytearray(_READ_BYTES)) as buffer:
-        while got := file.readinto(buffer):
-            digest.update(buffer[:got])
-            done += got
-            progress(done)
-    return digest.digest()
-
-
-def remove_leftovers(target: Path) -> None:
-    """Removes a .zjob without a .zpart, and a lock file nobody holds: what a run leaves that
-    is killed right after its final step; and a .zpart that is the target itself, which then has
-    two names. For a target that has its content; does nothing while another process works on
-    it. Any other .zpart is never touched."""
-    part, job = beside(target, PART), beside(target, JOB)
-    if _is_another(part, target) or not (job.exists() or beside(target, LOCK).exists()):
-        return
-    try:
-        lock = _lock(target)
-    except AlreadyRunning:
-        return
-    try:
-        if not _is_another(part, target):
-            disk.discard(part)
-            disk.discard(job)
-            disk.discard(beside(target, _TEMP))
-    finally:
-        lock.release()
-
-
-def _is_another(part: Path, target: Path) -> bool:
-    try:
-        return not os.path.samestat(os.lstat(part), os.lstat(target))
-    except FileNotFoundError:
-        return os.path.lexists(part)
-
-
-# -- a job that nobody works on -------------------------------------------------------
-
-
-def kept_job(target: Path, file_id: str) -> JobInfo | None:
-    """The job of this file whose journal lies beside the target; None where there is none.
-    `completed` is empty where the .zpart is gone."""
-    job = load_job(beside(target, JOB))
-    if job is None or job.file_id != file_id:
-        return None
-    return job if os.path.isfile(beside(target, PART)) else replace(job, completed=frozenset())
+from zchunk.node.download.target_lock import TargetLock
+from zchunk.system import disk
 
 
 def has_part(target: Path) -> bool:
     return os.path.lexists(beside(target, PART))
-
-
-def discard_job(target: Path, job_id: str) -> None:
-    """Deletes .zpart and .zjob of this job; durable on return. Does nothing where others'
-    lie there. Raises AlreadyRunning, NotAllowed, StorageFailure."""
-    if not os.path.isdir(target.parent):
-        return
-    lock = _lock(target)
-    try:
-        job = load_job(beside(target, JOB))
-        if job is not None and job.job_id == job_id:
-            _delete(target)
-    finally:
-        lock.release()
-
-
-def _delete(target: Path) -> None:
-    with disk.storage_errors(beside(target, PART), "deleting"), suppress(FileNotFoundError):
-        # The journal last: a .zpart without one would be kept aside for ever.
-        for suffix in (PART, JOB, _TEMP):
-            with suppress(FileNotFoundError):
-                os.unlink(beside(target, suffix))
-        disk.sync_folder(target.parent)
-
-
-# -- one writer per target ------------------------------------------------------------
-
-
-def _lock(target: Path, wait_s: float = _LOOK_S) -> TargetLock:
-    path = beside(target, LOCK)
-    with disk.storage_errors(path, "locking"):
-        try:
-            return target_lock.acquire(path, wait_s)
-        except Held as held:
-            raise _already_running(target, held.owner) from None
-
-
-def _already_running(target: Path, owner: int | None) -> AlreadyRunning:
-    if owner is not None:
-        text = f"{owner_name(owner)} is downloading to {target}: choose another target (-o)"
-        return AlreadyRunning(text, job_id=None, target=str(target))
-    job = load_job(beside(target, JOB))
-    job_id = job.job_id if job else None
-    who = f"job {job_id}" if job_id else "another job"
-    return AlreadyRunning(f"{who} is already downloading to {target}", job_id=job_id, target=str(target))
 
 
 # -- opening --------------------------------------------------------------------------
@@ -328,7 +73,7 @@ def open_part(
     NoSpace (retryable: the job is kept), StorageFailure.
     """
     _check_target(target)
-    lock = _lock(target)
+    lock = lock_target(target)
     try:
         job = _own_job(target, manifest, lock)
         if job is not None:
@@ -380,12 +125,12 @@ def _move_aside(target: Path, suffixes: tuple[str, ...]) -> None:
     number = next(n for n in itertools.count(1) if not _aside_taken(target, n))
     with disk.storage_errors(target, "moving an older download aside for"):
         for suffix in found:
-            os.rename(beside(target, suffix), beside(target, f"{suffix}{_ASIDE}{number}"))
+            os.rename(beside(target, suffix), beside(target, f"{suffix}{ASIDE}{number}"))
         disk.sync_folder(target.parent)
 
 
 def _aside_taken(target: Path, number: int) -> bool:
-    return any(os.path.lexists(beside(target, f"{suffix}{_ASIDE}{number}")) for suffix in (PART, JOB))
+    return any(os.path.lexists(beside(target, f"{suffix}{ASIDE}{number}")) for suffix in (PART, JOB))
 
 
 # -- the part file --------------------------------------------------------------------
@@ -416,7 +161,7 @@ class PartFile:
         #: why nothing more is written or vouched for: a sync failed
         self.flag: str | None = None
         self._part, self._job = beside(target, PART), beside(target, JOB)
-        self._temp = beside(target, _TEMP)
+        self._temp = beside(target, TEMP)
         self._lock = lock
         #: a file at the target is replaced
         self._replaces = replaces
@@ -438,7 +183,7 @@ class PartFile:
             self._completed = set(self.zeros)
             self._write_journal(self._completed)
         # Never what somebody puts there in this moment.
-        writer = disk.DirectWriter(self._part, _NOFOLLOW | (os.O_CREAT | os.O_EXCL if self.is_new else 0))
+        writer = disk.DirectWriter(self._part, NOFOLLOW | (os.O_CREAT | os.O_EXCL if self.is_new else 0))
         try:
             self._check_ours(os.fstat(writer.fd))
             self._take_mode(writer.fd, 0o600)
@@ -616,7 +361,7 @@ class PartFile:
             "target": str(self.target.absolute()),
             "state": self.state,
             "created_at": self.created_at,
-            "completed": _ranges(completed),
+            "completed": as_ranges(completed),
             "manifest": self._encoded,
         }
         disk.write_durable(self._job, json.dumps(job).encode(), temp=self._temp, mode=0o666)
@@ -681,7 +426,7 @@ class PartFile:
         StorageFailure; what could not be deleted stays a job."""
         self._close_writer()
         try:
-            _delete(self.target)
+            delete_ours(self.target)
         finally:
             self.keep()
 

@@ -23,7 +23,7 @@ from zchunk.errors import (
     UnknownMessage,
     ZchunkError,
 )
-from zchunk.node.download import part_file
+from zchunk.node.download import leftovers
 from zchunk.node.home.membership import of_home
 from zchunk.node.jobs.control import steer
 from zchunk.node.jobs.records import JobBook, JobRecord, JobStatus, book_of, standing
@@ -96,7 +96,7 @@ class JobDesk:
         the reason, where there is one."""
         if isinstance(error, (AlreadyRunning, TargetExists)):
             return
-        kept = part_file.kept_job(Path(record.target), record.file_id)
+        kept = leftovers.kept_job(Path(record.target), record.file_id)
         if kept is not None:
             record = replace(record, job_id=kept.job_id, created_at=kept.created_at)
         elif self.book.load(record.job_id) is None:
@@ -141,9 +141,9 @@ class JobDesk:
         return now
 
     def _discard(self, record: JobRecord) -> None:
-        kept = part_file.kept_job(Path(record.target), record.file_id)
+        kept = leftovers.kept_job(Path(record.target), record.file_id)
         if kept is not None and kept.job_id == record.job_id:
-            part_file.discard_job(Path(record.target), record.job_id)
+            leftovers.discard_job(Path(record.target), record.job_id)
 
 
 def _over(job: JobStatus, what: str) -> InvalidUsage:

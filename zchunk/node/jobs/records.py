@@ -23,7 +23,7 @@ from typing import Any
 from zchunk.content.manifest import MAX_CHUNKS
 from zchunk.errors import AmbiguousName, NotFound
 from zchunk.node.bulk.location import MAX_LISTED
-from zchunk.node.download import part_file
+from zchunk.node.download import leftovers, part_file
 from zchunk.protocol.messages import CHUNK_STATUSES
 from zchunk.system import disk, json_files
 
@@ -239,7 +239,7 @@ def standing(record: JobRecord) -> JobStatus:
         done = record.chunks_count if record.state != "cancelled" else 0
         state = record.state if record.is_over else "complete"
         return _status(record, state, range(done), None)
-    kept = part_file.kept_job(target, record.file_id)
+    kept = leftovers.kept_job(target, record.file_id)
     if kept is None or kept.job_id != record.job_id:
         gone = f"nothing of it is left at {target}: `zchunk resume {record.job_id}` starts over"
         reason = f"{gone}; it had ended with: {record.reason}" if record.reason else gone

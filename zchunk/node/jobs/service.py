@@ -22,10 +22,12 @@ from zchunk.errors import TargetExists, ZchunkError
 from zchunk.node.bulk.job_driver import Emit
 from zchunk.node.bulk.location import Location
 from zchunk.node.bulk.plane import BulkPlane
-from zchunk.node.download.part_file import open_part, remove_leftovers, target_has_content
+from zchunk.node.download.leftovers import remove_leftovers
+from zchunk.node.download.part_file import open_part
 from zchunk.node.download.preparing import Preparing
 from zchunk.node.download.runner import Download
 from zchunk.node.download.target import check_regular
+from zchunk.node.download.target_content import target_has_content
 from zchunk.node.home.membership import Membership, check_fetches
 from zchunk.node.job_events import Downloaded
 from zchunk.node.job_events import Preparing as PreparingEvent

@@ -13,11 +13,8 @@ import pytest
 from blake3 import blake3
 
 from zchunk.content.manifest import ChunkRow, Manifest
-from zchunk.node.download.part_file import (
-    JobInfo,
-    PartFile,
-    load_job,
-)
+from zchunk.node.download.job_info import JobInfo, load_job
+from zchunk.node.download.part_file import PartFile
 
 SIZE = 65536
 

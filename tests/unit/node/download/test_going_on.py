@@ -33,11 +33,8 @@ from zchunk.errors import (
     ChunkCorrupt,
     StorageFailure,
 )
-from zchunk.node.download.part_file import (
-    PartFile,
-    load_job,
-    open_part,
-)
+from zchunk.node.download.job_info import load_job
+from zchunk.node.download.part_file import PartFile, open_part
 from zchunk.system import disk, syscalls
 
 

@@ -12,17 +12,15 @@ from tests.unit.node.download.files import JOB_ID, OTHER_JOB, File, names
 from zchunk.errors import (
     AlreadyRunning,
 )
-from zchunk.node.download import part_file
-from zchunk.node.download.part_file import (
-    load_job,
-    open_part,
-)
+from zchunk.node.download import leftovers
+from zchunk.node.download.job_info import load_job
+from zchunk.node.download.part_file import open_part
 
 
 def test_who_only_looks_does_not_keep_a_download_from_starting(target: Path, file: File) -> None:
     """The look holds the lock for a moment: a start in that moment waits for it."""
     open_part(target, file.manifest, JOB_ID).keep()
-    looking = part_file._lock(target)
+    looking = leftovers.lock_target(target)
     timer = threading.Timer(0.05, looking.release)
     timer.start()
     with open_part(target, file.manifest, OTHER_JOB) as part:
@@ -32,22 +30,22 @@ def test_who_only_looks_does_not_keep_a_download_from_starting(target: Path, fil
 
 def test_a_job_is_discarded_for_good(target: Path, file: File) -> None:
     open_part(target, file.manifest, JOB_ID).keep()
-    part_file.discard_job(target, JOB_ID)
+    leftovers.discard_job(target, JOB_ID)
     assert names(target.parent) == []
 
 
 def test_another_job_is_not_discarded_and_neither_is_one_that_runs(target: Path, file: File) -> None:
     part = open_part(target, file.manifest, JOB_ID)
     with pytest.raises(AlreadyRunning):
-        part_file.discard_job(target, JOB_ID)
+        leftovers.discard_job(target, JOB_ID)
     part.keep()
-    part_file.discard_job(target, OTHER_JOB)
+    leftovers.discard_job(target, OTHER_JOB)
     assert names(target.parent) == ["film.mkv.zjob", "film.mkv.zpart"]
 
 
 def test_a_part_without_a_journal_is_nobodys_and_stays(target: Path, part_path: Path) -> None:
     part_path.write_bytes(b"x")
-    part_file.discard_job(target, JOB_ID)
+    leftovers.discard_job(target, JOB_ID)
     assert names(target.parent) == ["film.mkv.zpart"]
 
 
@@ -57,7 +55,7 @@ def test_with_its_folder_gone_a_job_is_discarded_and_abandoned(tmp_path: Path, f
     part = open_part(target, file.manifest, JOB_ID)
     shutil.rmtree(target.parent)
     part.abandon()
-    part_file.discard_job(target, JOB_ID)
+    leftovers.discard_job(target, JOB_ID)
 
 
 @pytest.mark.parametrize("job_id", ["../../etc/x", "a/b", "a b", "x" * 65, "ü"])

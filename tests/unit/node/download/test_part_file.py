@@ -33,7 +33,7 @@ from zchunk.errors import (
     TargetExists,
     ZchunkError,
 )
-from zchunk.node.download import part_file
+from zchunk.node.download import leftovers
 from zchunk.node.download.part_file import (
     PartFile,
     open_part,
@@ -266,7 +266,7 @@ def test_a_name_as_long_as_a_name_may_be(tmp_path: Path, file: File, name: str) 
         write(part, file, 0, 1)
         part.save()
         assert any(found.endswith(".zlock") for found in names(tmp_path))
-    kept = part_file.kept_job(target, file.manifest.file_id)
+    kept = leftovers.kept_job(target, file.manifest.file_id)
     assert kept is not None
     assert kept.completed == {0, 1}
     with open_part(target, file.manifest, OTHER_JOB) as part:

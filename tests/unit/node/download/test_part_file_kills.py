@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 
 from tests.unit.node.download.files import JOB_ID, OTHER_JOB, SIZE, File, names, oserror, replaced, write
-from zchunk.node.download import part_file
-from zchunk.node.download.part_file import (
-    load_job,
-    open_part,
-    remove_leftovers,
-    target_has_content,
-)
+from zchunk.node.download import leftovers
+from zchunk.node.download.job_info import load_job
+from zchunk.node.download.leftovers import remove_leftovers
+from zchunk.node.download.part_file import open_part
+from zchunk.node.download.target_content import target_has_content
 from zchunk.system import syscalls
 
 PATCHED = (
@@ -192,12 +190,12 @@ def test_remove_leftovers_sees_a_download_that_began_meanwhile(
 ) -> None:
     open_part(target, file.manifest, JOB_ID).keep()
     part_path.unlink()
-    real = part_file._lock
+    real = leftovers.lock_target
 
     def begun(path: Any) -> Any:
         part_path.touch()
         return real(path)
 
-    with replaced(part_file, "_lock", begun):
+    with replaced(leftovers, "lock_target", begun):
         remove_leftovers(target)
     assert job_path.exists()

@@ -16,10 +16,7 @@ from zchunk.content.manifest import Manifest
 from zchunk.errors import (
     NotAllowed,
 )
-from zchunk.node.download.part_file import (
-    safe_target_name,
-    target_has_content,
-)
+from zchunk.node.download.target_content import safe_target_name, target_has_content
 
 # -- the target -------------------------------------------------------------------------------
 

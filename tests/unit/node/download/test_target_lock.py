@@ -19,7 +19,8 @@ from tests.descriptors import open_descriptors
 from tests.unit.node.download.files import JOB_ID, OTHER_JOB, SIZE, File, names, write
 from zchunk.errors import AlreadyRunning, NotAllowed, ZchunkError
 from zchunk.node.download import target_lock
-from zchunk.node.download.part_file import load_job, open_part
+from zchunk.node.download.job_info import load_job
+from zchunk.node.download.part_file import open_part
 from zchunk.node.download.target_lock import Held, acquire
 
 PRECIOUS = b"precious, and none of their business"

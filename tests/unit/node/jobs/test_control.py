@@ -40,9 +40,10 @@ from zchunk.errors import (
     UnknownMessage,
     ZchunkError,
 )
-from zchunk.node.download import part_file
+from zchunk.node.download import leftovers
 from zchunk.node.download.actions import JobState
-from zchunk.node.download.part_file import PartFile, load_job
+from zchunk.node.download.job_info import load_job
+from zchunk.node.download.part_file import PartFile
 from zchunk.node.job_events import Failed, JobEvent, MissingPeer, Waiting
 from zchunk.node.jobs import control as jobs_control
 from zchunk.node.jobs import desk as jobs_desk
@@ -354,7 +355,7 @@ def test_what_the_process_could_not_delete_is_tried_again_by_whoever_cancels(
     def refuse(target: Path, job_id: str) -> NoReturn:
         raise NotAllowed("deleting is not permitted")
 
-    monkeypatch.setattr(part_file, "discard_job", refuse)
+    monkeypatch.setattr(leftovers, "discard_job", refuse)
     asking = threading.Thread(target=cancel)
     asking.start()
     wait_for(lambda: "cancel" in rig.download.orders, PATIENCE_S, "the order")
