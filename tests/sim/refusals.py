@@ -123,9 +123,9 @@ class Refusals:
         self._troubles.append(trouble)
         self.cluster.network.schedule(seconds, lambda: self._over(trouble))
 
-    def shorten(self, host: str) -> None:
-        """From now on every other write of it is short."""
-        self._troubles.append(Trouble(host, frozenset({"pwrite"}), (SHORT,), 0.5))
+    def every_other(self, host: str, call: str, error: int | str) -> None:
+        """From now on half of its calls of this kind are refused with that error."""
+        self._troubles.append(Trouble(host, frozenset({call}), (error,), 0.5))
 
     def _drawn(self, host: str) -> Trouble:
         rng = self.rng

@@ -8,6 +8,7 @@ guard in place.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from array import array
@@ -67,20 +68,32 @@ def refused_history(root: Path, seed: int) -> None:
 
 def short_writes(root: Path, seed: int) -> None:
     """Every other write is short, on every PC: of chunks that come, and of downloads."""
+    assert refused_always(root, seed, "pwrite", SHORT) > 5
+
+
+def failed_syncs(root: Path, seed: int) -> None:
+    """Every other sync of a file fails, on every PC, and what was written is gone then."""
+    assert refused_always(root, seed, "sync_file", errno.EIO) > 2
+
+
+def refused_always(root: Path, seed: int, call: str, error: int | str) -> int:
+    """An upload and a download meanwhile; how often the call was refused."""
     refused = Refused(root, seed)
     hosts = [refused.writer.host, refused.reader.host, *(node.host for node in refused.cluster.nodes)]
+    refused.put()
+    refused.cluster.run_for(5.0)
+    refused.note_puts()
     with refused.watched():
         for host in hosts:
-            refused.refusals.shorten(host.name)
+            refused.refusals.every_other(host.name, call, error)
+        for _ in range(3):
+            refused.get()
         refused.put()
-        refused.cluster.run_for(5.0)
-        refused.note_puts()
-        refused.get()
-        refused.cluster.run_for(5.0)
+        refused.cluster.run_for(10.0)
         refused.refusals.end()
         refused.finish()
     refused.verify()
-    assert refused.refusals.hits["pwrite", SHORT] > 5
+    return refused.refusals.hits.total()
 
 
 # -- guards, taken out ----------------------------------------------------------------
@@ -346,7 +359,7 @@ MUTATIONS = {
         Mutation(refusals_final, scenarios.vanished),
         Mutation(refusals_fail, scenarios.gone_before_commit, seed=1),
         Mutation(refusals_are_damage, refused_history, seed=1),
-        Mutation(failed_syncs_count, refused_history, seed=2),
+        Mutation(failed_syncs_count, failed_syncs),
         Mutation(short_writes_count, short_writes),
     )
 }

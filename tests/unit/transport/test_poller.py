@@ -108,7 +108,7 @@ def swallow(raw: zmq.Socket[bytes], use: Callable[[], object]) -> None:
 
 def assert_found(poller: ZmqPoller, socket: Socket) -> None:
     began = time.monotonic()
-    assert poller.wait(PATIENCE_S) == [socket]
+    assert socket in poller.wait(PATIENCE_S)  # an answer may have come by another meanwhile
     assert time.monotonic() - began < PATIENCE_S / 2
 
 
