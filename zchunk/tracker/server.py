@@ -122,9 +122,9 @@ class TrackerServer:
         """In the store's thread, since it may block; what follows of it is carried out before `then`."""
 
         def done(outcome: Outcome) -> None:
-            listed, error = outcome
-            if error is None:
-                self._perform(self.core.members_changed(listed, self._now()))
+            _, error = outcome
+            if error is None:  # as it is by now: another change may have been told meanwhile
+                self._perform(self.core.members_changed(self._membership.listed, self._now()))
             then(error)
 
         self._store.submit(lambda _: self._membership.refresh(), done)

@@ -26,6 +26,7 @@ from tests.unit.tracker.clusters import (
     plan,
     with_token,
 )
+from zchunk.clock import read
 from zchunk.content.manifest import MAX_NEW_CHUNKS
 from zchunk.protocol import columns
 from zchunk.protocol.messages import (
@@ -278,3 +279,20 @@ def test_inventories_under_way_are_so_large_together_and_end_with_their_node(
     assert not cluster.core.presence.inventories
     assert cluster.ask("B", hello(held=[digest(1)])).inventory_wanted
     assert cluster.ask("B", page) == Ok()
+
+
+def test_joins_of_one_batch_are_told_once_whoever_looks_at_the_list_meanwhile(cluster: Cluster) -> None:
+    """The store's thread runs them together; the list has both before the first is answered."""
+    with_token(cluster)
+    cluster.look_at_members()
+    cluster.events.clear()
+    asked = [cluster.send("token", Join(public_key=key(name), name=name)) for name in ("D", "E")]
+    works, now = list(cluster.works), read(cluster.clock)
+    cluster.works.clear()
+    members = [work.run(cluster.store) for work in works]
+    cluster.look_at_members()
+    for work, member in zip(works, members, strict=True):
+        cluster.perform(work.then(member, None, now))
+    assert cluster.topics() == ["member.joined", "member.joined"]
+    assert cluster.cut_off == []
+    assert all(isinstance(cluster.answer("token", request_id), Joined) for request_id in asked)

@@ -71,13 +71,12 @@ class MemberRequests:
         message: Join = ask.message
         self._limit.attempt(ask.sender.address or "", now.mono)
 
-        def run(_: TrackerStore) -> tuple[Member, MemberList]:
-            member = self._file.join(ask.peer_id, message.public_key, message.name, now.wall_ms)
-            return member, self._file.listed
+        def run(_: TrackerStore) -> Member:
+            return self._file.join(ask.peer_id, message.public_key, message.name, now.wall_ms)
 
-        def joined(result: tuple[Member, MemberList], now: Now) -> list[Action]:
-            member, listed = result
-            return self.changed(listed, now) + ask.reply(
+        def joined(member: Member, now: Now) -> list[Action]:
+            # As it is by now: another change may have been told before this one.
+            return self.changed(self._file.listed, now) + ask.reply(
                 Joined(
                     peer_id=member.peer_id,
                     name=member.name,
@@ -105,15 +104,11 @@ class MemberRequests:
     def _rotate_key(self, ask: Ask, now: Now) -> list[Action]:
         public_key: bytes = ask.message.public_key
 
-        def run(_: TrackerStore) -> MemberList:
-            self._file.rotate(ask.peer_id, public_key)
-            return self._file.listed
-
-        def rotated(listed: MemberList, now: Now) -> list[Action]:
+        def rotated(_: Member, now: Now) -> list[Action]:
             # The answer first: what follows ends the connection that it goes by.
-            return ask.reply(Ok()) + self.changed(listed, now)
+            return ask.reply(Ok()) + self.changed(self._file.listed, now)
 
-        return ask.work(run, rotated)
+        return ask.work(lambda store: self._file.rotate(ask.peer_id, public_key), rotated)
 
     # -- what follows of a change -------------------------------------------------------
 
