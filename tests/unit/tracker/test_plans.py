@@ -111,6 +111,10 @@ def test_that_a_node_takes_no_chunks_is_told_when_it_changes(cluster: Cluster) -
     cluster.ask("A", beat(1))
     assert told()[1:] == [("peer.updated", "")]
     assert isinstance(cluster.ask("client", plan(size=CHUNK, distribute=False)), Planned)
+    cluster.ask("A", hello(1, refuses=FAILED))  # by another connection
+    assert told()[2:] == [("peer.updated", FAILED)]
+    cluster.ask("A", hello(1))
+    assert told()[3:] == [("peer.updated", "")]
     cluster.ask("A", beat(1, refuses=FAILED))
     cluster.ask("A", hello(2))
     assert {r.name: r.refuses for r in cluster.ask("observer", GetSnapshot()).peers} == {"A": "", "B": ""}

@@ -159,8 +159,9 @@ class Presence:
         )
 
     def _updated(self, record: PeerRecord, before: PeerRecord | None, now: Now) -> list[Action]:
-        """A node that was up said hello again: news only when its address changed."""
-        if before is not None and before.endpoints == record.endpoints:
+        """A node that was up said hello again: news only when its address changed, or whether it
+        takes chunks."""
+        if before is not None and (before.endpoints, before.refuses) == (record.endpoints, record.refuses):
             return []
         return [self._events.publish("peer.updated", peer_fields(record), now)]
 
