@@ -145,6 +145,7 @@ class RouterSocket(Edged):
 
     def receive(self) -> Received | Suspects | None:
         if self.news != RAW:
+            self.news = -1  # who is read here may have more, of which its descriptor says nothing
             self._bound.answer_gate()
             if (suspects := self._suspects()) is not None:
                 return suspects

@@ -74,6 +74,7 @@ class ConnectedSocket(Edged):
 
     def receive(self) -> Received | Link | None:
         if self.news != RAW:
+            self.news = -1  # as of a bound socket
             if (change := self._link_change() or self._look_up_over()) is not None:
                 return change
             self.news = RAW

@@ -23,6 +23,8 @@ from zchunk.transport.guard.cpu_timer import timer
 _POLLIN = int(zmq.POLLIN)
 #: In `Edged.news`: the first of `pollable`.
 RAW = 1
+#: The system takes no more at a time; whoever wakes up for nothing waits again.
+_LONGEST_MS = 2**31 - 1
 
 
 def has_message(raw: zmq.Socket[bytes]) -> bool:
@@ -95,6 +97,7 @@ class ZmqPoller:
                 found[socket] = None
         # Rounded up: waking a millisecond early would find the deadline not yet due.
         timeout = None if timeout_s is None else int(timeout_s * 1000) + 1 if timeout_s > 0 else 0
+        timeout = None if timeout is None else min(timeout, _LONGEST_MS)
         ready = self._poller.poll(0 if found else timeout)
         timer.turned()
         for fd, _ in ready:

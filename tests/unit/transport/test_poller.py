@@ -12,7 +12,7 @@ import zmq
 from tests.waiting import wait_for
 from zchunk.transport import bound_sockets
 from zchunk.transport import poller as polling
-from zchunk.transport.base import Arrival, Link, Received, Socket, SocketOptions
+from zchunk.transport.base import Arrival, Link, Received, Socket, SocketOptions, Suspects
 from zchunk.transport.bound_sockets import PublisherSocket, RouterSocket
 from zchunk.transport.connected_socket import ConnectedSocket
 from zchunk.transport.poller import ZmqPoller
@@ -194,3 +194,19 @@ def test_sockets_that_have_nothing_are_not_asked(
     router.send([b"more"], asked.connection)
     poller.wait(0.0)
     assert asks == [router.raw]
+
+
+def test_a_wait_may_be_for_years(poller: ZmqPoller) -> None:
+    """The system's own takes 24 days at a time."""
+    poller.wake()
+    assert poller.wait(366 * 86400.0) == []
+
+
+def test_what_is_read_behind_a_handshake_is_not_the_last_of_it(router: RouterSocket) -> None:
+    """Connections that ended are told one at a time, and the monitor's descriptor only of the first."""
+    router.news = 4
+    suspects = Suspects((b"c",))
+    left = [suspects, suspects]
+    router._suspects = lambda: left.pop() if left else None  # type: ignore[method-assign]
+    assert router.receive() is suspects
+    assert router.news & 2, "the monitor may have more"

@@ -48,7 +48,10 @@ class CpuTimer:
             return self._owner == threading.get_ident()
 
     def release(self) -> None:
-        self._owner = None
+        """By whoever claimed it, when it waits no more; by others it does nothing."""
+        with self._lock:
+            if self._owner == threading.get_ident():
+                self._owner = None
 
     def wait(self) -> None:
         """Returns when the process has worked since, or was woken."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 from tests.integration.cluster import ROOT
 from zchunk.transport.guard.cpu_timer import CpuTimer
@@ -127,3 +128,22 @@ def test_without_arrangement_nobody_may_wait() -> None:
     assert not timer.claim()
     timer.turned()
     timer.wake()
+
+
+def test_it_is_given_up_by_its_owner_alone() -> None:
+    timer = CpuTimer()
+    timer.is_arranged = True
+    assert timer.claim()
+    other = threading.Thread(target=timer.release)
+    other.start()
+    other.join()
+    claims: list[bool] = []
+    another = threading.Thread(target=lambda: claims.append(timer.claim()))
+    another.start()
+    another.join()
+    assert claims == [False]
+    timer.release()
+    again = threading.Thread(target=lambda: claims.append(timer.claim()))
+    again.start()
+    again.join()
+    assert claims == [False, True]
