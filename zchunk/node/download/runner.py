@@ -11,8 +11,6 @@ import logging
 from collections.abc import Callable, Sequence
 
 from zchunk.clock import iso_utc
-from zchunk.content import hashing
-from zchunk.content.manifest import TAG_BYTES
 from zchunk.errors import Cancelled, IntegrityError, Interrupted, InvalidUsage, ZchunkError
 from zchunk.node import job_events
 from zchunk.node.bulk.job_driver import Emit, Log
@@ -364,22 +362,9 @@ class Download:
             self.bulk.pools.writing.submit(self.part.finish, self._finished)
             return
         self.log.warning("the file's SHA-256 is wrong; checking every chunk")
-        self.bulk.pools.digesting.submit(self._find_bad, self._found_bad)
-
-    def _find_bad(self) -> list[int]:
-        """Chunks on disk whose SHA-256 is wrong (SPEC D7)."""
-        view = memoryview(bytearray(self.manifest.chunk_size))
-        stored = memoryview(bytearray(self.manifest.chunk_size + TAG_BYTES if self._opened else 0))
-        bad = []
-        for index, row in enumerate(self.manifest.chunks):
-            if self.ended:
-                break
-            found = self.part.read_chunk(index, view)
-            if self._opened is not None:
-                found = self._opened.encrypted_again(index, found, stored)
-            if hashing.sha256(found) != row.sha256:
-                bad.append(index)
-        return bad
+        self.bulk.pools.digesting.submit(
+            lambda: self._sink.bad_chunks(self._opened, lambda: self.ended), self._found_bad
+        )
 
     def _found_bad(self, bad: list[int] | None, error: ZchunkError | None) -> None:
         if self.ended:
