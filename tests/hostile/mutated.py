@@ -17,7 +17,7 @@ import zmq
 from zchunk.node.serving.chunk_server import ChunkServer
 from zchunk.runtime.loop import Loop
 from zchunk.startup import main
-from zchunk.transport import zeromq
+from zchunk.transport import bound_sockets, zeromq
 
 
 def old_protocols() -> None:
@@ -32,9 +32,9 @@ def old_protocols() -> None:
     def number(frame: zmq.Frame) -> int:
         return int(frame.get(zmq.SRCFD))
 
-    _replace(zeromq, "_ask_gate", ask)
+    _replace(zeromq, "ask_gate", ask)
     _replace(zeromq.ZmqTransport, "_plain_gate", gate)
-    _replace(zeromq, "_number", number)
+    _replace(bound_sockets, "_descriptor_number", number)
 
 
 def bug_in_a_handler() -> None:
