@@ -219,12 +219,15 @@ class Download:
         return min(t for t in times if t is not None)
 
     def on_time(self, now: float) -> None:
+        # First: what may have changed is looked at now, and not a tenth of a second later again.
+        self.after_actions()
+        if self.ended:
+            return
         self._progress.on_time(
             now, self._job.chunks_completed, self._job.bytes_received, peers=self._job.view.by_peer()
         )
         if self._save_at <= now and self._is_unsaved():
             self._save_journal()
-        self.after_actions()
 
     def _save_journal(self) -> None:
         self._save_at, self._saved = self._now() + _SAVE_EVERY_S, self._job.chunks_completed
