@@ -72,14 +72,6 @@ def both_of(pieces: Iterable[Buffer]) -> Both:
     return Both(canonical.digest(), prefilter.digest(), canonical.size)
 
 
-def sha256_of(pieces: Iterable[Buffer]) -> bytes:
-    """As `sha256`, of bytes that come in pieces."""
-    digest = FileDigest()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.digest()
-
-
 def inventory_digest(hashes: list[bytes]) -> bytes:
     """The sum of SHA-256 digests modulo 2^256: the same for any order, kept up to date
     by adding and subtracting."""
